@@ -1,0 +1,1 @@
+"""The backends: each loads a model file and runs packed batches."""

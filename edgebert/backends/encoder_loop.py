@@ -1,0 +1,171 @@
+"""The encoder's layer loop, written once over a set of ops (`numpy_ops` is the oracle's)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgebert.artifact.names import linear_name
+from edgebert.artifact.spec import EncoderSpec
+from edgebert.batch import I32, PackedBatch
+from edgebert.errors import UnsupportedModelError
+from edgebert.quant import F32, S8, S32, U8
+
+Tensors = Mapping[str, NDArray[Any]]
+Capture = Callable[[str, F32], None]
+QuantizedRows = tuple[U8, F32, F32]  # codes, a_scale, zn: see quant.quantize_rows
+
+
+class Linear(NamedTuple):
+    """One linear's tensors: y = x @ weight + bias; `scale` and `colsum` belong to an s8 weight."""
+
+    weight: F32 | S8  # [K, N]
+    bias: F32  # [N]
+    scale: F32 | None = None  # [N]
+    colsum: S32 | None = None  # [N]
+    inv_smooth: F32 | None = None  # [K]
+
+
+class Table(NamedTuple):
+    """One embedding table: f32 rows, or s8 rows with one scale a row."""
+
+    weight: F32 | S8  # [rows, width]
+    scale: F32 | None = None  # [rows]
+
+
+class LayerNorm(NamedTuple):
+    """Weight and bias, f32 [width] each, and epsilon of a LayerNorm."""
+
+    weight: F32
+    bias: F32
+    eps: float
+
+
+class EncoderOps(Protocol):
+    """The op names a backend of this loop provides; formulas are in `numpy_ops`."""
+
+    def embed_layernorm(self, lookups: Sequence[tuple[Table, I32]], norm: LayerNorm) -> F32:
+        """LayerNorm of the sum of the looked-up rows, added in the order given."""
+
+    def quantize_rows(self, x: F32, inv_smooth: F32 | None) -> QuantizedRows:
+        """Codes, scale and negated zero point of each row."""
+
+    def linear(
+        self, x: F32 | QuantizedRows, linear: Linear, activation: str = "identity", residual: F32 | None = None
+    ) -> F32:
+        """activation(x @ weight + bias) + residual; x holds codes where the weight is s8."""
+
+    def attention_varlen(self, qkv: F32, cu_seqlens: I32, num_heads: int) -> F32:
+        """Self-attention inside each sequence."""
+
+    def add_layernorm(self, x: F32, residual: F32 | None, norm: LayerNorm) -> F32:
+        """LayerNorm of x + residual."""
+
+    def pool(self, x: F32, cu_seqlens: I32, pooling: str) -> F32:
+        """One row a sequence."""
+
+    def normalize(self, x: F32) -> F32:
+        """Rows divided by their Euclidean norm."""
+
+
+def run_encoder(
+    ops: EncoderOps,
+    spec: EncoderSpec,
+    tensors: Tensors,
+    batch: PackedBatch,
+    outputs: Sequence[str],
+    capture: Capture | None = None,
+) -> dict[str, F32]:
+    """Run a packed batch of at least one sequence through the encoder and the heads that `outputs` need.
+
+    Args:
+        ops: the op functions, for instance the module `numpy_ops`.
+        spec: the model's spec.
+        tensors: weights by canonical name, exactly those of `names.weight_tensors(spec)`.
+        batch: ids and lengths, already checked against the spec.
+        outputs: names out of `spec.outputs`.
+        capture: if given, called with the name and the f32 input [total_tokens, K] of each linear of each layer.
+
+    Returns:
+        name -> f32 array with the shapes of `Backend.run`.
+
+    Raises:
+        UnsupportedModelError: the file asks for an attention dtype other than f32.
+    """
+    if spec.attention_dtype != "f32":
+        raise UnsupportedModelError(
+            f"attention_dtype {spec.attention_dtype!r} is not supported here, only 'f32': re-export the model"
+        )
+
+    def norm(prefix: str) -> LayerNorm:
+        return LayerNorm(tensors[f"{prefix}.weight"], tensors[f"{prefix}.bias"], spec.layer_norm_eps)
+
+    def table(name: str) -> Table:
+        return Table(tensors[f"embeddings.{name}.weight"], tensors.get(f"embeddings.{name}.scale"))
+
+    def apply(x: F32, linear: Linear, activation: str = "identity", residual: F32 | None = None) -> F32:
+        rows = x if linear.scale is None else ops.quantize_rows(x, linear.inv_smooth)
+        return ops.linear(rows, linear, activation, residual)
+
+    def linear(prefix: str, x: F32, activation: str = "identity", residual: F32 | None = None) -> F32:
+        fields = {field: tensors.get(f"{prefix}.{field}") for field in Linear._fields}
+        return apply(x, Linear(**fields), activation, residual)  # type: ignore[arg-type]
+
+    def layer_linear(layer: int, name: str, x: F32, activation: str = "identity", residual: F32 | None = None) -> F32:
+        prefix = linear_name(layer, name)
+        if capture is not None:
+            capture(prefix, x)
+        return linear(prefix, x, activation, residual)
+
+    lookups = [(table("word"), batch.input_ids)]
+    if spec.num_token_types:
+        types = batch.token_type_ids if spec.has_token_types else np.zeros_like(batch.token_type_ids)
+        lookups.append((table("token_type"), types))
+    positions = batch.position_ids() + np.int32(spec.position_offset)
+    lookups.append((table("position"), positions))
+    x = ops.embed_layernorm(lookups, norm("embeddings.layer_norm"))
+    if spec.embedding_size != spec.hidden_size:
+        x = linear("embeddings.projection", x)
+
+    for i, layer in enumerate(spec.layers):
+        if layer.num_heads:
+            qkv = layer_linear(i, "qkv", x)
+            context = ops.attention_varlen(qkv, batch.cu_seqlens, layer.num_heads)
+            x = layer_linear(i, "attention_output", context, residual=x)
+        else:
+            x = x + tensors[f"layer.{i}.attention.output.bias"]
+        x = ops.add_layernorm(x, None, norm(f"layer.{i}.attention.layer_norm"))
+        if layer.intermediate_size:
+            inner = layer_linear(i, "ffn_up", x, activation=spec.activation)
+            x = layer_linear(i, "ffn_down", inner, residual=x)
+        else:
+            x = x + tensors[f"layer.{i}.ffn.down.bias"]
+        x = ops.add_layernorm(x, None, norm(f"layer.{i}.ffn.layer_norm"))
+
+    def sequence_head() -> F32:
+        rows = ops.pool(x, batch.cu_seqlens, spec.pooling)
+        if spec.dense_size:
+            rows = linear("head.dense", rows, spec.dense_activation)
+        if spec.task != "embedding":
+            return linear("head.out", rows)
+        return ops.normalize(rows) if spec.normalize else rows
+
+    def mlm_head() -> F32:
+        inner = linear("mlm.dense", x, spec.mlm_activation)
+        inner = ops.add_layernorm(inner, None, norm("mlm.layer_norm"))
+        word = table("word")
+        return apply(inner, Linear(word.weight.T, tensors["mlm.bias"], word.scale, tensors.get("mlm.colsum")))
+
+    def compute(name: str) -> F32:
+        if name == "last_hidden_state":
+            return x
+        if name in ("start_logits", "end_logits"):
+            return np.ascontiguousarray(linear("head.out", x)[:, ("start_logits", "end_logits").index(name)])
+        if name == "prediction_logits" or spec.task == "fill-mask":
+            return mlm_head()
+        return linear("head.out", x) if spec.has_token_head else sequence_head()
+
+    return {name: compute(name) for name in outputs}

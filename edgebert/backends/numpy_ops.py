@@ -1,0 +1,151 @@
+"""The oracle: every op of the encoder in the shortest correct float32 NumPy."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from edgebert.backends.encoder_loop import LayerNorm, Linear, QuantizedRows, Table
+from edgebert.batch import I32
+from edgebert.quant import F32, linear_u8s8_f32, quantize_rows
+
+__all__ = [
+    "add_layernorm",
+    "attention_varlen",
+    "embed_layernorm",
+    "linear",
+    "normalize",
+    "pool",
+    "quantize_rows",
+]
+
+
+def embed_layernorm(lookups: Sequence[tuple[Table, I32]], norm: LayerNorm) -> F32:
+    """LayerNorm of the sum of the looked-up rows, added in the order given: (word + type) + position.
+
+    Args:
+        lookups: (table, int32 [tokens]) pairs; a row of an s8 table is code * scale.
+        norm: of the tables' width.
+
+    Returns:
+        f32 [tokens, width].
+    """
+    total: F32 | None = None
+    for table, ids in lookups:
+        rows = table.weight[ids].astype(np.float32)
+        if table.scale is not None:
+            rows = rows * table.scale[ids][:, None]
+        total = rows if total is None else total + rows
+    assert total is not None
+    return add_layernorm(total, None, norm)
+
+
+def linear(x: F32 | QuantizedRows, linear: Linear, activation: str = "identity", residual: F32 | None = None) -> F32:
+    """activation(x @ weight + bias) + residual; for an s8 weight x is `quantize_rows`' triple (see quant.py).
+
+    Args:
+        x: f32 [tokens, K], or (u8 [tokens, K], f32 [tokens], f32 [tokens]).
+        linear: tensors of the linear [K, N].
+        activation: one of spec.ACTIVATIONS.
+        residual: f32 [tokens, N] or None.
+
+    Returns:
+        f32 [tokens, N].
+    """
+    if isinstance(x, tuple):
+        assert linear.scale is not None and linear.colsum is not None
+        y = linear_u8s8_f32(*x, linear.weight, linear.scale, linear.colsum, linear.bias)  # type: ignore[arg-type]
+    else:
+        y = x @ linear.weight + linear.bias
+    y = activate(y, activation)
+    return y if residual is None else y + residual
+
+
+def activate(x: F32, activation: str) -> F32:
+    """The activation of that name, element by element.
+
+    gelu_erf: x/2 * (1 + erf(x/sqrt 2)); gelu_tanh: x/2 * (1 + tanh(sqrt(2/pi) * (x + 0.044715 x^3)))
+    (Hendrycks and Gimpel, arXiv 1606.08415).
+    """
+    one, half = np.float32(1.0), np.float32(0.5)
+    if activation == "gelu_erf":
+        scaled = x * np.float32(math.sqrt(0.5))
+        erf = np.fromiter(map(math.erf, scaled.ravel().tolist()), np.float32, x.size).reshape(x.shape)
+        return half * x * (one + erf)
+    if activation == "gelu_tanh":
+        inner = np.float32(math.sqrt(2.0 / math.pi)) * (x + np.float32(0.044715) * x * x * x)
+        gelu: F32 = half * x * (one + np.tanh(inner))
+        return gelu
+    if activation == "relu":
+        return np.maximum(x, np.float32(0.0))
+    return np.tanh(x) if activation == "tanh" else x
+
+
+def attention_varlen(qkv: F32, cu_seqlens: I32, num_heads: int) -> F32:
+    """softmax(Q Kᵀ / sqrt(head_dim)) V of each sequence and head (Vaswani et al., arXiv 1706.03762, section 3.2.1).
+
+    Args:
+        qkv: f32 [tokens, 3 * num_heads * head_dim]: all heads' queries, then keys, then values.
+        cu_seqlens: int32 [n + 1].
+        num_heads: heads of this layer.
+
+    Returns:
+        f32 [tokens, num_heads * head_dim].
+    """
+    size = qkv.shape[1] // 3
+    head_dim = size // num_heads
+    scale = np.float32(1.0 / math.sqrt(head_dim))
+    context = np.empty((len(qkv), size), np.float32)
+    for first, last in itertools.pairwise(cu_seqlens):
+        for head in range(num_heads):
+            query, key, value = (qkv[first:last, part * size + head * head_dim :][:, :head_dim] for part in range(3))
+            scores = (query @ key.T) * scale
+            scores = np.exp(scores - scores.max(axis=1, keepdims=True))
+            weights = scores / scores.sum(axis=1, keepdims=True)
+            context[first:last, head * head_dim :][:, :head_dim] = weights @ value
+    return context
+
+
+def add_layernorm(x: F32, residual: F32 | None, norm: LayerNorm) -> F32:
+    """LayerNorm of s = x + residual: (s - mean) / sqrt(variance + eps) * weight + bias (arXiv 1607.06450).
+
+    Args:
+        x: f32 [tokens, width].
+        residual: f32 [tokens, width], or None where a linear's epilogue has added it.
+        norm: weight and bias f32 [width], eps.
+
+    Returns:
+        f32 [tokens, width].
+    """
+    if residual is not None:
+        x = x + residual
+    centred = x - x.mean(axis=1, keepdims=True)
+    variance = (centred * centred).mean(axis=1, keepdims=True)
+    normed: F32 = centred / np.sqrt(variance + np.float32(norm.eps)) * norm.weight + norm.bias
+    return normed
+
+
+def pool(x: F32, cu_seqlens: I32, pooling: str) -> F32:
+    """One row a sequence: its first token ("cls") or the mean of its tokens ("mean").
+
+    Args:
+        x: f32 [tokens, width].
+        cu_seqlens: int32 [n + 1].
+        pooling: "cls" or "mean".
+
+    Returns:
+        f32 [n, width].
+    """
+    if pooling == "cls":
+        return x[cu_seqlens[:-1]]
+    return np.stack([x[a:b].mean(axis=0) for a, b in itertools.pairwise(cu_seqlens)])
+
+
+def normalize(x: F32) -> F32:
+    """Rows divided by max(Euclidean norm, 1e-12). f32 [n, width] -> f32 [n, width]."""
+    norm = np.sqrt((x * x).sum(axis=1, keepdims=True))
+    unit: F32 = x / np.maximum(norm, np.float32(1e-12))
+    return unit
