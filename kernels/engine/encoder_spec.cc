@@ -1,0 +1,214 @@
+#include "engine/encoder_spec.h"
+
+#include <set>
+#include <string>
+#include <utility>
+
+#include "engine/json.h"
+#include "engine/status.h"
+
+namespace edgebert {
+namespace {
+
+constexpr int kSpecVersion = 1;
+constexpr int kMaxInnerSize = 65000;  // 65,000 * 255 * 127 < 2^31: the s32 sums of an int8 linear cannot overflow
+constexpr int kMaxLayers = 1024;
+
+[[noreturn]] void fail(const std::string& what) {
+  throw Error(EB_MODEL_FORMAT, "edgebert.spec: " + what + ": re-export the model");
+}
+
+std::string quote(const std::string& text) { return "'" + text.substr(0, 100) + "'"; }
+
+// A JSON object whose members are taken one by one; what is left at the end is an error.
+class Members {
+ public:
+  Members(const Json& object, std::string where) : where_(std::move(where)) {
+    if (object.kind != Json::Kind::kObject) fail(where_ + "expected an object");
+    object_ = &object.object;
+  }
+
+  // nullptr if absent.
+  const Json* take(const std::string& name) {
+    taken_.insert(name);
+    const auto it = object_->find(name);
+    return it == object_->end() ? nullptr : &it->second;
+  }
+
+  const Json& take_required(const std::string& name) {
+    const Json* value = take(name);
+    if (value == nullptr) fail(where_ + name + " is missing");
+    return *value;
+  }
+
+  // An integer in [low, high]; required.
+  int take_size(const std::string& name, int low, int high) { return check_size(name, take_required(name), low, high); }
+
+  int take_size(const std::string& name, int low, int high, int absent) {
+    const Json* value = take(name);
+    return value == nullptr ? absent : check_size(name, *value, low, high);
+  }
+
+  bool take_bool(const std::string& name) {
+    const Json* value = take(name);
+    if (value == nullptr) return false;
+    if (value->kind != Json::Kind::kBool) fail(where_ + name + " must be true or false");
+    return value->boolean;
+  }
+
+  // The place of a string in `choices`; `absent` < 0: required.
+  int take_choice(const std::string& name, const std::vector<std::string>& choices, int absent = -1) {
+    const Json* value = take(name);
+    if (value == nullptr && absent >= 0) return absent;
+    if (value == nullptr) fail(where_ + name + " is missing");
+    std::string allowed;
+    for (size_t i = 0; i < choices.size(); ++i) {
+      if (value->kind == Json::Kind::kString && value->string == choices[i]) return static_cast<int>(i);
+      allowed += (i > 0 ? ", " : "") + choices[i];
+    }
+    fail(where_ + name + " must be one of " + allowed + ", got " + quote(value->string));
+  }
+
+  void check_all_taken() const {
+    for (const auto& member : *object_) {
+      if (taken_.count(member.first) == 0) {
+        fail(where_ + quote(member.first) + " is not known to this EdgeBERT, update it or");
+      }
+    }
+  }
+
+ private:
+  int check_size(const std::string& name, const Json& value, int low, int high) const {
+    if (value.kind != Json::Kind::kNumber || !value.is_integer || !(value.number >= low && value.number <= high)) {
+      fail(where_ + name + " must be an integer in [" + std::to_string(low) + ", " + std::to_string(high) + "]" +
+           (value.kind == Json::Kind::kNumber ? ", got " + std::to_string(value.number) : ""));
+    }
+    return static_cast<int>(value.number);
+  }
+
+  std::string where_;
+  const std::map<std::string, Json>* object_ = nullptr;
+  std::set<std::string> taken_;
+};
+
+// Number of strings in an optional list of strings.
+size_t count_strings(const std::string& name, const Json* list) {
+  if (list == nullptr) return 0;
+  if (list->kind != Json::Kind::kArray) fail(name + " must be a list of strings");
+  for (const Json& item : list->array) {
+    if (item.kind != Json::Kind::kString) fail(name + " must be a list of strings");
+  }
+  return list->array.size();
+}
+
+LayerSpec parse_layer(const Json& json, size_t index) {
+  const std::string where = "layers[" + std::to_string(index) + "].";
+  Members members(json, where);
+  LayerSpec layer;
+  layer.num_heads = members.take_size("num_heads", 0, 1024);
+  layer.head_dim = members.take_size("head_dim", 1, 1024);
+  layer.intermediate_size = members.take_size("intermediate_size", 0, kMaxInnerSize);
+  if (layer.attention_size() > kMaxInnerSize / 3) {
+    fail(where + "num_heads * head_dim must be at most " + std::to_string(kMaxInnerSize / 3) + ", got " +
+         std::to_string(layer.attention_size()));
+  }
+  const std::pair<const char*, LinearSpec*> linears[] = {{"qkv", &layer.qkv},
+                                                         {"attention_output", &layer.attention_output},
+                                                         {"ffn_up", &layer.ffn_up},
+                                                         {"ffn_down", &layer.ffn_down}};
+  for (const auto& [name, linear] : linears) linear->is_s8 = members.take_choice(name, {"f32", "s8"}, 0) == 1;
+  const Json* smoothed = members.take("smoothed");
+  count_strings(where + "smoothed", smoothed);
+  for (const Json& item : smoothed == nullptr ? std::vector<Json>() : smoothed->array) {
+    LinearSpec* found = nullptr;
+    for (const auto& [name, linear] : linears) {
+      if (item.string == name) found = linear;
+    }
+    if (found == nullptr) fail(where + "smoothed names no linear: " + quote(item.string));
+    if (!found->is_s8) fail(where + item.string + " is smoothed but its weight is not s8");
+    found->is_smoothed = true;
+  }
+  members.check_all_taken();
+  return layer;
+}
+
+void check_head(const EncoderSpec& spec) {
+  if (spec.has_sequence_head() && spec.task != Task::kEmbedding) {
+    if (spec.pooling != Pooling::kCls) fail("the head reads the first token, pooling must be cls");
+    if (spec.task != Task::kTextClassification && spec.num_labels != 2) {
+      fail("next-sentence heads have 2 labels, got " + std::to_string(spec.num_labels));
+    }
+  }
+  if ((spec.task == Task::kTextClassification || spec.task == Task::kTokenClassification) &&
+      (spec.num_labels < 1 || spec.num_labels > kMaxInnerSize)) {
+    fail("the number of labels must be in [1, " + std::to_string(kMaxInnerSize) + "], got " +
+         std::to_string(spec.num_labels));
+  }
+}
+
+}  // namespace
+
+EncoderSpec parse_encoder_spec(std::string_view text) {
+  const Json json = parse_json(text);
+  Members members(json, "");
+  const Json& version = members.take_required("version");
+  if (version.kind != Json::Kind::kNumber || version.number != kSpecVersion) {
+    throw Error(EB_UNSUPPORTED, "edgebert.spec has a version other than " + std::to_string(kSpecVersion) +
+                                    ", the one this EdgeBERT reads: update EdgeBERT or re-export the model");
+  }
+
+  const std::vector<std::string> activations = {"identity", "gelu_erf", "gelu_tanh", "relu", "tanh"};
+  EncoderSpec spec;
+  members.take_choice("family", {"bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra"});
+  spec.task = static_cast<Task>(
+      members.take_choice("task", {"embedding", "text-classification", "token-classification", "question-answering",
+                                   "fill-mask", "next-sentence", "pretraining"}));
+  spec.vocab_size = members.take_size("vocab_size", 1, 1 << 24);
+  spec.hidden_size = members.take_size("hidden_size", 1, kMaxInnerSize);
+  spec.embedding_size = members.take_size("embedding_size", 1, kMaxInnerSize);
+  spec.num_positions = members.take_size("num_positions", 1, 1 << 20);
+  spec.num_token_types = members.take_size("num_token_types", 0, 1 << 10);
+  spec.position_offset = members.take_size("position_offset", 0, spec.num_positions - 1, 0);
+  if (spec.usable_positions() < 512) {
+    members.take_size("max_length", 1, spec.usable_positions());
+  } else {
+    members.take_size("max_length", 1, spec.usable_positions(), 512);
+  }
+  spec.dense_size = members.take_size("dense_size", 0, kMaxInnerSize, 0);
+  members.take_size("pad_token_id", 0, spec.vocab_size - 1, 0);
+  // the enumerators follow the order of `activations`; only the first FFN ones may stand between the FFN's linears
+  const int activation = members.take_choice("activation", {"gelu_erf", "gelu_tanh", "relu"}, 0);
+  spec.activation = static_cast<Activation>(activation + 1);
+  spec.dense_activation = static_cast<Activation>(members.take_choice("dense_activation", activations, 0));
+  spec.mlm_activation = static_cast<Activation>(members.take_choice("mlm_activation", activations, 0));
+  spec.pooling = static_cast<Pooling>(members.take_choice("pooling", {"none", "mean", "cls"}, 0));
+  spec.normalize = members.take_bool("normalize");
+  spec.is_embedding_s8 = members.take_choice("embedding_dtype", {"f32", "s8"}, 0) == 1;
+  if (members.take_choice("attention_dtype", {"f32", "bf16", "s8"}, 0) != 0) {
+    throw Error(EB_UNSUPPORTED,
+                "the model's attention_dtype is not f32, which is what the native backend runs: re-export");
+  }
+  members.take_choice("problem_type", {"single_label_classification", "multi_label_classification", "regression"}, 0);
+  members.take_bool("portable");
+
+  const Json* eps = members.take("layer_norm_eps");
+  const double eps_value = eps == nullptr ? 1e-12 : eps->kind == Json::Kind::kNumber ? eps->number : -1;
+  if (!(eps_value > 0 && eps_value < 1)) fail("layer_norm_eps must be a number in (0, 1)");
+  spec.layer_norm_eps = static_cast<float>(eps_value);
+
+  const size_t num_labels = count_strings("labels", members.take("labels"));
+  spec.num_labels = static_cast<int>(num_labels);  // fits: the text is below 4 MiB
+  members.take("prompts");                         // for the layers above
+  members.take("default_prompt_name");
+
+  const Json& layers = members.take_required("layers");
+  if (layers.kind != Json::Kind::kArray || layers.array.size() > kMaxLayers) {
+    fail("layers must be a list of at most " + std::to_string(kMaxLayers) + " layers");
+  }
+  for (size_t i = 0; i < layers.array.size(); ++i) spec.layers.push_back(parse_layer(layers.array[i], i));
+  members.check_all_taken();
+  check_head(spec);
+  return spec;
+}
+
+}  // namespace edgebert

@@ -1,0 +1,179 @@
+#include "engine/encoder_weights.h"
+
+#include <cmath>
+#include <cstring>
+#include <utility>
+
+#include "engine/status.h"
+
+namespace edgebert {
+namespace {
+
+using Tensors = std::unordered_map<std::string, TensorView>;
+
+[[noreturn]] void fail(const std::string& what) { throw Error(EB_MODEL_FORMAT, what + ": re-export the model"); }
+
+const char* name_of(DType dtype) {
+  switch (dtype) {
+    case DType::kF32:
+      return "f32";
+    case DType::kS8:
+      return "s8";
+    case DType::kS32:
+      return "s32";
+  }
+  return "";
+}
+
+std::string describe(DType dtype, const std::vector<int64_t>& shape) {
+  std::string text = std::string(name_of(dtype)) + " [";
+  for (size_t i = 0; i < shape.size(); ++i) text += (i > 0 ? ", " : "") + std::to_string(shape[i]);
+  return text + "]";
+}
+
+template <typename T>
+T load(const TensorView& tensor, size_t index) {
+  T value;
+  std::memcpy(&value, tensor.data + index * sizeof(T), sizeof(T));
+  return value;
+}
+
+// Walks the list of names.py, checking each tensor as it comes.
+class Checker {
+ public:
+  Checker(const EncoderSpec& spec, const Tensors& tensors) : spec_(spec), tensors_(tensors) {}
+
+  // Number of tensors that the spec calls for.
+  size_t check_all() {
+    const int hidden = spec_.hidden_size, embedding = spec_.embedding_size;
+    check_table("word", spec_.vocab_size);
+    check_table("position", spec_.num_positions);
+    if (spec_.num_token_types > 0) check_table("token_type", spec_.num_token_types);
+    check_layer_norm("embeddings.layer_norm", embedding);
+    if (embedding != hidden) check_linear("embeddings.projection", embedding, hidden, {});
+    for (size_t i = 0; i < spec_.layers.size(); ++i) {
+      const LayerSpec& layer = spec_.layers[i];
+      const std::string prefix = "layer." + std::to_string(i);
+      check_linear(prefix + ".attention.qkv", hidden, 3 * layer.attention_size(), layer.qkv);
+      check_linear(prefix + ".attention.output", layer.attention_size(), hidden, layer.attention_output);
+      check_layer_norm(prefix + ".attention.layer_norm", hidden);
+      check_linear(prefix + ".ffn.up", hidden, layer.intermediate_size, layer.ffn_up);
+      check_linear(prefix + ".ffn.down", layer.intermediate_size, hidden, layer.ffn_down);
+      check_layer_norm(prefix + ".ffn.layer_norm", hidden);
+    }
+    if (spec_.has_sequence_head() && spec_.dense_size > 0) check_linear("head.dense", hidden, spec_.dense_size, {});
+    if (spec_.has_token_head()) {
+      check_linear("head.out", hidden, spec_.task == Task::kQuestionAnswering ? 2 : spec_.num_labels, {});
+    } else if (spec_.has_sequence_head() && spec_.num_labels > 0) {
+      check_linear("head.out", spec_.dense_size > 0 ? spec_.dense_size : hidden, spec_.num_labels, {});
+    }
+    if (spec_.has_mlm_head()) {
+      check_linear("mlm.dense", hidden, embedding, {});
+      check_layer_norm("mlm.layer_norm", embedding);
+      if (spec_.is_embedding_s8) check_mlm_colsum();
+      check("mlm.bias", DType::kF32, {spec_.vocab_size});
+    }
+    return num_checked_;
+  }
+
+ private:
+  const TensorView& check(const std::string& name, DType dtype, const std::vector<int64_t>& shape) {
+    const auto it = tensors_.find(name);
+    if (it == tensors_.end()) fail("tensor " + name + " is missing");
+    const TensorView& tensor = it->second;
+    if (tensor.dtype != dtype || tensor.shape != shape) {
+      fail("tensor " + name + ": expected " + describe(dtype, shape) + ", got " + describe(tensor.dtype, tensor.shape));
+    }
+    size_t num_bytes = dtype == DType::kS8 ? 1 : 4;
+    for (int64_t size : shape) num_bytes *= static_cast<size_t>(size);  // at most 2^24 * 65,000 * 4: no overflow
+    if (tensor.num_bytes != num_bytes) {
+      fail("tensor " + name + ": expected " + std::to_string(num_bytes) + " bytes, got " +
+           std::to_string(tensor.num_bytes));
+    }
+    ++num_checked_;
+    return tensor;
+  }
+
+  void check_finite(const std::string& name, int size) {
+    const TensorView& tensor = check(name, DType::kF32, {size});
+    for (int i = 0; i < size; ++i) {
+      if (!std::isfinite(load<float>(tensor, i)))
+        fail("tensor " + name + ": value " + std::to_string(i) + " is not finite");
+    }
+  }
+
+  void check_colsum(const std::string& name, const std::vector<int32_t>& sums) {
+    const TensorView& tensor = check(name, DType::kS32, {static_cast<int64_t>(sums.size())});
+    if (std::memcmp(tensor.data, sums.data(), tensor.num_bytes) != 0)
+      fail("tensor " + name + " are not the weight's sums");
+  }
+
+  // s8 weights lie in +-127: an instruction set that multiplies magnitudes relies on it.
+  static int32_t code(const std::string& name, uint8_t byte) {
+    if (byte == 0x80) fail("tensor " + name + " holds the code -128");
+    return static_cast<int8_t>(byte);
+  }
+
+  void check_table(const std::string& table, int rows) {
+    const std::string name = "embeddings." + table;
+    const int width = spec_.embedding_size;
+    if (!spec_.is_embedding_s8) {
+      check(name + ".weight", DType::kF32, {rows, width});
+      return;
+    }
+    const TensorView& codes = check(name + ".weight", DType::kS8, {rows, width});
+    for (size_t i = 0; i < codes.num_bytes; ++i) code(name + ".weight", codes.data[i]);
+    check_finite(name + ".scale", rows);
+  }
+
+  void check_layer_norm(const std::string& name, int width) {
+    check(name + ".weight", DType::kF32, {width});
+    check(name + ".bias", DType::kF32, {width});
+  }
+
+  // A linear with no inputs keeps only its bias; one with no outputs is absent.
+  void check_linear(const std::string& name, int inputs, int outputs, LinearSpec linear) {
+    if (outputs == 0) return;
+    if (inputs > 0) {
+      const TensorView& weight = check(name + ".weight", linear.is_s8 ? DType::kS8 : DType::kF32, {inputs, outputs});
+      if (linear.is_s8) {
+        check_finite(name + ".scale", outputs);
+        std::vector<int32_t> sums(outputs);
+        const uint8_t* byte = weight.data;
+        for (int k = 0; k < inputs; ++k) {
+          for (int n = 0; n < outputs; ++n) sums[n] += code(name + ".weight", *byte++);
+        }
+        check_colsum(name + ".colsum", sums);
+      }
+      if (linear.is_smoothed) check_finite(name + ".inv_smooth", inputs);
+    }
+    check(name + ".bias", DType::kF32, {outputs});
+  }
+
+  // The tied decoder's columns are the word table's rows.
+  void check_mlm_colsum() {
+    const TensorView& table = tensors_.at("embeddings.word.weight");
+    std::vector<int32_t> sums(spec_.vocab_size);
+    const uint8_t* byte = table.data;
+    for (int32_t& sum : sums) {
+      for (int k = 0; k < spec_.embedding_size; ++k) sum += static_cast<int8_t>(*byte++);
+    }
+    check_colsum("mlm.colsum", sums);
+  }
+
+  const EncoderSpec& spec_;
+  const Tensors& tensors_;
+  size_t num_checked_ = 0;
+};
+
+}  // namespace
+
+EncoderWeights::EncoderWeights(const EncoderSpec& spec, Tensors tensors) : tensors_(std::move(tensors)) {
+  const size_t expected = Checker(spec, tensors_).check_all();
+  if (tensors_.size() != expected) {
+    fail("the file holds " + std::to_string(tensors_.size()) + " weights, its spec calls for " +
+         std::to_string(expected));
+  }
+}
+
+}  // namespace edgebert

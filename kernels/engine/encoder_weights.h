@@ -1,0 +1,43 @@
+// EncoderWeights: views of a model file's tensors by canonical name, each checked against the spec.
+// The Python twin of the list of names and shapes is edgebert/artifact/names.py.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <vector>
+
+#include "engine/encoder_spec.h"
+#include "engine/status.h"
+
+namespace edgebert {
+
+enum class DType { kF32, kS8, kS32 };
+
+// Bytes of a tensor inside the file. The data may be unaligned: read it with memcpy or unaligned loads.
+struct TensorView {
+  const uint8_t* data = nullptr;
+  DType dtype = DType::kF32;
+  std::vector<int64_t> shape;
+  size_t num_bytes = 0;
+};
+
+class EncoderWeights {
+ public:
+  // Checks that `tensors` holds exactly the weights that names.py lists for `spec`, each with the right dtype,
+  // shape and byte count; throws Error(EB_MODEL_FORMAT) otherwise.
+  EncoderWeights(const EncoderSpec& spec, std::unordered_map<std::string, TensorView> tensors);
+
+  // nullptr if the spec has no such tensor.
+  const TensorView* find(const std::string& name) const {
+    auto it = tensors_.find(name);
+    return it == tensors_.end() ? nullptr : &it->second;
+  }
+
+ private:
+  std::unordered_map<std::string, TensorView> tensors_;
+};
+
+}  // namespace edgebert

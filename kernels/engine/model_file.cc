@@ -1,0 +1,98 @@
+#include "engine/model_file.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <unordered_map>
+#include <utility>
+
+#include "engine/onnx_proto.h"
+#include "engine/status.h"
+
+namespace edgebert {
+namespace {
+
+constexpr size_t kMaxFileSize = size_t{1} << 31;  // a protobuf message ends below 2 GiB
+constexpr size_t kMaxSpecSize = size_t{1} << 22;
+
+std::string_view metadata(const OnnxModel& model, const std::string& key) {
+  const auto it = model.metadata.find(key);
+  if (it == model.metadata.end()) {
+    throw Error(EB_MODEL_FORMAT, "not written by EdgeBERT (no metadata " + key +
+                                     "): export it with `edgebert export`, or use backend='onnxruntime'");
+  }
+  return it->second;
+}
+
+// TensorProto.DataType and the size of one element.
+DType dtype_of(const OnnxTensor& tensor) {
+  switch (tensor.data_type) {
+    case 1:
+      return DType::kF32;
+    case 3:
+      return DType::kS8;
+    case 6:
+      return DType::kS32;
+  }
+  throw Error(EB_MODEL_FORMAT, "tensor " + std::string(tensor.name) + ": expected float32, int8 or int32, got type " +
+                                   std::to_string(tensor.data_type) + ": re-export the model");
+}
+
+}  // namespace
+
+MappedFile::MappedFile(const std::string& path) {
+  const auto fail = [&](const std::string& what) { throw Error(EB_MODEL_FORMAT, path + ": " + what); };
+  const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);  // not blocking: the path may be a pipe
+  if (fd < 0) fail(std::strerror(errno));
+  struct stat info;
+  const bool is_file = fstat(fd, &info) == 0 && S_ISREG(info.st_mode);
+  void* data = MAP_FAILED;
+  if (is_file && info.st_size > 0) {
+    size_ = static_cast<size_t>(info.st_size);
+    data = mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, fd, 0);
+  }
+  const int map_error = errno;
+  close(fd);
+  if (!is_file) fail("not a regular file");
+  if (size_ == 0) fail("the file is empty");
+  if (data == MAP_FAILED) fail(std::string("cannot be mapped: ") + std::strerror(map_error));
+  data_ = static_cast<const char*>(data);
+}
+
+MappedFile::~MappedFile() { munmap(const_cast<char*>(data_), size_); }
+
+ModelFile read_model_file(std::string_view bytes) {
+  if (bytes.empty()) throw Error(EB_MODEL_FORMAT, "the file is empty");
+  if (bytes.size() >= kMaxFileSize) {
+    throw Error(EB_MODEL_FORMAT, "the file has " + std::to_string(bytes.size()) +
+                                     " bytes, an ONNX file has less than 2 GiB: re-export with --int8");
+  }
+  const OnnxModel model = parse_onnx(bytes);
+  const std::string_view spec_json = metadata(model, "edgebert.spec");
+  if (spec_json.size() > kMaxSpecSize) {
+    throw Error(EB_MODEL_FORMAT, "edgebert.spec has " + std::to_string(spec_json.size()) + " bytes, expected at most " +
+                                     std::to_string(kMaxSpecSize) + ": re-export the model");
+  }
+  EncoderSpec spec = parse_encoder_spec(spec_json);
+  if (metadata(model, "edgebert.graph_hash") != model.graph_hash) {
+    throw Error(EB_MODEL_FORMAT,
+                "the graph was changed after export (its hash differs from edgebert.graph_hash): re-export, or use "
+                "backend='onnxruntime'");
+  }
+  std::unordered_map<std::string, TensorView> tensors;
+  for (const OnnxTensor& tensor : model.weights) {
+    const auto data = reinterpret_cast<const uint8_t*>(tensor.raw_data.data());
+    TensorView view{data, dtype_of(tensor), tensor.dims, tensor.raw_data.size()};
+    if (!tensors.emplace(tensor.name, std::move(view)).second) {
+      throw Error(EB_MODEL_FORMAT, "tensor " + std::string(tensor.name) + " is given twice: re-export the model");
+    }
+  }
+  EncoderWeights weights(spec, std::move(tensors));
+  return {std::move(spec), std::move(weights)};
+}
+
+}  // namespace edgebert
