@@ -1,0 +1,306 @@
+"""Reads a model file with NumPy and the standard library: a walk over the protobuf wire format, giving views.
+
+Hostile input is assumed: every length is checked against the enclosing message, messages are entered to a fixed depth
+(model, graph, tensor), counts are capped, data outside the file is refused. The graph is verified, not interpreted:
+its nodes, inputs, outputs and constants must hash to the value stored at export, its weights must be those of the spec.
+Field numbers are those of onnx.proto (ONNX specification, IR version 8).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import mmap
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgebert.artifact.names import ONNX_DTYPES, weight_tensors
+from edgebert.artifact.spec import EncoderSpec
+from edgebert.errors import InvalidInputError, ModelFormatError
+
+# dtype codes of names.py as NumPy types, little-endian as in the file
+DTYPES: dict[str, np.dtype[Any]] = {
+    "f32": np.dtype("<f4"),
+    "u8": np.dtype("u1"),
+    "s8": np.dtype("i1"),
+    "s32": np.dtype("<i4"),
+    "s64": np.dtype("<i8"),
+}
+CONSTANT_PREFIX = "const."
+MAX_FIELDS = 1 << 17  # of one message; a file of ours has a few thousand
+MAX_DIMS = 8
+_OPSET = 17
+_REMEDY = "re-export the model with `edgebert export`"
+_FOREIGN = f"{_REMEDY}, or use backend='onnxruntime'"
+
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_NODE, _INITIALIZER, _INPUT, _OUTPUT = 1, 5, 11, 12  # fields of GraphProto
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A model file, checked.
+
+    Attributes:
+        spec: sizes, head and text settings.
+        tensors: every weight of `names.weight_tensors(spec)`, by name; read-only views on the file, which need not be
+            aligned to their item size.
+        tokenizer_json: the tokenizer, None for a file that takes token ids only.
+        probe: token ids and the outputs they must give; empty if the file has none.
+        report: what the export's gate found; empty if the file has none.
+        path: where it was read from, None for bytes.
+    """
+
+    spec: EncoderSpec
+    tensors: Mapping[str, NDArray[Any]]
+    tokenizer_json: str | None
+    probe: dict[str, Any]
+    report: dict[str, Any]
+    path: Path | None
+
+
+def read_artifact(
+    path_or_bytes: str | os.PathLike[str] | bytes | bytearray | memoryview, verify: bool = True
+) -> Artifact:
+    """Read and check a model file, or a folder that holds `model.onnx`.
+
+    Args:
+        path_or_bytes: a path, or the file's bytes.
+        verify: recompute the hash over the graph and compare.
+
+    Raises:
+        ModelFormatError: the file is missing, empty, truncated, not ONNX, not EdgeBERT's, changed since export, has
+            data outside itself, or does not hold exactly the weights of its spec.
+        InvalidInputError: the argument is neither a path nor bytes.
+    """
+    if isinstance(path_or_bytes, (bytes, bytearray, memoryview)):
+        return _parse(memoryview(path_or_bytes).cast("B"), None, verify)
+    if not isinstance(path_or_bytes, (str, os.PathLike)):
+        raise InvalidInputError(f"expected the path or the bytes of a model file, got {type(path_or_bytes).__name__}")
+    path = Path(path_or_bytes)
+    return _parse(_map_file(path), path, verify)
+
+
+def hash_graph(graph: bytes | memoryview) -> str:
+    """SHA-256 (hex) over the parts of a GraphProto that say what is computed.
+
+    These are its nodes, inputs, outputs and `const.*` initializers, in file order, each as its field number (one byte),
+    length (eight bytes, little-endian) and raw bytes. Weights are left out: they are checked by name, dtype and shape.
+    """
+    digest = hashlib.sha256()
+    for number, value in _walk(memoryview(graph), "graph"):
+        if not isinstance(value, memoryview) or number not in (_NODE, _INITIALIZER, _INPUT, _OUTPUT):
+            continue
+        if number == _INITIALIZER and not _tensor_name(value).startswith(CONSTANT_PREFIX):
+            continue
+        digest.update(bytes([number]) + len(value).to_bytes(8, "little"))
+        digest.update(value)
+    return digest.hexdigest()
+
+
+def read_metadata(data: bytes | memoryview) -> dict[str, str]:
+    """The metadata entries of an ONNX file, unchecked but for the wire format."""
+    return _model_parts(memoryview(data).cast("B"))[1]
+
+
+def _map_file(path: Path) -> memoryview:
+    try:
+        if path.is_dir():
+            path = path / "model.onnx"
+        with path.open("rb") as file:
+            if os.fstat(file.fileno()).st_size == 0:
+                raise ModelFormatError(f"{path} is empty: {_REMEDY}")
+            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    except FileNotFoundError:
+        raise ModelFormatError(f"{path} does not exist: give the path of an exported model") from None
+    except (OSError, ValueError) as error:
+        raise ModelFormatError(f"{str(path)!r} cannot be read ({error}): give the path of an exported model") from None
+
+
+def _parse(data: memoryview, path: Path | None, verify: bool) -> Artifact:
+    where = str(path) if path else "the model"
+    try:
+        if not len(data):
+            raise ModelFormatError(f"empty: {_REMEDY}")
+        graph, metadata, opsets = _model_parts(data)
+        if graph is None:
+            raise ModelFormatError(f"not an ONNX model (it has no graph): {_REMEDY}")
+        if "edgebert.spec" not in metadata or "edgebert.graph_hash" not in metadata:
+            raise ModelFormatError(f"an ONNX model that EdgeBERT did not write: {_FOREIGN}")
+        spec = EncoderSpec.from_json(metadata["edgebert.spec"])
+        if opsets != [("", _OPSET)]:
+            raise ModelFormatError(f"changed since export (operator sets {opsets}, not {_OPSET}): {_FOREIGN}")
+        if verify and hash_graph(graph) != metadata["edgebert.graph_hash"]:
+            raise ModelFormatError(f"its graph was changed since export (the hash over its nodes differs): {_FOREIGN}")
+        return Artifact(
+            spec=spec,
+            tensors=_read_tensors(graph, spec),
+            tokenizer_json=metadata.get("edgebert.tokenizer"),
+            probe=_json_object(metadata, "edgebert.probe"),
+            report=_json_object(metadata, "edgebert.report"),
+            path=path,
+        )
+    except ModelFormatError as error:
+        raise ModelFormatError(f"{where}: {error}") from None
+
+
+def _model_parts(data: memoryview) -> tuple[memoryview | None, dict[str, str], list[tuple[str, int]]]:
+    """(graph, metadata, operator sets) of a ModelProto."""
+    graph: memoryview | None = None
+    metadata: dict[str, str] = {}
+    opsets: list[tuple[str, int]] = []
+    for number, value in _walk(data, "model"):
+        if number == 7 and isinstance(value, memoryview):
+            if graph is not None:
+                raise ModelFormatError(f"it has two graphs: {_REMEDY}")
+            graph = value
+        elif number == 8 and isinstance(value, memoryview):
+            fields = dict(_walk(value, "opset_import"))
+            domain, version = fields.get(1, b""), fields.get(2, 0)
+            if isinstance(domain, int) or not isinstance(version, int):
+                raise ModelFormatError(f"malformed operator set: {_REMEDY}")
+            opsets.append((_text(domain, "operator set"), version))
+        elif number == 14 and isinstance(value, memoryview):
+            fields = dict(_walk(value, "metadata_props"))
+            key, entry = (fields.get(n, b"") for n in (1, 2))
+            if isinstance(key, int) or isinstance(entry, int):
+                raise ModelFormatError(f"malformed metadata: {_REMEDY}")
+            name = _text(key, "metadata")
+            if name in metadata:
+                raise ModelFormatError(f"metadata {name!r} appears twice: {_REMEDY}")
+            metadata[name] = _text(entry, f"metadata {name!r}")
+        elif number == 25:
+            raise ModelFormatError(f"it defines functions, EdgeBERT's files have none: {_FOREIGN}")
+    return graph, metadata, opsets
+
+
+def _read_tensors(graph: memoryview, spec: EncoderSpec) -> dict[str, NDArray[Any]]:
+    expected = weight_tensors(spec)
+    tensors: dict[str, NDArray[Any]] = {}
+    for number, value in _walk(graph, "graph"):
+        if number != _INITIALIZER or not isinstance(value, memoryview):
+            continue
+        name = _tensor_name(value)
+        if name.startswith(CONSTANT_PREFIX):
+            continue
+        if name not in expected:
+            raise ModelFormatError(f"it has a tensor {name[:80]!r} that its spec does not: {_REMEDY}")
+        if name in tensors:
+            raise ModelFormatError(f"tensor {name} appears twice: {_REMEDY}")
+        tensors[name] = _read_tensor(value, name, *expected[name])
+    if missing := [name for name in expected if name not in tensors]:
+        raise ModelFormatError(f"{len(missing)} weights are missing, the first is {missing[0]}: {_REMEDY}")
+    return {name: tensors[name] for name in expected}
+
+
+def _read_tensor(tensor: memoryview, name: str, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
+    dims: list[int] = []
+    data_type = 0
+    raw: memoryview | None = None
+    for number, value in _walk(tensor, name):
+        if number == 1:
+            dims += [value] if isinstance(value, int) else _packed_varints(value, name)
+            if len(dims) > MAX_DIMS:
+                raise ModelFormatError(f"tensor {name} has more than {MAX_DIMS} dimensions: {_REMEDY}")
+        elif number == 2 and isinstance(value, int):
+            data_type = value
+        elif number == 9 and isinstance(value, memoryview):
+            raw = value
+        elif number == 13 or (number == 14 and value != 0):
+            raise ModelFormatError(f"tensor {name} lies outside the file, EdgeBERT's files are whole: {_REMEDY}")
+    if data_type != ONNX_DTYPES[dtype] or tuple(dims) != shape:
+        raise ModelFormatError(
+            f"tensor {name}: expected {dtype} {list(shape)}, got data type {data_type} {dims[:MAX_DIMS]}: {_REMEDY}"
+        )
+    num_bytes = math.prod(shape) * DTYPES[dtype].itemsize
+    if raw is None or len(raw) != num_bytes:
+        found = "none" if raw is None else str(len(raw))
+        raise ModelFormatError(f"tensor {name}: expected {num_bytes} bytes of raw data, got {found}: {_REMEDY}")
+    values = np.frombuffer(raw, DTYPES[dtype]).reshape(shape)
+    values.flags.writeable = False
+    return values
+
+
+def _tensor_name(tensor: memoryview) -> str:
+    name = b""
+    for number, value in _walk(tensor, "initializer"):
+        if number == 8 and isinstance(value, memoryview):
+            name = bytes(value)
+    return _text(name, "tensor name")
+
+
+def _json_object(metadata: dict[str, str], key: str) -> dict[str, Any]:
+    try:
+        value = json.loads(metadata.get(key, "{}"))
+    except (ValueError, RecursionError) as error:
+        raise ModelFormatError(f"{key} is not valid JSON ({error}): {_REMEDY}") from None
+    if not isinstance(value, dict):
+        raise ModelFormatError(f"{key} must be a JSON object, got {type(value).__name__}: {_REMEDY}")
+    return value
+
+
+def _text(value: bytes | memoryview, what: str) -> str:
+    try:
+        return bytes(value).decode()
+    except UnicodeDecodeError as error:
+        raise ModelFormatError(f"{what} is not UTF-8 ({error}): {_REMEDY}") from None
+
+
+def _walk(data: memoryview, what: str) -> Iterator[tuple[int, int | memoryview]]:
+    """(field number, value) of each field of a message: an int for numbers, a view for everything with a length."""
+    position, end = 0, len(data)
+    for _ in range(MAX_FIELDS):
+        if position == end:
+            return
+        key, position = _varint(data, position, what)
+        number, wire = key >> 3, key & 7
+        if number == 0:
+            raise _broken(what, position)
+        if wire == _VARINT:
+            value, position = _varint(data, position, what)
+            yield number, value
+            continue
+        if wire == _BYTES:
+            size, position = _varint(data, position, what)
+        elif wire in (_FIXED64, _FIXED32):
+            size = 8 if wire == _FIXED64 else 4
+        else:
+            raise _broken(what, position)
+        if size > end - position:
+            raise _broken(what, position)
+        yield number, data[position : position + size]
+        position += size
+    raise ModelFormatError(f"{what} has more than {MAX_FIELDS} fields: {_REMEDY}")
+
+
+def _varint(data: memoryview, position: int, what: str) -> tuple[int, int]:
+    value = 0
+    for shift in range(0, 70, 7):
+        if position >= len(data):
+            break
+        byte = data[position]
+        position += 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, position
+    raise _broken(what, position)
+
+
+def _packed_varints(data: memoryview, what: str) -> list[int]:
+    values: list[int] = []
+    position = 0
+    while position < len(data) and len(values) <= MAX_DIMS:
+        value, position = _varint(data, position, what)
+        values.append(value)
+    return values
+
+
+def _broken(what: str, position: int) -> ModelFormatError:
+    return ModelFormatError(f"truncated, damaged, or not an ONNX file (in {what[:80]}, byte {position}): {_REMEDY}")

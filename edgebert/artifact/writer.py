@@ -1,0 +1,356 @@
+"""Writes a model file: an ONNX graph of standard operators, built node by node from a spec and its tensors.
+
+Hidden states are 2-D, [tokens, width] with tokens = batch * sequence, so that an int8 linear has one scale and one zero
+point a row. An int8 linear is spelled out in the order of `edgebert.quant`, one node per IEEE operation, so that a
+runtime's codes are those of the contract. Weights keep their canonical names; the graph's own constants are `const.*`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgebert.artifact.names import ONNX_DTYPES, linear_name, weight_tensors
+from edgebert.artifact.reader import DTYPES, hash_graph
+from edgebert.artifact.spec import EncoderSpec
+from edgebert.errors import ModelFormatError, UnsupportedModelError
+
+if TYPE_CHECKING:
+    import onnx
+
+OPSET = 17
+IR_VERSION = 8
+MAX_FILE_BYTES = 2**31 - 2**24  # protobuf stops at 2 GiB; the rest is for graph, tokenizer and probe
+_MASKED = -1e9  # added to the scores of padding: exp() of it is exactly 0, and a row of nothing else stays finite
+
+
+def build_model(spec: EncoderSpec, tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> bytes:
+    """The file's bytes.
+
+    Args:
+        spec: what to build.
+        tensors: exactly the arrays of `names.weight_tensors(spec)`.
+        metadata: further metadata entries; `edgebert.spec` and `edgebert.graph_hash` are added here.
+
+    Raises:
+        ModelFormatError: a tensor is missing, extra, or has the wrong dtype or shape.
+        UnsupportedModelError: the file would exceed 2 GiB, or attention is not f32.
+    """
+    import onnx
+    from onnx import helper
+
+    if spec.attention_dtype != "f32":
+        raise UnsupportedModelError(f"attention_dtype {spec.attention_dtype} cannot be written as ONNX: use f32")
+    _check_tensors(spec, tensors)
+    graph = _Graph()
+    outputs = _build_encoder(graph, spec)
+    inputs = ["input_ids", "attention_mask"] + ["token_type_ids"] * spec.has_token_types
+    ids_shape = ["batch", "sequence"]
+    initializers = [_tensor_proto(name, tensors[name]) for name in weight_tensors(spec)]
+    initializers += [_tensor_proto(name, value) for name, value in graph.constants.items()]
+    proto = helper.make_graph(
+        graph.nodes,
+        "edgebert",
+        [helper.make_tensor_value_info(name, onnx.TensorProto.INT64, ids_shape) for name in inputs],
+        [helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, _output_shape(spec, n)) for n in outputs],
+        initializers,
+    )
+    graph_bytes = proto.SerializeToString(deterministic=True)
+    model = helper.make_model(
+        onnx.GraphProto(),
+        producer_name="edgebert",
+        ir_version=IR_VERSION,
+        opset_imports=[helper.make_opsetid("", OPSET)],
+    )
+    model.ClearField("graph")
+    entries = {**metadata, "edgebert.spec": spec.to_json(), "edgebert.graph_hash": hash_graph(graph_bytes)}
+    header: bytes = model.SerializeToString()
+    return header + _field(7, graph_bytes) + encode_metadata(entries)
+
+
+def encode_metadata(entries: Mapping[str, str]) -> bytes:
+    """Metadata entries on the wire (ModelProto.metadata_props): appended to a file they become part of it."""
+    return b"".join(_field(14, _field(1, key.encode()) + _field(2, value.encode())) for key, value in entries.items())
+
+
+def _field(number: int, payload: bytes) -> bytes:
+    """A length-delimited protobuf field."""
+    size, length = len(payload), bytearray()
+    while size > 127:
+        length.append(size & 127 | 128)
+        size >>= 7
+    return bytes([number << 3 | 2, *length, size]) + payload
+
+
+def _check_tensors(spec: EncoderSpec, tensors: Mapping[str, NDArray[Any]]) -> None:
+    expected = weight_tensors(spec)
+    if odd := sorted(expected.keys() ^ tensors.keys()):
+        raise ModelFormatError(f"tensors do not fit the spec: missing or extra {', '.join(odd[:5])}")
+    for name, (dtype, shape) in expected.items():
+        found = tensors[name]
+        if found.dtype != DTYPES[dtype] or found.shape != shape:
+            raise ModelFormatError(f"{name}: expected {dtype} {list(shape)}, got {found.dtype} {list(found.shape)}")
+    num_bytes = sum(tensor.nbytes for tensor in tensors.values())
+    if num_bytes > MAX_FILE_BYTES:
+        raise UnsupportedModelError(
+            f"the weights take {num_bytes / 2**30:.1f} GiB and an ONNX file holds at most 2: export with --int8"
+        )
+
+
+def _tensor_proto(name: str, value: NDArray[Any]) -> onnx.TensorProto:
+    import onnx
+
+    code = next(code for code, dtype in DTYPES.items() if dtype == value.dtype)
+    raw = np.ascontiguousarray(value, DTYPES[code]).tobytes()
+    return onnx.TensorProto(name=name, data_type=ONNX_DTYPES[code], dims=value.shape, raw_data=raw)
+
+
+def _output_shape(spec: EncoderSpec, name: str) -> list[str | int]:
+    per_token, width = spec.output_width(name)
+    shape: list[str | int] = ["batch", "sequence"] if per_token else ["batch"]
+    return shape + [width] * bool(width)
+
+
+class _Graph:
+    """Nodes and constants in the making; every value is known by its name."""
+
+    def __init__(self) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: dict[str, NDArray[Any]] = {}
+        self.scope = ""
+        self._names: set[str] = set()
+
+    def add(self, op: str, *inputs: str, output: str | None = None, **attributes: Any) -> str:  # noqa: ANN401
+        """Append a node with one output and return the output's name."""
+        name = output or self._unique(f"{self.scope}/{op}")
+        return self._append(op, inputs, [name], attributes)[0]
+
+    def split(self, x: str, parts: int) -> list[str]:
+        """Append an even split of the columns of `x` [rows, columns]."""
+        outputs = [self._unique(f"{self.scope}/Split") for _ in range(parts)]
+        return self._append("Split", [x], outputs, {"axis": 1})
+
+    def constant(self, name: str, value: object, dtype: type[np.generic] = np.float32) -> str:
+        """Name of a small constant of the graph's own."""
+        self.constants[f"const.{name}"] = np.asarray(value, dtype)
+        return f"const.{name}"
+
+    def _append(self, op: str, inputs: Iterable[str], outputs: list[str], attributes: dict[str, Any]) -> list[str]:
+        from onnx import helper
+
+        self.nodes.append(helper.make_node(op, list(inputs), outputs, name=outputs[0], **attributes))
+        return outputs
+
+    def _unique(self, base: str) -> str:
+        name, count = base, 1
+        while name in self._names:
+            count += 1
+            name = f"{base}_{count}"
+        self._names.add(name)
+        return name
+
+
+def _build_encoder(g: _Graph, spec: EncoderSpec) -> tuple[str, ...]:
+    """Append everything from `input_ids` to the outputs; returns the outputs' names."""
+    g.scope = "inputs"
+    ids_shape = g.add("Shape", "input_ids")
+    mask = g.add("Cast", "attention_mask", to=ONNX_DTYPES["f32"])
+    padding = g.add("Mul", g.add("Sub", g.constant("one", 1.0), mask), g.constant("masked", _MASKED))
+    padding = g.add("Unsqueeze", padding, g.constant("mask_axes", [1, 2], np.int64))  # [batch, 1, 1, sequence]
+    x = _embed(g, spec, ids_shape)
+    for i in range(spec.num_layers):
+        x = _build_layer(g, spec, i, x, padding, ids_shape)
+    g.scope = "head"
+    if spec.has_mlm_head:
+        name = spec.outputs[0]
+        _restore(g, _mlm_head(g, spec, x), ids_shape, [spec.vocab_size], output=name)
+    if spec.task == "question-answering":
+        for column, name in zip(g.split(_linear(g, x, "head.out"), 2), spec.outputs, strict=True):
+            g.add("Reshape", column, ids_shape, output=name)
+    elif spec.has_token_head:
+        _restore(g, _linear(g, x, "head.out"), ids_shape, [len(spec.labels)], output="logits")
+    if spec.task == "embedding" or spec.has_sequence_head:
+        hidden = _restore(
+            g, x, ids_shape, [spec.hidden_size], output="last_hidden_state" if spec.task == "embedding" else None
+        )
+        if spec.has_sequence_head:
+            _sequence_head(g, spec, hidden, mask)
+    return spec.outputs
+
+
+def _restore(g: _Graph, x: str, ids_shape: str, inner: list[int], output: str | None = None) -> str:
+    """[tokens, …] as [batch, sequence, *inner]."""
+    inner_name = g.constant("shape_" + "_".join(map(str, inner)), inner, np.int64)
+    return g.add("Reshape", x, g.add("Concat", ids_shape, inner_name, axis=0), output=output)
+
+
+def _embed(g: _Graph, spec: EncoderSpec, ids_shape: str) -> str:
+    """LayerNorm of (word + token type) + position, then ELECTRA's projection: f32 [tokens, hidden_size]."""
+    g.scope = "embeddings"
+    is_s8 = spec.embedding_dtype == "s8"
+
+    def column(x: str) -> str:
+        return g.add("Unsqueeze", x, g.constant("last_axis", [-1], np.int64))
+
+    def dequantize(codes: str, scale: str) -> str:
+        return g.add("Mul", g.add("Cast", codes, to=ONNX_DTYPES["f32"]), scale)
+
+    def look_up(table: str, ids: str) -> str:
+        rows = g.add("Gather", f"embeddings.{table}.weight", ids)
+        if not is_s8:
+            return rows
+        return dequantize(rows, g.add("Gather", f"embeddings.{table}.scale", column(ids)))
+
+    x = look_up("word", "input_ids")
+    if spec.has_token_types:
+        x = g.add("Add", x, look_up("token_type", "token_type_ids"))
+    elif spec.num_token_types:
+        row = "embeddings.token_type.weight"
+        x = g.add("Add", x, dequantize(row, "embeddings.token_type.scale") if is_s8 else row)
+    # positions count up from the offset, so their rows are a slice of the table
+    start = g.constant("position_offset", [spec.position_offset], np.int64)
+    length = g.add("Gather", ids_shape, g.constant("sequence_axis", [1], np.int64))
+    end = g.add("Add", length, start)
+    first_axis = g.constant("first_axis", [0], np.int64)
+    positions = g.add("Slice", "embeddings.position.weight", start, end, first_axis)
+    if is_s8:
+        scale = g.add("Slice", "embeddings.position.scale", start, end, first_axis)
+        positions = dequantize(positions, column(scale))
+    x = _layer_norm(g, spec, g.add("Add", x, positions), "embeddings.layer_norm")
+    x = g.add("Reshape", x, g.constant("embedding_rows", [-1, spec.embedding_size], np.int64))
+    return _linear(g, x, "embeddings.projection") if spec.embedding_size != spec.hidden_size else x
+
+
+def _build_layer(g: _Graph, spec: EncoderSpec, i: int, x: str, padding: str, ids_shape: str) -> str:
+    layer = spec.layers[i]
+
+    def linear(values: str, name: str, inputs: int) -> str:
+        g.scope = linear_name(i, name)
+        if not inputs:
+            return f"{g.scope}.bias"  # pruned away: the sub-block is its bias and the residual
+        if layer.dtype(name) == "f32":
+            return _linear(g, values, g.scope)
+        inv_smooth = f"{g.scope}.inv_smooth" if name in layer.smoothed else None
+        return _linear_s8(g, _quantize_rows(g, values, inv_smooth), g.scope)
+
+    context = ""
+    if layer.num_heads:
+        qkv = linear(x, "qkv", spec.hidden_size)
+        g.scope = f"layer.{i}.attention"
+        context = _attention(g, qkv, layer.num_heads, layer.head_dim, padding, ids_shape)
+    out = linear(context, "attention_output", layer.attention_size)
+    x = _layer_norm(g, spec, g.add("Add", out, x), f"layer.{i}.attention.layer_norm")
+    up = ""
+    if layer.intermediate_size:
+        up = linear(x, "ffn_up", spec.hidden_size)
+        up = _activate(g, up, spec.activation)
+    down = linear(up, "ffn_down", layer.intermediate_size)
+    return _layer_norm(g, spec, g.add("Add", down, x), f"layer.{i}.ffn.layer_norm")
+
+
+def _attention(g: _Graph, qkv: str, num_heads: int, head_dim: int, padding: str, ids_shape: str) -> str:
+    """softmax(q kᵀ / sqrt(head_dim) + padding) v, from [tokens, 3 * size] to [tokens, size]."""
+    heads = [_restore(g, part, ids_shape, [num_heads, head_dim]) for part in g.split(qkv, 3)]
+    query, value = (g.add("Transpose", part, perm=[0, 2, 1, 3]) for part in (heads[0], heads[2]))
+    key = g.add("Transpose", heads[1], perm=[0, 2, 3, 1])
+    factor = g.constant(f"attention_scale_{head_dim}", 1.0 / math.sqrt(head_dim))
+    scores = g.add("Mul", g.add("MatMul", query, key), factor)
+    weights = g.add("Softmax", g.add("Add", scores, padding), axis=-1)
+    context = g.add("Transpose", g.add("MatMul", weights, value), perm=[0, 2, 1, 3])
+    rows = g.constant(f"attention_rows_{num_heads * head_dim}", [-1, num_heads * head_dim], np.int64)
+    return g.add("Reshape", context, rows)
+
+
+def _linear(g: _Graph, x: str, prefix: str) -> str:
+    return g.add("Add", g.add("MatMul", x, f"{prefix}.weight"), f"{prefix}.bias")
+
+
+def _quantize_rows(g: _Graph, x: str, inv_smooth: str | None) -> tuple[str, str, str]:
+    """`quant.quantize_rows` in nodes: (codes u8 [rows, K], a_scale f32 [rows, 1], negated zero point f32 [rows, 1])."""
+    levels = g.constant("levels", 255.0)
+    if inv_smooth:
+        x = g.add("Mul", x, inv_smooth)
+    high = g.add("Max", g.add("ReduceMax", x, axes=[1], keepdims=1), g.constant("zero", 0.0))
+    low = g.add("Min", g.add("ReduceMin", x, axes=[1], keepdims=1), g.constant("minus_tiny", -1e-12))
+    span = g.add("Sub", high, low)
+    a_scale = g.add("Div", span, levels)
+    r = g.add("Div", levels, span)
+    zn = g.add("Round", g.add("Mul", low, r))
+    shifted = g.add("Sub", g.add("Mul", x, r), zn)
+    # with scale 1 and zero point 0 this is only "round half to even, then saturate"
+    codes = g.add("QuantizeLinear", shifted, g.constant("one", 1.0), g.constant("u8_zero", 0, np.uint8))
+    return codes, a_scale, zn
+
+
+def _linear_s8(
+    g: _Graph,
+    rows: tuple[str, str, str],
+    prefix: str,
+    weight: str | None = None,
+    scale: str | None = None,
+) -> str:
+    """`quant.linear_u8s8_f32` in nodes: the s32 sums made exact for the zero point, then scaled, then the bias."""
+    codes, a_scale, zn = rows
+    sums = g.add("MatMulInteger", codes, weight or f"{prefix}.weight")
+    correction = g.add("Mul", g.add("Cast", zn, to=ONNX_DTYPES["s32"]), f"{prefix}.colsum")
+    y = g.add("Cast", g.add("Add", sums, correction), to=ONNX_DTYPES["f32"])
+    y = g.add("Mul", g.add("Mul", y, scale or f"{prefix}.scale"), a_scale)
+    return g.add("Add", y, f"{prefix}.bias")
+
+
+def _layer_norm(g: _Graph, spec: EncoderSpec, x: str, prefix: str) -> str:
+    weights = f"{prefix}.weight", f"{prefix}.bias"
+    return g.add("LayerNormalization", x, *weights, axis=-1, epsilon=spec.layer_norm_eps)
+
+
+def _activate(g: _Graph, x: str, kind: str) -> str:
+    if kind == "identity":
+        return x
+    if kind in ("relu", "tanh"):
+        return g.add(kind.capitalize(), x)
+    half, one = g.constant("half", 0.5), g.constant("one", 1.0)
+    if kind == "gelu_erf":  # x / 2 * (1 + erf(x / sqrt 2)), in the shape that runtimes fuse
+        erf = g.add("Erf", g.add("Div", x, g.constant("sqrt2", math.sqrt(2.0))))
+        return g.add("Mul", g.add("Mul", x, g.add("Add", erf, one)), half)
+    # gelu_tanh: x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3)))
+    cube = g.add("Mul", g.add("Pow", x, g.constant("three", 3.0)), g.constant("gelu_cubic", 0.044715))
+    inner = g.add("Mul", g.add("Add", x, cube), g.constant("gelu_factor", math.sqrt(2.0 / math.pi)))
+    return g.add("Mul", g.add("Mul", x, half), g.add("Add", g.add("Tanh", inner), one))
+
+
+def _sequence_head(g: _Graph, spec: EncoderSpec, hidden: str, mask: str) -> None:
+    """Pool f32 [batch, sequence, hidden_size], then dense, normalisation and labels where the spec has them."""
+    name = "sentence_embedding" if spec.task == "embedding" else spec.outputs[-1]
+    zero_index = g.constant("index_zero", 0, np.int64)
+    if spec.pooling == "mean":
+        # Two equal rows: a runtime gives a product of one row another code path, whose bits move with the batch.
+        axis = g.constant("row_axis", [1], np.int64)
+        row = g.add("Unsqueeze", mask, axis)
+        sums = g.add("MatMul", g.add("Concat", row, row, axis=1), hidden)
+        count = g.add("ReduceSum", mask, axis, keepdims=1)
+        x = g.add("Div", g.add("Gather", sums, zero_index, axis=1), g.add("Max", count, g.constant("one", 1.0)))
+    else:
+        x = g.add("Gather", hidden, zero_index, axis=1)
+    if spec.dense_size:
+        x = _activate(g, _linear(g, x, "head.dense"), spec.dense_activation)
+    if spec.task == "embedding":
+        if spec.normalize:
+            norm = g.add("ReduceL2", x, axes=[1], keepdims=1)
+            x = g.add("Div", x, g.add("Max", norm, g.constant("tiny", 1e-12)))
+        g.add("Identity", x, output=name)
+    else:
+        g.add("Identity", _linear(g, x, "head.out"), output=name)
+
+
+def _mlm_head(g: _Graph, spec: EncoderSpec, x: str) -> str:
+    """Dense, activation, LayerNorm, then the word table as decoder: f32 [tokens, vocab_size]."""
+    x = _activate(g, _linear(g, x, "mlm.dense"), spec.mlm_activation)
+    x = _layer_norm(g, spec, x, "mlm.layer_norm")
+    decoder = g.add("Transpose", "embeddings.word.weight", perm=[1, 0])
+    if spec.embedding_dtype == "s8":
+        return _linear_s8(g, _quantize_rows(g, x, None), "mlm", decoder, "embeddings.word.scale")
+    return g.add("Add", g.add("MatMul", x, decoder), "mlm.bias")

@@ -1,0 +1,141 @@
+"""Tiny random model files for tests, made straight from a spec and random tensors (no torch)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgebert import quant
+from edgebert.artifact.names import linear_name, linear_shape, weight_tensors
+from edgebert.artifact.spec import LINEARS, EncoderSpec, LayerSpec
+from edgebert.artifact.writer import build_model
+from edgebert.batch import PackedBatch
+
+Layers = Sequence[tuple[int, int, int]]  # (num_heads, head_dim, intermediate_size) of each layer
+
+_SEQUENCE_TASKS = ("text-classification", "next-sentence", "pretraining")
+
+
+def random_spec(
+    *,
+    task: str = "embedding",
+    int8: bool = False,
+    layers: Layers = ((2, 8, 40), (2, 8, 40)),
+    hidden: int = 24,
+    activation: str = "gelu_erf",
+    num_token_types: int = 2,
+    embedding_size: int | None = None,
+    position_offset: int = 0,
+    smoothed: bool = True,
+    pooling: str = "mean",
+    normalize: bool = True,
+    dense_size: int | None = None,
+    num_labels: int = 3,
+    vocab_size: int = 101,
+    num_positions: int = 80,
+    family: str = "bert",
+) -> EncoderSpec:
+    """A spec of the given shape; `dense_size` None means `hidden` for labels of a sequence, none for embeddings."""
+    dtype = "s8" if int8 else "f32"
+    is_sequence_task = task in _SEQUENCE_TASKS
+    dense = dense_size if dense_size is not None else hidden if is_sequence_task else 0
+    label_count = {"text-classification": num_labels, "token-classification": num_labels}.get(task, 0)
+    if task in ("next-sentence", "pretraining"):
+        label_count = 2
+    return EncoderSpec(
+        family=family,
+        task=task,
+        vocab_size=vocab_size,
+        hidden_size=hidden,
+        embedding_size=embedding_size or hidden,
+        num_positions=num_positions,
+        num_token_types=num_token_types,
+        layers=tuple(
+            LayerSpec(heads, head_dim, ffn, dtype, dtype, dtype, dtype, smoothed=LINEARS if int8 and smoothed else ())
+            for heads, head_dim, ffn in layers
+        ),
+        activation=activation,
+        position_offset=position_offset,
+        max_length=num_positions - position_offset,
+        embedding_dtype=dtype,
+        pooling="cls" if is_sequence_task else pooling if task == "embedding" else "none",
+        normalize=normalize and task == "embedding",
+        dense_size=dense,
+        dense_activation="tanh" if dense else "identity",
+        mlm_activation=activation if task in ("fill-mask", "pretraining") else "identity",
+        labels=tuple(f"LABEL_{i}" for i in range(label_count)),
+    )
+
+
+def random_tensors(spec: EncoderSpec, seed: int = 0) -> dict[str, NDArray[Any]]:
+    """Weights for `spec`: linears keep the size of what they are given, LayerNorm weights are near 1."""
+    rng = np.random.default_rng(seed)
+
+    def normal(shape: Sequence[int], scale: float = 1.0, mean: float = 0.0) -> NDArray[np.float32]:
+        return (mean + scale * rng.standard_normal(tuple(shape))).astype(np.float32)
+
+    tensors: dict[str, NDArray[Any]] = {}
+    for name, (dtype, shape) in weight_tensors(spec).items():
+        if name in tensors or name.endswith((".scale", ".colsum", ".inv_smooth")):
+            continue
+        if name.startswith("embeddings.") and name.endswith(".weight") and "norm" not in name and "proj" not in name:
+            table = normal(shape, 0.5)
+            tensors[name] = table
+            if dtype == "s8":
+                tensors[name], tensors[name.replace("weight", "scale")] = quant.quantize_table(table)
+        elif name.endswith("layer_norm.weight"):
+            tensors[name] = normal(shape, 0.1, 1.0)
+        elif name.endswith(".bias"):
+            tensors[name] = normal(shape, 0.1)
+        elif dtype == "f32":
+            tensors[name] = normal(shape, 1.0 / np.sqrt(shape[0]))
+    for i, layer in enumerate(spec.layers):
+        for linear in LINEARS:
+            prefix, (inputs, outputs) = linear_name(i, linear), linear_shape(spec, i, linear)
+            if layer.dtype(linear) != "s8" or not inputs or not outputs:
+                continue
+            weight = normal((inputs, outputs), 1.0 / np.sqrt(inputs))
+            if linear in layer.smoothed:
+                smooth = rng.uniform(0.5, 2.0, inputs).astype(np.float32)
+                tensors[f"{prefix}.inv_smooth"] = 1 / smooth
+                weight *= smooth[:, None]
+            limit = quant.PORTABLE_WEIGHT_LIMIT if spec.portable else quant.WEIGHT_LIMIT
+            scale = quant.weight_scale(weight, limit)
+            codes = quant.round_weight(weight, scale, limit)
+            tensors |= {
+                f"{prefix}.weight": codes,
+                f"{prefix}.scale": scale,
+                f"{prefix}.colsum": quant.column_sums(codes),
+            }
+    if "mlm.colsum" in weight_tensors(spec):
+        tensors["mlm.colsum"] = quant.column_sums(tensors["embeddings.word.weight"].T)
+    return tensors
+
+
+def random_artifact(
+    path: Path | None = None,
+    *,
+    seed: int = 0,
+    tokenizer_json: str | None = None,
+    **spec_arguments: Any,  # noqa: ANN401
+) -> bytes:
+    """A model file with random weights; the other arguments are those of `random_spec`. Written to `path` if given."""
+    spec = random_spec(**spec_arguments)
+    data = build_model(
+        spec, random_tensors(spec, seed), {"edgebert.tokenizer": tokenizer_json} if tokenizer_json else {}
+    )
+    if path:
+        path.write_bytes(data)
+    return data
+
+
+def random_batch(spec: EncoderSpec, lengths: Sequence[int], seed: int = 0) -> PackedBatch:
+    """Random ids (and types) in sequences of the given lengths."""
+    rng = np.random.default_rng(seed)
+    ids = [rng.integers(0, spec.vocab_size, n).tolist() for n in lengths]
+    types = [rng.integers(0, max(1, spec.num_token_types), n).tolist() for n in lengths]
+    return PackedBatch.from_lists(ids, types)
