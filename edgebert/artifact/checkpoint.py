@@ -1,0 +1,882 @@
+"""Hugging Face checkpoints in: config, weights, heads and tokenizer as an EncoderSpec and canonical f32 tensors.
+
+One small table a family maps canonical names to the checkpoint's; everything the tables do not know is refused by
+name. Layouts and head arithmetic follow transformers' `modeling_*.py`; `modules.json` follows sentence-transformers.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+
+from edgebert.artifact.names import linear_name, weight_tensors
+from edgebert.artifact.spec import FAMILIES, POOLINGS, PROBLEM_TYPES, TASKS, EncoderSpec, LayerSpec
+from edgebert.errors import EdgeBertError, ModelFormatError, UnsupportedModelError
+from edgebert.quant import F32
+
+HIDDEN_ACTS = {"gelu": "gelu_erf", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}
+ARCHITECTURES = {
+    "Model": "embedding",
+    "ForSequenceClassification": "text-classification",
+    "ForTokenClassification": "token-classification",
+    "ForQuestionAnswering": "question-answering",
+    "ForMaskedLM": "fill-mask",
+    "ForNextSentencePrediction": "next-sentence",
+    "ForPreTraining": "pretraining",
+}
+NEXT_SENTENCE_LABELS = ("is_next", "not_next")  # logit 0: the second sentence follows the first
+TEXT_FILES = (
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "sentencepiece.bpe.model",
+    "modules.json",
+    "config_sentence_transformers.json",
+)
+
+
+@dataclass(frozen=True)
+class _Family:
+    """Where one family keeps what: config keys and tensor names (without `.weight` and `.bias`).
+
+    `encoder` names are below `prefix`, which a checkpoint of the bare encoder leaves out; `dense` (of the
+    classification head), `classifier` and the `mlm` names are given in full.
+    """
+
+    class_prefix: str
+    prefix: str
+    encoder: Mapping[str, str]
+    classifier: str
+    dense: str
+    dense_activation: str
+    mlm: tuple[str, str, str, str]  # dense, layer norm, decoder, the name of the bias
+    mlm_activation: str | None  # None: the config's hidden_act
+    config: Mapping[str, str] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    has_position_padding: bool = False  # positions start after the pad token's own row
+
+
+_BERT_ENCODER = {
+    "word": "embeddings.word_embeddings",
+    "position": "embeddings.position_embeddings",
+    "token_type": "embeddings.token_type_embeddings",
+    "embeddings.layer_norm": "embeddings.LayerNorm",
+    "projection": "embeddings_project",
+    "q": "encoder.layer.{i}.attention.self.query",
+    "k": "encoder.layer.{i}.attention.self.key",
+    "v": "encoder.layer.{i}.attention.self.value",
+    "attention_output": "encoder.layer.{i}.attention.output.dense",
+    "attention.layer_norm": "encoder.layer.{i}.attention.output.LayerNorm",
+    "ffn_up": "encoder.layer.{i}.intermediate.dense",
+    "ffn_down": "encoder.layer.{i}.output.dense",
+    "ffn.layer_norm": "encoder.layer.{i}.output.LayerNorm",
+    "pooler": "pooler.dense",
+}
+_DISTILBERT_ENCODER = {
+    "word": "embeddings.word_embeddings",
+    "position": "embeddings.position_embeddings",
+    "embeddings.layer_norm": "embeddings.LayerNorm",
+    "q": "transformer.layer.{i}.attention.q_lin",
+    "k": "transformer.layer.{i}.attention.k_lin",
+    "v": "transformer.layer.{i}.attention.v_lin",
+    "attention_output": "transformer.layer.{i}.attention.out_lin",
+    "attention.layer_norm": "transformer.layer.{i}.sa_layer_norm",
+    "ffn_up": "transformer.layer.{i}.ffn.lin1",
+    "ffn_down": "transformer.layer.{i}.ffn.lin2",
+    "ffn.layer_norm": "transformer.layer.{i}.output_layer_norm",
+}
+
+
+def _roberta(class_prefix: str) -> _Family:
+    return _Family(
+        class_prefix=class_prefix,
+        prefix="roberta.",
+        encoder=_BERT_ENCODER,
+        classifier="classifier.out_proj",
+        dense="classifier.dense",
+        dense_activation="tanh",
+        mlm=("lm_head.dense", "lm_head.layer_norm", "lm_head.decoder", "lm_head.bias"),
+        mlm_activation="gelu_erf",
+        defaults={"pad_token_id": 1},
+        has_position_padding=True,
+    )
+
+
+_TABLES = {
+    "bert": _Family(
+        class_prefix="Bert",
+        prefix="bert.",
+        encoder=_BERT_ENCODER,
+        classifier="classifier",
+        dense="bert.pooler.dense",
+        dense_activation="tanh",
+        mlm=(
+            "cls.predictions.transform.dense",
+            "cls.predictions.transform.LayerNorm",
+            "cls.predictions.decoder",
+            "cls.predictions.bias",
+        ),
+        mlm_activation=None,
+    ),
+    "roberta": _roberta("Roberta"),
+    "xlm-roberta": _roberta("XLMRoberta"),
+    "camembert": _roberta("Camembert"),
+    "distilbert": _Family(
+        class_prefix="DistilBert",
+        prefix="distilbert.",
+        encoder=_DISTILBERT_ENCODER,
+        classifier="classifier",
+        dense="pre_classifier",
+        dense_activation="relu",
+        mlm=("vocab_transform", "vocab_layer_norm", "vocab_projector", "vocab_projector.bias"),
+        mlm_activation=None,
+        config={
+            "hidden_size": "dim",
+            "num_attention_heads": "n_heads",
+            "num_hidden_layers": "n_layers",
+            "intermediate_size": "hidden_dim",
+            "hidden_act": "activation",
+        },
+        defaults={"type_vocab_size": 0},
+    ),
+    "electra": _Family(
+        class_prefix="Electra",
+        prefix="electra.",
+        encoder=_BERT_ENCODER,
+        classifier="classifier.out_proj",
+        dense="classifier.dense",
+        dense_activation="gelu_erf",
+        mlm=(
+            "generator_predictions.dense",
+            "generator_predictions.LayerNorm",
+            "generator_lm_head",
+            "generator_lm_head.bias",
+        ),
+        mlm_activation="gelu_erf",
+    ),
+}
+# What transformers takes where a config leaves a key out.
+_DEFAULTS = {"type_vocab_size": 2, "layer_norm_eps": 1e-12, "hidden_act": "gelu", "pad_token_id": 0}
+
+
+@dataclass
+class Checkpoint:
+    """A checkpoint read into memory.
+
+    Attributes:
+        spec: the model's EncoderSpec, every dtype f32.
+        tensors: f32 arrays under the names and shapes of `names.weight_tensors(spec)`.
+        tokenizer_json: the tokenizer's JSON, minified, without truncation and padding; None if the source has none.
+        config: the source's config.json.
+        source_files: config and tokenizer files of the source, worth keeping beside an export: name relative to the
+            source's folder -> path.
+        folder: the folder that transformers can load.
+    """
+
+    spec: EncoderSpec
+    tensors: dict[str, F32]
+    tokenizer_json: str | None
+    config: dict[str, Any]
+    source_files: dict[str, Path]
+    folder: Path
+
+
+def load_checkpoint(source: str | Path, task: str | None = None, family: str | None = None) -> Checkpoint:
+    """Read a checkpoint.
+
+    Args:
+        source: a folder in the Hugging Face layout, the name of an installed package that holds one, or a hub name.
+        task: one of spec.TASKS; None takes it from the config's `architectures`. For embeddings without a
+            sentence-transformers `modules.json` the pooling may follow a colon: `embedding:mean` (what
+            sentence-transformers does by default), `embedding:cls`, `embedding:none` or BERT's own `embedding:pooler`.
+        family: one of spec.FAMILIES; None takes the config's `model_type`.
+
+    Raises:
+        ModelFormatError: no such source, or files missing or damaged.
+        UnsupportedModelError: a model outside what EdgeBERT supports; says what was found and what is supported.
+    """
+    root = find_checkpoint_folder(source)
+    modules = _read_modules(root)
+    folder = root / modules[0][1] if modules else root
+    config = _read_object(folder / "config.json")
+    family = _choose_family(config, family)
+    table = _TABLES[family]
+    task, pooling = _choose_task(config, table, task, has_modules=bool(modules))
+    spec = _body_spec(config, table, family, task)
+    raw = _Weights(_read_weights(folder), table)
+    head, dense = _sentence_head(root, modules) if modules and task == "embedding" and pooling is None else ({}, None)
+    if task == "embedding" and not head:
+        pooling = pooling or "mean"
+        head = {"pooling": "cls" if pooling == "pooler" else pooling}
+        if pooling == "pooler":
+            head |= {"dense_size": spec.hidden_size, "dense_activation": "tanh"}
+    spec = spec.replace(**head, **_task_head(config, table, task, raw))
+    tokenizer_config = _read_object(folder / "tokenizer_config.json", {})
+    spec = spec.replace(max_length=_max_length(spec, root, tokenizer_config), **_prompts(root, task))
+    tensors = _canonical_tensors(spec, table, raw, dense)
+    return Checkpoint(
+        spec=spec,
+        tensors=tensors,
+        tokenizer_json=_tokenizer_json(folder, family, tokenizer_config, _lowercases_text(root, task)),
+        config=config,
+        source_files=_source_files(root, folder, modules),
+        folder=folder,
+    )
+
+
+# Where the files are
+
+
+def find_checkpoint_folder(source: str | Path) -> Path:
+    """The folder of a source: itself, the one inside an installed package, or a download from the hub.
+
+    Raises:
+        ModelFormatError: the source is none of these, or a package holds no checkpoint or several.
+    """
+    path = Path(source)
+    if path.is_dir():
+        if not _is_checkpoint(path) and not (path / "modules.json").is_file():
+            raise ModelFormatError(
+                f"{path}: expected a folder with config.json and model.safetensors or pytorch_model.bin, "
+                f"found {', '.join(sorted(p.name for p in path.iterdir())[:12]) or 'nothing'}"
+            )
+        return path
+    if path.exists():
+        raise ModelFormatError(f"{path} is a file: give the folder that holds config.json and the weights")
+    name = str(source)
+    folders = _package_checkpoints(name)
+    if folders:
+        if len(folders) > 1:
+            raise ModelFormatError(
+                f"package {name} holds {len(folders)} checkpoints, give the path of one: {', '.join(map(str, folders))}"
+            )
+        return folders[0]
+    if isinstance(source, Path) or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise ModelFormatError(f"no such folder: {name}")
+    return _download(name)
+
+
+def _is_checkpoint(folder: Path) -> bool:
+    weights = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+    return (folder / "config.json").is_file() and any((folder / name).is_file() for name in weights)
+
+
+def _package_checkpoints(name: str) -> list[Path]:
+    """Checkpoint folders inside the installed distribution or module of this name; nothing is imported."""
+    candidates: Iterable[Path] = ()
+    try:
+        files = importlib.metadata.distribution(name).files or []
+        candidates = [Path(str(file.locate())).parent for file in files if file.name == "config.json"]
+    except (importlib.metadata.PackageNotFoundError, ValueError):
+        pass
+    if not candidates and name.isidentifier():
+        module = importlib.util.find_spec(name)
+        roots = module.submodule_search_locations or [] if module else []
+        candidates = [path.parent for root in roots for path in Path(root).rglob("config.json")]
+    folders = sorted({folder for folder in candidates if _is_checkpoint(folder)})
+    # a sentence-transformers module inside another checkpoint (2_Dense) is a part of it
+    return [folder for folder in folders if not any(other in folder.parents for other in folders)]
+
+
+def _download(name: str) -> Path:
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise ModelFormatError(
+            f"{name} is neither a folder nor an installed package with a checkpoint in it; to take it from the "
+            "Hugging Face hub install huggingface_hub, or give a folder"
+        ) from None
+    patterns = ["*.json", "*.txt", "*.safetensors", "*.model"]
+    ignored = ["onnx/*", "openvino/*"]
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=ignored))
+        if not list(folder.rglob("*.safetensors")):
+            folder = Path(
+                snapshot_download(name, allow_patterns=[*patterns, "pytorch_model*.bin"], ignore_patterns=ignored)
+            )
+    except Exception as error:  # the hub client's own errors differ between its versions
+        raise ModelFormatError(
+            f"{name} is neither a folder nor an installed package with a checkpoint in it, and the Hugging Face hub "
+            f"did not give it ({type(error).__name__}: {str(error).partition(chr(10))[0]}); give a folder"
+        ) from None
+    return folder
+
+
+def _read_object(path: Path, default: dict[str, Any] | None = None) -> dict[str, Any]:
+    value = _read_json(path) if default is None or path.is_file() else default
+    if not isinstance(value, dict):
+        raise ModelFormatError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelFormatError(f"{path} is missing") from None
+    except (ValueError, RecursionError) as error:
+        raise ModelFormatError(f"{path} is not valid JSON: {error}") from None
+
+
+def _source_files(root: Path, folder: Path, modules: list[tuple[str, str]]) -> dict[str, Path]:
+    files = [folder / name for name in TEXT_FILES] + [root / name for name in TEXT_FILES]
+    files += sorted(root.glob("sentence_*_config.json")) + [root / path / "config.json" for _, path in modules if path]
+    return {str(path.relative_to(root)): path for path in files if path.is_file()}
+
+
+# Weights
+
+
+def _read_weights(folder: Path) -> dict[str, F32]:
+    """Every tensor of the folder's safetensors or PyTorch files, as f32."""
+    for pattern, read in (("model.safetensors", _read_safetensors), ("pytorch_model.bin", _read_torch)):
+        index = folder / f"{pattern}.index.json"
+        if index.is_file():
+            names = sorted(set(_read_object(index).get("weight_map", {}).values()))
+        elif (folder / pattern).is_file():
+            names = [pattern]
+        else:
+            continue
+        tensors: dict[str, F32] = {}
+        for name in names:
+            if Path(name).name != name or not (folder / name).is_file():
+                raise ModelFormatError(f"{index} names {name!r}, which is missing: download the checkpoint again")
+            tensors.update(read(folder / name))
+        return tensors
+    raise ModelFormatError(f"{folder}: no model.safetensors or pytorch_model.bin")
+
+
+def _read_safetensors(path: Path) -> dict[str, F32]:
+    try:
+        import safetensors
+    except ImportError:
+        raise EdgeBertError(f"reading {path} needs safetensors: pip install 'edgebert[export]'") from None
+    try:
+        entries = safetensors.deserialize(path.read_bytes())  # type: ignore[no-untyped-call]
+    except safetensors.SafetensorError as error:
+        raise ModelFormatError(f"{path} is damaged ({error}): download it again") from None
+    tensors = {}
+    for name, entry in entries:
+        dtype, data = entry["dtype"], entry["data"]
+        if dtype == "BF16":  # the upper half of an f32
+            values = (np.frombuffer(data, "<u2").astype(np.uint32) << 16).view(np.float32)
+        elif dtype in ("F64", "F32", "F16"):
+            values = np.frombuffer(data, f"<f{int(dtype[1:]) // 8}").astype(np.float32)
+        elif dtype in ("I64", "I32", "U8", "BOOL"):
+            continue  # buffers such as position_ids; a weight left out here is reported as missing
+        else:
+            raise UnsupportedModelError(f"{path}: tensor {name} has dtype {dtype}; supported: F32, F16, BF16, F64")
+        tensors[name] = values.reshape(entry["shape"])
+    return tensors
+
+
+def _read_torch(path: Path) -> dict[str, F32]:
+    try:
+        import torch
+    except ImportError:
+        raise EdgeBertError(f"reading {path} needs torch; install it, or save the checkpoint as safetensors") from None
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # pickle, zip and torch errors alike
+        raise ModelFormatError(f"{path} cannot be read as PyTorch weights: {str(error).splitlines()[0]}") from None
+    if not isinstance(state, dict):
+        raise ModelFormatError(f"{path}: expected a state dict, found {type(state).__name__}")
+    return {
+        name: value.to(torch.float32).numpy()
+        for name, value in state.items()
+        if isinstance(value, torch.Tensor) and value.is_floating_point()
+    }
+
+
+class _Weights:
+    """A checkpoint's tensors by the full names of transformers, whichever way they were saved."""
+
+    def __init__(self, raw: dict[str, F32], table: _Family) -> None:
+        self._table = table
+        tops = ("embeddings.", "encoder.", "transformer.", "embeddings_project.", "pooler.")
+        self._tensors: dict[str, F32] = {}
+        for name, tensor in raw.items():
+            for old, new in ((".gamma", ".weight"), (".beta", ".bias")):
+                if name.endswith("LayerNorm" + old):
+                    name = name.removesuffix(old) + new
+            self._tensors[table.prefix + name if name.startswith(tops) else name] = tensor
+        self._used: set[str] = set()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._tensors
+
+    def get(self, name: str, shape: tuple[int, ...]) -> F32:
+        """The tensor of this name and shape."""
+        if name not in self._tensors:
+            raise UnsupportedModelError(
+                f"the checkpoint has no tensor {name} (nor under the names of older releases), which its config asks "
+                "for: check the config's `architectures`, or name the task and family"
+            )
+        tensor = self._tensors[name]
+        self._used.add(name)
+        if tensor.shape != shape:
+            raise UnsupportedModelError(f"tensor {name} has shape {tensor.shape}, the config asks for {shape}")
+        return tensor
+
+    def encoder(self, key: str, suffix: str, shape: tuple[int, ...], i: int = 0) -> F32:
+        """A tensor of the encoder by its key in the family's table."""
+        return self.get(f"{self._table.prefix}{self._table.encoder[key].format(i=i)}.{suffix}", shape)
+
+    def check_encoder_used(self) -> None:
+        """Refuse tensors inside the encoder that nothing has asked for: they would change what the model computes."""
+        ignored = ("position_ids", "token_type_ids")
+        inside = tuple(self._table.prefix + top for top in ("embeddings.", "encoder.", "transformer."))
+        unknown = sorted(
+            name for name in self._tensors.keys() - self._used if name.startswith(inside) and not name.endswith(ignored)
+        )
+        if unknown:
+            raise UnsupportedModelError(
+                f"the checkpoint's encoder has {len(unknown)} tensors that its config does not account for "
+                f"(adapters, more layers?): {', '.join(unknown[:4])}{', …' if len(unknown) > 4 else ''}; "
+                "merge or remove them, and save the checkpoint again"
+            )
+
+
+# The spec
+
+
+def _refuse(what: str, found: object, supported: Iterable[str]) -> NoReturn:
+    raise UnsupportedModelError(f"{what} {found!r} is not supported; supported: {', '.join(supported)}")
+
+
+def _choose_family(config: dict[str, Any], family: str | None) -> str:
+    if family is None:
+        family = config.get("model_type")
+    if family is None:
+        for name, table in _TABLES.items():
+            if any(str(a).removeprefix(table.class_prefix) in ARCHITECTURES for a in config.get("architectures") or ()):
+                return name
+        raise UnsupportedModelError(f"config.json has no model_type: name the family, one of {', '.join(FAMILIES)}")
+    if family not in FAMILIES:
+        _refuse("model family", family, FAMILIES)
+    return family
+
+
+def _choose_task(config: dict[str, Any], table: _Family, task: str | None, has_modules: bool) -> tuple[str, str | None]:
+    """(task, pooling asked for): from `task` if given, else from the config's architectures."""
+    if task is not None:
+        task, _, pooling = task.partition(":")
+        if task not in TASKS:
+            _refuse("task", task, TASKS)
+        if pooling and (task != "embedding" or pooling not in (*POOLINGS, "pooler")):
+            _refuse("pooling", f"{task}:{pooling}", (f"embedding:{name}" for name in (*POOLINGS, "pooler")))
+        if pooling == "pooler" and "pooler" not in table.encoder:
+            raise UnsupportedModelError(
+                f"{table.class_prefix} models have no pooler; use embedding:mean or embedding:cls"
+            )
+        _check_task_of_family(task, table)
+        return task, pooling or None
+    architectures = [str(name) for name in config.get("architectures") or ()]
+    tasks = [ARCHITECTURES.get(name.removeprefix(table.class_prefix)) for name in architectures]
+    if has_modules and (not tasks or tasks[0] in ("embedding", "fill-mask", "pretraining")):
+        return "embedding", None
+    if not architectures:
+        raise UnsupportedModelError(f"config.json has no `architectures`: name the task, one of {', '.join(TASKS)}")
+    if tasks[0] is None:
+        _refuse("architecture", architectures[0], (table.class_prefix + suffix for suffix in ARCHITECTURES))
+    _check_task_of_family(tasks[0], table)
+    return tasks[0], None
+
+
+def _check_task_of_family(task: str, table: _Family) -> None:
+    if task in ("next-sentence", "pretraining") and table.class_prefix != "Bert":
+        raise UnsupportedModelError(
+            f"{table.class_prefix} has no {task} head that EdgeBERT supports (only BERT has); supported: "
+            + ", ".join(name for name in TASKS if name not in ("next-sentence", "pretraining"))
+        )
+
+
+def _body_spec(config: dict[str, Any], table: _Family, family: str, task: str) -> EncoderSpec:
+    """The spec without its head (task `embedding`, no pooling), after refusing what the engines do not compute."""
+    for flag in ("is_decoder", "add_cross_attention"):
+        if config.get(flag):
+            raise UnsupportedModelError(f"the config has {flag}: only encoders without cross attention are supported")
+    position_type = config.get("position_embedding_type") or "absolute"
+    if position_type != "absolute":
+        _refuse("position_embedding_type", position_type, ["absolute"])
+    if config.get("pruned_heads"):
+        raise UnsupportedModelError("the config has pruned_heads: save the checkpoint unpruned, or prune with EdgeBERT")
+
+    def value(key: str) -> Any:
+        defaults = {**_DEFAULTS, **table.defaults}
+        key_in_config = table.config.get(key, key)
+        found = config.get(key_in_config)
+        if found is None:
+            if key not in defaults:
+                raise ModelFormatError(f"config.json has no {key_in_config}")
+            return defaults[key]
+        return found
+
+    def size(key: str) -> int:
+        found = value(key)
+        if not isinstance(found, int) or isinstance(found, bool) or found < 0:
+            raise ModelFormatError(f"config.json: {table.config.get(key, key)} must be a whole number, got {found!r}")
+        return found
+
+    act = value("hidden_act")
+    if act not in HIDDEN_ACTS:
+        _refuse("hidden_act", act, HIDDEN_ACTS)
+    hidden_size, num_heads = size("hidden_size"), size("num_attention_heads")
+    if num_heads == 0 or hidden_size % num_heads:
+        raise UnsupportedModelError(f"hidden size {hidden_size} is not a multiple of the {num_heads} attention heads")
+    embedding_size = config.get("embedding_size") or 128 if family == "electra" else hidden_size
+    layer = LayerSpec(num_heads, hidden_size // num_heads, size("intermediate_size"))
+    num_token_types = 0 if family == "distilbert" else size("type_vocab_size")
+    position_offset = size("pad_token_id") + 1 if table.has_position_padding else 0
+    num_positions = size("max_position_embeddings")
+    if position_offset >= num_positions:
+        raise UnsupportedModelError(f"{num_positions} positions leave none after the pad token's {position_offset}")
+    return EncoderSpec(
+        family=family,
+        task="embedding",
+        vocab_size=size("vocab_size"),
+        hidden_size=hidden_size,
+        embedding_size=embedding_size,
+        num_positions=num_positions,
+        num_token_types=num_token_types,
+        layers=(layer,) * size("num_hidden_layers"),
+        activation=HIDDEN_ACTS[act],
+        layer_norm_eps=1e-12 if family == "distilbert" else float(value("layer_norm_eps")),
+        position_offset=position_offset,
+        max_length=num_positions - position_offset,
+        pad_token_id=size("pad_token_id"),
+        mlm_activation=(table.mlm_activation or HIDDEN_ACTS[act])
+        if task in ("fill-mask", "pretraining")
+        else "identity",
+    )
+
+
+def _task_head(config: dict[str, Any], table: _Family, task: str, raw: _Weights) -> dict[str, Any]:
+    """Spec fields of the heads that transformers defines."""
+    head: dict[str, Any] = {"task": task}
+    hidden_size = config[table.config.get("hidden_size", "hidden_size")]
+    if task in ("text-classification", "token-classification"):
+        head["labels"] = _labels(config)
+    if task == "text-classification":
+        head |= {"pooling": "cls", "dense_size": hidden_size, "dense_activation": table.dense_activation}
+        problem_type = config.get("problem_type")
+        if problem_type is not None and problem_type not in PROBLEM_TYPES:
+            _refuse("problem_type", problem_type, PROBLEM_TYPES)
+        head["problem_type"] = problem_type or "single_label_classification"
+    if task in ("next-sentence", "pretraining"):
+        head |= {
+            "pooling": "cls",
+            "dense_size": hidden_size,
+            "dense_activation": "tanh",
+            "labels": NEXT_SENTENCE_LABELS,
+        }
+    return head
+
+
+def _labels(config: dict[str, Any]) -> tuple[str, ...]:
+    """The labels as transformers counts and names them: `num_labels` wins over an `id2label` of another length."""
+    id2label = config.get("id2label")
+    names = {int(key): str(name) for key, name in id2label.items()} if isinstance(id2label, dict) else {}
+    count = config.get("num_labels") or len(names) or 2
+    if sorted(names) == list(range(count)):
+        return tuple(names[i] for i in range(count))
+    return tuple(f"LABEL_{i}" for i in range(count))
+
+
+# sentence-transformers
+
+
+def _read_modules(root: Path) -> list[tuple[str, str]]:
+    """(class name, path) of each entry of modules.json, the Transformer first; [] without the file."""
+    path = root / "modules.json"
+    if not path.is_file():
+        return []
+    entries = _read_json(path)
+    try:
+        modules = [(str(entry["type"]).rpartition(".")[2], str(entry["path"])) for entry in entries]
+    except (TypeError, KeyError):
+        raise ModelFormatError(f"{path}: expected a list of objects with `type` and `path`") from None
+    if not modules or modules[0][0] != "Transformer":
+        _refuse("the first module of modules.json", modules[0][0] if modules else None, ["Transformer"])
+    for _, folder in modules:
+        if Path(folder).is_absolute() or ".." in Path(folder).parts:
+            raise ModelFormatError(f"{path}: module path {folder!r} leaves the folder")
+    return modules
+
+
+def _sentence_head(root: Path, modules: list[tuple[str, str]]) -> tuple[dict[str, Any], dict[str, F32] | None]:
+    """Spec fields and dense weights of the modules after the Transformer: Pooling, then Dense, then Normalize."""
+    kinds = [kind for kind, _ in modules[1:]]
+    orders = (["Pooling"], ["Pooling", "Normalize"], ["Pooling", "Dense"], ["Pooling", "Dense", "Normalize"])
+    if kinds not in [[], *orders]:
+        _refuse("the modules after the Transformer", ", ".join(kinds), (" + ".join(order) for order in orders))
+    if not kinds:
+        return {"pooling": "none"}, None
+    paths = dict(modules)
+    head: dict[str, Any] = {"pooling": _pooling_mode(_read_object(root / paths["Pooling"] / "config.json"), root)}
+    head["normalize"] = "Normalize" in kinds
+    if "Dense" not in kinds:
+        return head, None
+    config = _read_object(root / paths["Dense"] / "config.json")
+    activation = str(config.get("activation_function", "torch.nn.modules.activation.Tanh")).rpartition(".")[2]
+    activations = {"Tanh": "tanh", "Identity": "identity", "ReLU": "relu", "GELU": "gelu_erf"}
+    if activation not in activations:
+        _refuse("the Dense module's activation_function", activation, activations)
+    weights = _read_weights(root / paths["Dense"])
+    if "linear.weight" not in weights or weights["linear.weight"].ndim != 2:
+        raise ModelFormatError(f"{root / paths['Dense']}: no matrix linear.weight")
+    weight = np.ascontiguousarray(weights["linear.weight"].T)
+    bias = weights.get("linear.bias", np.zeros(weight.shape[1], np.float32))
+    head |= {"dense_size": weight.shape[1], "dense_activation": activations[activation]}
+    return head, {"weight": weight, "bias": bias}
+
+
+def _pooling_mode(config: dict[str, Any], root: Path) -> str:
+    names = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
+    modes = [key for key, on in config.items() if key.startswith("pooling_mode_") and on]
+    if isinstance(config.get("pooling_mode"), str):  # newer releases write one name
+        modes = [
+            {"mean": "pooling_mode_mean_tokens", "cls": "pooling_mode_cls_token"}.get(m, m)
+            for m in [config["pooling_mode"]]
+        ]
+    if not modes:
+        modes = ["pooling_mode_mean_tokens"]
+    if len(modes) > 1 or modes[0] not in names:
+        _refuse("the pooling", " + ".join(modes), names)
+    if config.get("include_prompt") is False and _prompts(root, "embedding").get("prompts"):
+        raise UnsupportedModelError(
+            "pooling with include_prompt: false is not supported (prompts take part in pooling)"
+        )
+    return names[modes[0]]
+
+
+def _prompts(root: Path, task: str) -> dict[str, Any]:
+    if task != "embedding":
+        return {}
+    config = _read_object(root / "config_sentence_transformers.json", {})
+    prompts = config.get("prompts") or {}
+    default = config.get("default_prompt_name")
+    if not isinstance(prompts, dict) or not all(isinstance(text, str) for text in prompts.values()):
+        raise ModelFormatError("config_sentence_transformers.json: prompts must map names to texts")
+    if default is not None and default not in prompts:
+        raise ModelFormatError(
+            f"config_sentence_transformers.json: default_prompt_name {default!r} is not among the prompts"
+        )
+    return {"prompts": prompts, "default_prompt_name": default}
+
+
+def _sentence_config(root: Path) -> dict[str, Any]:
+    """sentence_bert_config.json; older releases wrote the family's name into the file name."""
+    paths = sorted(root.glob("sentence_*_config.json")) + sorted(root.glob("0_Transformer/sentence_*_config.json"))
+    return _read_object(paths[0]) if paths else {}
+
+
+def _lowercases_text(root: Path, task: str) -> bool:
+    return task == "embedding" and bool(_sentence_config(root).get("do_lower_case"))
+
+
+def _max_length(spec: EncoderSpec, root: Path, tokenizer_config: dict[str, Any]) -> int:
+    limit = _sentence_config(root).get("max_seq_length") if spec.task == "embedding" else None
+    if limit is None:
+        limit = tokenizer_config.get("model_max_length")  # 1e30 where transformers knows no limit
+    return max(1, int(min(limit or spec.usable_positions, spec.usable_positions)))
+
+
+# Canonical tensors
+
+
+def _canonical_tensors(
+    spec: EncoderSpec, table: _Family, raw: _Weights, dense: dict[str, F32] | None
+) -> dict[str, F32]:
+    """The tensors of `names.weight_tensors(spec)`: linears transposed to [inputs, outputs], q, k and v side by side."""
+    hidden, embedding = spec.hidden_size, spec.embedding_size
+    tensors: dict[str, F32] = {}
+
+    def linear(name: str, weight: F32, bias: F32) -> None:
+        tensors[f"{name}.weight"], tensors[f"{name}.bias"] = weight.T, bias
+
+    def encoder_linear(name: str, keys: tuple[str, ...], inputs: int, outputs: int, i: int = 0) -> None:
+        weights = [raw.encoder(key, "weight", (outputs, inputs), i) for key in keys]
+        biases = [raw.encoder(key, "bias", (outputs,), i) for key in keys]
+        linear(name, np.concatenate(weights), np.concatenate(biases))
+
+    def head_linear(name: str, source: str, inputs: int, outputs: int) -> None:
+        linear(name, raw.get(f"{source}.weight", (outputs, inputs)), raw.get(f"{source}.bias", (outputs,)))
+
+    def layer_norm(name: str, key: str, width: int, i: int = 0) -> None:
+        for part in ("weight", "bias"):
+            tensors[f"{name}.{part}"] = raw.encoder(key, part, (width,), i)
+
+    tensors["embeddings.word.weight"] = raw.encoder("word", "weight", (spec.vocab_size, embedding))
+    tensors["embeddings.position.weight"] = raw.encoder("position", "weight", (spec.num_positions, embedding))
+    if spec.num_token_types:
+        tensors["embeddings.token_type.weight"] = raw.encoder("token_type", "weight", (spec.num_token_types, embedding))
+    layer_norm("embeddings.layer_norm", "embeddings.layer_norm", embedding)
+    if embedding != hidden:
+        encoder_linear("embeddings.projection", ("projection",), embedding, hidden)
+    for i, layer in enumerate(spec.layers):
+        encoder_linear(linear_name(i, "qkv"), ("q", "k", "v"), hidden, layer.attention_size, i)
+        encoder_linear(linear_name(i, "attention_output"), ("attention_output",), layer.attention_size, hidden, i)
+        layer_norm(f"layer.{i}.attention.layer_norm", "attention.layer_norm", hidden, i)
+        encoder_linear(linear_name(i, "ffn_up"), ("ffn_up",), hidden, layer.intermediate_size, i)
+        encoder_linear(linear_name(i, "ffn_down"), ("ffn_down",), layer.intermediate_size, hidden, i)
+        layer_norm(f"layer.{i}.ffn.layer_norm", "ffn.layer_norm", hidden, i)
+
+    if dense is not None:
+        tensors["head.dense.weight"], tensors["head.dense.bias"] = dense["weight"], dense["bias"]
+    elif spec.has_sequence_head and spec.dense_size:
+        source = table.dense if spec.task != "embedding" else f"{table.prefix}{table.encoder['pooler']}"
+        head_linear("head.dense", source, hidden, spec.dense_size)
+    if spec.task in ("text-classification", "token-classification", "question-answering"):
+        source = {"token-classification": "classifier", "question-answering": "qa_outputs"}.get(
+            spec.task, table.classifier
+        )
+        head_linear("head.out", source, hidden, len(spec.labels) or 2)
+    elif spec.task in ("next-sentence", "pretraining"):
+        head_linear("head.out", "cls.seq_relationship", hidden, 2)
+    if spec.has_mlm_head:
+        _add_mlm_head(tensors, spec, table, raw)
+    raw.check_encoder_used()
+
+    canonical = {}
+    for name, (_, shape) in weight_tensors(spec).items():
+        if tensors[name].shape != shape:
+            raise UnsupportedModelError(f"{name} has shape {tensors[name].shape}, expected {shape}")
+        canonical[name] = np.ascontiguousarray(tensors[name], np.float32)
+    return canonical
+
+
+def _add_mlm_head(tensors: dict[str, F32], spec: EncoderSpec, table: _Family, raw: _Weights) -> None:
+    dense, norm, decoder, bias = table.mlm
+    width = spec.embedding_size
+    tensors["mlm.dense.weight"] = raw.get(f"{dense}.weight", (width, spec.hidden_size)).T
+    tensors["mlm.dense.bias"] = raw.get(f"{dense}.bias", (width,))
+    for part in ("weight", "bias"):
+        tensors[f"mlm.layer_norm.{part}"] = raw.get(f"{norm}.{part}", (width,))
+    tensors["mlm.bias"] = raw.get(bias if bias in raw else f"{decoder}.bias", (spec.vocab_size,))
+    tied = {f"{decoder}.weight": tensors["embeddings.word.weight"], f"{decoder}.bias": tensors["mlm.bias"]}
+    for name, value in tied.items():
+        if name in raw and not np.array_equal(raw.get(name, value.shape), value):
+            raise UnsupportedModelError(
+                f"untied MLM decoder: {name} differs from the tensor it is tied to in transformers; "
+                "supported: a decoder that shares the word embeddings"
+            )
+
+
+# Tokenizers
+
+
+def _tokenizer_json(folder: Path, family: str, config: dict[str, Any], lowercase: bool) -> str | None:
+    if (folder / "tokenizer.json").is_file():
+        tokenizer = _read_object(folder / "tokenizer.json")
+        _apply_normalizer_config(tokenizer, config)
+    elif (folder / "vocab.txt").is_file():
+        tokenizer = _bert_tokenizer(folder, config)
+    elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+        tokenizer = _roberta_tokenizer(folder, config)
+    elif list(folder.glob("*.model")):
+        raise UnsupportedModelError(
+            f"{folder} has a SentencePiece model but no tokenizer.json: load its tokenizer with transformers, save it "
+            "there with save_pretrained, and export again"
+        )
+    else:
+        return None
+    tokenizer["truncation"] = tokenizer["padding"] = None
+    if lowercase:
+        normalizers = [{"type": "Lowercase"}] + [tokenizer["normalizer"]] * bool(tokenizer.get("normalizer"))
+        tokenizer["normalizer"] = {"type": "Sequence", "normalizers": normalizers}
+    return json.dumps(tokenizer, ensure_ascii=False, separators=(",", ":"))
+
+
+def _apply_normalizer_config(tokenizer: dict[str, Any], config: dict[str, Any]) -> None:
+    """tokenizer_config.json wins over a BertNormalizer stored in tokenizer.json, as in transformers."""
+    normalizer = tokenizer.get("normalizer") or {}
+    if normalizer.get("type") != "BertNormalizer":
+        return
+    keys = {
+        "lowercase": "do_lower_case",
+        "strip_accents": "strip_accents",
+        "handle_chinese_chars": "tokenize_chinese_chars",
+    }
+    normalizer.update({key: config[name] for key, name in keys.items() if name in config})
+
+
+def _special_tokens(folder: Path, config: dict[str, Any], defaults: dict[str, str]) -> dict[str, str]:
+    """The special tokens by name: transformers' defaults, then special_tokens_map.json, then the tokenizer's config."""
+    extra = {**_read_object(folder / "special_tokens_map.json", {}), **config}
+    if (folder / "added_tokens.json").is_file() or any(
+        extra.get(key) for key in ("additional_special_tokens", "extra_special_tokens")
+    ):
+        raise UnsupportedModelError(
+            f"{folder} has added tokens but no tokenizer.json: load its tokenizer with transformers, save it there "
+            "with save_pretrained, and export again"
+        )
+
+    def content(value: Any) -> str:
+        return str(value["content"] if isinstance(value, dict) else value)
+
+    return {name: content(extra.get(name) or default) for name, default in defaults.items()}
+
+
+def _bert_tokenizer(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+    defaults = {"unk": "[UNK]", "sep": "[SEP]", "pad": "[PAD]", "cls": "[CLS]", "mask": "[MASK]"}
+    special = _special_tokens(folder, config, {f"{name}_token": token for name, token in defaults.items()})
+    unk, sep, cls = special["unk_token"], special["sep_token"], special["cls_token"]
+    lines = (folder / "vocab.txt").read_text(encoding="utf-8").split("\n")
+    vocab = {token: i for i, token in enumerate(lines[:-1] if lines[-1] == "" else lines)}
+    tokenizer = Tokenizer(models.WordPiece(vocab, unk_token=unk))
+    tokenizer.normalizer = normalizers.BertNormalizer(
+        clean_text=True,
+        handle_chinese_chars=config.get("tokenize_chinese_chars", True),
+        strip_accents=config.get("strip_accents"),
+        lowercase=config.get("do_lower_case", True),
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece(prefix="##")
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in special.values()])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{cls}:0 $A:0 {sep}:0",
+        pair=f"{cls}:0 $A:0 {sep}:0 $B:1 {sep}:1",
+        special_tokens=[(cls, tokenizer.token_to_id(cls)), (sep, tokenizer.token_to_id(sep))],
+    )
+    return dict(json.loads(tokenizer.to_str()))
+
+
+def _roberta_tokenizer(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+
+    defaults = {
+        "bos": "<s>",
+        "eos": "</s>",
+        "unk": "<unk>",
+        "sep": "</s>",
+        "pad": "<pad>",
+        "cls": "<s>",
+        "mask": "<mask>",
+    }
+    special = _special_tokens(folder, config, {f"{name}_token": token for name, token in defaults.items()})
+    add_prefix_space, trim_offsets = config.get("add_prefix_space", False), config.get("trim_offsets", True)
+    model = models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
+    model.continuing_subword_prefix = model.end_of_word_suffix = ""
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(
+        [AddedToken(token, special=True, lstrip=name == "mask_token") for name, token in special.items()]
+    )
+    sep, cls = ((special[name], tokenizer.token_to_id(special[name])) for name in ("sep_token", "cls_token"))
+    tokenizer.post_processor = processors.RobertaProcessing(sep, cls, trim_offsets, add_prefix_space)
+    return dict(json.loads(tokenizer.to_str()))
