@@ -157,7 +157,9 @@ EncoderSpec parse_encoder_spec(std::string_view text) {
                                     ", the one this EdgeBERT reads: update EdgeBERT or re-export the model");
   }
 
+  // Choices in the order of their enumerators.
   const std::vector<std::string> activations = {"identity", "gelu_erf", "gelu_tanh", "relu", "tanh"};
+  const Activation ffn_activations[] = {Activation::kGeluErf, Activation::kGeluTanh, Activation::kRelu};
   EncoderSpec spec;
   members.take_choice("family", {"bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra"});
   spec.task = static_cast<Task>(
@@ -169,16 +171,10 @@ EncoderSpec parse_encoder_spec(std::string_view text) {
   spec.num_positions = members.take_size("num_positions", 1, 1 << 20);
   spec.num_token_types = members.take_size("num_token_types", 0, 1 << 10);
   spec.position_offset = members.take_size("position_offset", 0, spec.num_positions - 1, 0);
-  if (spec.usable_positions() < 512) {
-    members.take_size("max_length", 1, spec.usable_positions());
-  } else {
-    members.take_size("max_length", 1, spec.usable_positions(), 512);
-  }
+  members.take_size("max_length", 1, spec.usable_positions(), 1);  // where texts are cut, in the layers above
   spec.dense_size = members.take_size("dense_size", 0, kMaxInnerSize, 0);
   members.take_size("pad_token_id", 0, spec.vocab_size - 1, 0);
-  // the enumerators follow the order of `activations`; only the first FFN ones may stand between the FFN's linears
-  const int activation = members.take_choice("activation", {"gelu_erf", "gelu_tanh", "relu"}, 0);
-  spec.activation = static_cast<Activation>(activation + 1);
+  spec.activation = ffn_activations[members.take_choice("activation", {"gelu_erf", "gelu_tanh", "relu"}, 0)];
   spec.dense_activation = static_cast<Activation>(members.take_choice("dense_activation", activations, 0));
   spec.mlm_activation = static_cast<Activation>(members.take_choice("mlm_activation", activations, 0));
   spec.pooling = static_cast<Pooling>(members.take_choice("pooling", {"none", "mean", "cls"}, 0));

@@ -25,7 +25,8 @@ class Parser {
 
  private:
   [[noreturn]] void fail(const std::string& what) const {
-    throw Error(EB_MODEL_FORMAT, "JSON: " + what + " at byte " + std::to_string(at_));
+    throw Error(EB_MODEL_FORMAT,
+                "the spec is not valid JSON (" + what + " at byte " + std::to_string(at_) + "): re-export the model");
   }
 
   // '\0' at the end: no JSON token holds it.

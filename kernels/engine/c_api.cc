@@ -1,0 +1,213 @@
+// The C API: checks arguments, keeps exceptions inside, and lets runs on one model take turns.
+#include <algorithm>
+#include <cstdio>
+#include <cstring>
+#include <memory>
+#include <mutex>
+#include <new>
+#include <string>
+#include <string_view>
+#include <utility>
+
+#include "cpu/cpu_features.h"
+#include "cpu/dispatch.h"
+#include "edgebert.h"
+#include "engine/encoder.h"
+#include "engine/model_file.h"
+#include "engine/status.h"
+
+struct eb_model {
+  eb_model(const edgebert::ModelFile& file, const edgebert::KernelTable& kernels, int num_threads)
+      : spec(file.spec), encoder(file.spec, file.weights, kernels, num_threads) {}
+
+  edgebert::EncoderSpec spec;
+  edgebert::Encoder encoder;
+  mutable std::mutex mutex;
+};
+
+namespace edgebert {
+namespace {
+
+constexpr int kMaxThreads = 1024;
+
+thread_local char last_error[2048] = "";
+
+eb_status report(eb_status status, const char* message) noexcept {
+  std::snprintf(last_error, sizeof last_error, "%s", message);
+  return status;
+}
+
+// Runs `body`; an exception becomes a status and the thread's last error.
+template <typename Body>
+eb_status guard(const Body& body) noexcept {
+  try {
+    body();
+    return EB_OK;
+  } catch (const Error& error) {
+    return report(error.status(), error.what());
+  } catch (const std::bad_alloc&) {
+    return report(EB_OUT_OF_MEMORY, "out of memory: use smaller batches, or a smaller model");
+  } catch (const std::exception& error) {
+    return report(EB_INTERNAL, error.what());
+  } catch (...) {
+    return report(EB_INTERNAL, "an unknown error");
+  }
+}
+
+[[noreturn]] void fail(const std::string& what) { throw Error(EB_INVALID_INPUT, what); }
+
+std::string range(int last) { return "0 to " + std::to_string(last); }
+
+struct OutputShape {
+  bool is_per_token;
+  int width;
+};
+
+// The twin of EncoderSpec.outputs and output_width in edgebert/artifact/spec.py.
+OutputShape output_shape(const EncoderSpec& spec, std::string_view name) {
+  switch (spec.task) {
+    case Task::kEmbedding:
+      if (name == "last_hidden_state") return {true, spec.hidden_size};
+      if (name == "sentence_embedding" && spec.pooling != Pooling::kNone) {
+        return {false, spec.dense_size > 0 ? spec.dense_size : spec.hidden_size};
+      }
+      break;
+    case Task::kTextClassification:
+    case Task::kNextSentence:
+      if (name == "logits") return {false, spec.num_labels};
+      break;
+    case Task::kTokenClassification:
+      if (name == "logits") return {true, spec.num_labels};
+      break;
+    case Task::kQuestionAnswering:
+      if (name == "start_logits" || name == "end_logits") return {true, 1};
+      break;
+    case Task::kFillMask:
+      if (name == "logits") return {true, spec.vocab_size};
+      break;
+    case Task::kPretraining:
+      if (name == "prediction_logits") return {true, spec.vocab_size};
+      if (name == "seq_relationship_logits") return {false, spec.num_labels};
+      break;
+  }
+  fail("unknown output '" + std::string(name.substr(0, 100)) + "': the model's task has none of that name");
+}
+
+void check_ids(const char* name, const int32_t* ids, int32_t count, int limit) {
+  for (int32_t i = 0; i < count; ++i) {
+    if (ids[i] < 0 || ids[i] >= limit) {
+      fail(std::string(name) + "[" + std::to_string(i) + "] is " + std::to_string(ids[i]) + ", expected " +
+           range(limit - 1));
+    }
+  }
+}
+
+void check_batch(const EncoderSpec& spec, const eb_batch& batch) {
+  if (batch.num_sequences < 0) fail("num_sequences is " + std::to_string(batch.num_sequences) + ", expected 0 or more");
+  if (batch.cu_seqlens == nullptr) fail("cu_seqlens is NULL");
+  if (batch.cu_seqlens[0] != 0) fail("cu_seqlens[0] is " + std::to_string(batch.cu_seqlens[0]) + ", expected 0");
+  for (int32_t i = 0; i < batch.num_sequences; ++i) {
+    const int64_t length = int64_t{batch.cu_seqlens[i + 1]} - batch.cu_seqlens[i];
+    if (length < 1 || length > spec.usable_positions()) {
+      fail("sequence " + std::to_string(i) + " has " + std::to_string(length) + " tokens, the model takes 1 to " +
+           std::to_string(spec.usable_positions()) + ": truncate it, or drop it if empty");
+    }
+  }
+  const int32_t total_tokens = batch.cu_seqlens[batch.num_sequences];
+  if (total_tokens == 0) return;
+  if (batch.input_ids == nullptr) fail("input_ids is NULL");
+  check_ids("input_ids", batch.input_ids, total_tokens, spec.vocab_size);
+  if (batch.token_type_ids != nullptr) {
+    check_ids("token_type_ids", batch.token_type_ids, total_tokens, spec.num_token_types);
+  }
+}
+
+void check_output(const EncoderSpec& spec, const eb_batch& batch, const eb_output& output) {
+  if (output.name == nullptr) fail("an output's name is NULL");
+  const OutputShape shape = output_shape(spec, output.name);
+  const int32_t rows = shape.is_per_token ? batch.cu_seqlens[batch.num_sequences] : batch.num_sequences;
+  const size_t needed = static_cast<size_t>(rows) * static_cast<size_t>(shape.width);
+  if (needed > output.capacity) {
+    fail("output " + std::string(output.name) + " needs room for " + std::to_string(needed) + " floats, got " +
+         std::to_string(output.capacity));
+  }
+  if (needed > 0 && output.data == nullptr) fail("output " + std::string(output.name) + " has no data pointer");
+}
+
+void load_model(std::string_view bytes, const eb_options* options, eb_model** model) {
+  const eb_options chosen = options != nullptr ? *options : eb_options{nullptr, 0};
+  if (chosen.num_threads < 0 || chosen.num_threads > kMaxThreads) {
+    fail("num_threads is " + std::to_string(chosen.num_threads) + ", expected " + range(kMaxThreads) +
+         " (0: one for each CPU this process may use)");
+  }
+  const KernelTable& kernels = select_kernels(chosen.isa);
+  const ModelFile file = read_model_file(bytes);
+  *model = new eb_model(file, kernels, chosen.num_threads > 0 ? chosen.num_threads : usable_cpus());
+}
+
+}  // namespace
+}  // namespace edgebert
+
+using edgebert::fail;
+using edgebert::guard;
+
+const char* eb_version(void) { return EDGEBERT_VERSION; }
+
+const char* eb_last_error(void) { return edgebert::last_error; }
+
+const char* eb_built_isas(void) { return edgebert::built_isas(); }
+
+const char* eb_usable_isas(void) { return edgebert::usable_isas(); }
+
+int32_t eb_default_threads(void) { return edgebert::usable_cpus(); }
+
+eb_status eb_load(const char* path, const eb_options* options, eb_model** model) {
+  return guard([&] {
+    if (model == nullptr) fail("model is NULL");
+    *model = nullptr;
+    if (path == nullptr) fail("path is NULL");
+    const edgebert::MappedFile file(path);
+    try {
+      edgebert::load_model(file.bytes(), options, model);
+    } catch (const edgebert::Error& error) {
+      if (error.status() != EB_MODEL_FORMAT && error.status() != EB_UNSUPPORTED) throw;
+      throw edgebert::Error(error.status(), std::string(path) + ": " + error.what());
+    }
+  });
+}
+
+eb_status eb_load_memory(const void* data, size_t size, const eb_options* options, eb_model** model) {
+  return guard([&] {
+    if (model == nullptr) fail("model is NULL");
+    *model = nullptr;
+    if (data == nullptr) fail("data is NULL");
+    edgebert::load_model({static_cast<const char*>(data), size}, options, model);
+  });
+}
+
+void eb_free(eb_model* model) { delete model; }
+
+const char* eb_model_isa(const eb_model* model) { return model != nullptr ? model->encoder.isa() : ""; }
+
+int32_t eb_model_threads(const eb_model* model) { return model != nullptr ? model->encoder.num_threads() : 0; }
+
+size_t eb_model_workspace_bytes(const eb_model* model) {
+  if (model == nullptr) return 0;
+  const std::lock_guard<std::mutex> lock(model->mutex);
+  return model->encoder.workspace_bytes();
+}
+
+eb_status eb_run(eb_model* model, const eb_batch* batch, eb_output* outputs, int32_t num_outputs) {
+  return guard([&] {
+    if (model == nullptr || batch == nullptr) fail("model or batch is NULL");
+    if (num_outputs < 0 || (outputs == nullptr && num_outputs > 0)) fail("outputs is NULL, or num_outputs negative");
+    eb_batch checked = *batch;
+    // With one token type its row is added to every token, with none nothing is: either way types carry nothing.
+    if (model->spec.num_token_types < 2) checked.token_type_ids = nullptr;
+    edgebert::check_batch(model->spec, checked);
+    for (int32_t i = 0; i < num_outputs; ++i) edgebert::check_output(model->spec, checked, outputs[i]);
+    if (checked.num_sequences == 0 || num_outputs == 0) return;
+    const std::lock_guard<std::mutex> lock(model->mutex);
+    model->encoder.run(checked, outputs, num_outputs);
+  });
+}
