@@ -76,9 +76,8 @@ def activate(x: F32, activation: str) -> F32:
         erf = np.fromiter(map(math.erf, scaled.ravel().tolist()), np.float32, x.size).reshape(x.shape)
         return half * x * (one + erf)
     if activation == "gelu_tanh":
-        inner = np.float32(math.sqrt(2.0 / math.pi)) * (x + np.float32(0.044715) * x * x * x)
-        gelu: F32 = half * x * (one + np.tanh(inner))
-        return gelu
+        tanh: F32 = np.tanh(np.float32(math.sqrt(2.0 / math.pi)) * (x + np.float32(0.044715) * x * x * x))
+        return half * x * (one + tanh)
     if activation == "relu":
         return np.maximum(x, np.float32(0.0))
     return np.tanh(x) if activation == "tanh" else x

@@ -1,0 +1,109 @@
+"""The onnxruntime backend: the file's own graph in ONNX Runtime, on CPU or an NVIDIA GPU; pads inside."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from edgebert.artifact.reader import read_artifact
+from edgebert.artifact.spec import EncoderSpec
+from edgebert.backends.base import Backend, Outputs
+from edgebert.backends.cpus import cpu_flags, usable_cpus
+from edgebert.batch import PackedBatch, unpad
+from edgebert.errors import BackendUnavailableError, ModelFormatError
+
+_INSTALL = "install edgebert[ort], or edgebert[ort-gpu] for a GPU; never both"
+
+
+class OnnxRuntimeBackend(Backend):
+    """One InferenceSession; each batch is padded to its longest sequence."""
+
+    name = "onnxruntime"
+
+    def __init__(self, session: Any, spec: EncoderSpec, device: str, detail: str) -> None:
+        self.spec = spec
+        self.device = device
+        self.detail = detail
+        self._session = session
+        self._inputs = {value.name for value in session.get_inputs()}
+
+    def _run(self, batch: PackedBatch, outputs: Sequence[str]) -> Outputs:
+        ids, mask, types = batch.pad(self.spec.pad_token_id)
+        feed = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
+        values = self._session.run(list(outputs), {name: feed[name] for name in feed if name in self._inputs})
+        return {
+            name: unpad(value, mask) if self.spec.output_width(name)[0] else value
+            for name, value in zip(outputs, values, strict=True)
+        }
+
+
+def unavailable_reason() -> str | None:
+    """Why ONNX Runtime cannot be used here, or None if it can."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        return f"onnxruntime cannot be imported ({error}): {_INSTALL}"
+    if not hasattr(onnxruntime, "InferenceSession"):  # what is left after uninstalling one of the two packages
+        return f"the installed onnxruntime is broken, it has no InferenceSession: force a reinstall; {_INSTALL}"
+    return None
+
+
+def load(path: str | Path | bytes, device: str = "cpu", threads: int | None = None) -> Backend:
+    """Create a session on exactly the device asked for.
+
+    The graph hash is not verified here: a file whose graph was changed on purpose still runs, and only here.
+
+    Raises:
+        ModelFormatError: ONNX Runtime refuses the file, or it is not one that EdgeBERT wrote.
+        BackendUnavailableError: the package or the device is missing; a session that fell back is refused.
+    """
+    reason = unavailable_reason()
+    if reason is not None:
+        raise BackendUnavailableError(f"backend onnxruntime is not available: {reason}")
+    import onnxruntime
+
+    spec = read_artifact(path, verify=False).spec
+    threads = threads or usable_cpus()
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4  # what goes wrong is raised below, not printed
+    # Spinning threads win microseconds on an idle machine and lose multiples of the run time on a shared one.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if _saturates_u8s8():
+        options.add_session_config_entry("session.x64quantprecision", "1")
+
+    provider = "CPUExecutionProvider"
+    providers: list[Any] = [provider]
+    if device != "cpu":
+        provider = "CUDAExecutionProvider"
+        if provider not in onnxruntime.get_available_providers():
+            raise BackendUnavailableError(
+                f"device {device!r}: this build of ONNX Runtime {onnxruntime.__version__} has no CUDA: {_INSTALL}"
+            )
+        providers.insert(0, (provider, {"device_id": int(device.removeprefix("cuda:"))}))
+    try:
+        session = onnxruntime.InferenceSession(
+            path if isinstance(path, bytes) else str(path), sess_options=options, providers=providers
+        )
+    except Exception as error:  # its exception classes share no other base
+        if device != "cpu":
+            raise BackendUnavailableError(f"ONNX Runtime cannot use device {device!r}: {error}") from error
+        raise ModelFormatError(f"ONNX Runtime refuses the file ({error}): re-export the model") from error
+    found = session.get_providers()
+    if found[0] != provider:
+        raise BackendUnavailableError(
+            f"device {device!r} was asked for, ONNX Runtime runs on {', '.join(found)}: "
+            "check the GPU, its driver and the CUDA version that this onnxruntime-gpu needs"
+        )
+    detail = f"onnxruntime {onnxruntime.__version__}, {provider}, {threads} thread{'s' if threads > 1 else ''}"
+    return OnnxRuntimeBackend(session, spec, device, detail)
+
+
+def _saturates_u8s8() -> bool:
+    """Whether ONNX Runtime adds pairs of u8*s8 products in saturating 16 bits: on x86 without VNNI."""
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return False
+    return cpu_flags().isdisjoint({"avx512_vnni", "avx_vnni"})

@@ -1,0 +1,105 @@
+"""The backends by name, why one cannot be used here, and which one `auto` picks."""
+
+from __future__ import annotations
+
+import re
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from edgebert.errors import BackendUnavailableError, EdgeBertError, InvalidInputError
+
+if TYPE_CHECKING:
+    from edgebert.backends.base import Backend
+
+
+class _Entry(NamedTuple):
+    module: str
+    devices: tuple[str, ...]
+
+
+# In the order of preference of `auto`.
+_BACKENDS = {
+    "native": _Entry("edgebert.backends.native", ("cpu",)),
+    "onnxruntime": _Entry("edgebert.backends.onnxruntime", ("cpu", "cuda")),
+    "numpy": _Entry("edgebert.backends.numpy_backend", ("cpu",)),
+}
+
+
+def available_backends() -> dict[str, str | None]:
+    """Every backend's name, best first, with None if it can be used here, else the reason why not."""
+    return {name: _unavailable_reason(name) for name in _BACKENDS}
+
+
+def load_backend(
+    path: str | Path | bytes, backend: str = "auto", device: str = "cpu", threads: int | None = None
+) -> Backend:
+    """Load a model file on a backend.
+
+    Args:
+        path: the file, or its bytes.
+        backend: a name out of `available_backends()`, or "auto": the best one usable here that has the device.
+            What was picked, and what was passed over, is in the backend's `detail`.
+        device: "cpu", "cuda" or "cuda:n"; never left for another one.
+        threads: CPU threads; None takes the CPUs that this process may use.
+
+    Raises:
+        InvalidInputError: an unknown backend or device name, or a count of threads that is not positive.
+        BackendUnavailableError: the backend or the device is missing here.
+        ModelFormatError: the file is missing, damaged or changed.
+    """
+    device = _parse_device(device)
+    if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
+        raise InvalidInputError(f"threads must be a positive integer or None, got {threads!r}")
+    if backend == "auto":
+        return _load_best(path, device, threads)
+    if backend not in _BACKENDS:
+        raise InvalidInputError(f"unknown backend {backend!r}: expected auto, {', '.join(_BACKENDS)}")
+    reason = _device_reason(backend, device) or _unavailable_reason(backend)
+    if reason is not None:
+        raise BackendUnavailableError(f"backend {backend} is not available: {reason}")
+    return _load(path, backend, device, threads)
+
+
+def _load_best(path: str | Path | bytes, device: str, threads: int | None) -> Backend:
+    skipped: list[str] = []
+    for name in _BACKENDS:
+        reason = _device_reason(name, device) or _unavailable_reason(name)
+        if reason is None:
+            loaded = _load(path, name, device, threads)
+            loaded.detail += f" (picked by auto{''.join(f'; no {entry}' for entry in skipped)})"
+            return loaded
+        skipped.append(f"{name}: {reason}")
+    raise BackendUnavailableError(f"no backend here can run on device {device!r}: {'; '.join(skipped)}")
+
+
+def _load(path: str | Path | bytes, name: str, device: str, threads: int | None) -> Backend:
+    loaded: Backend = import_module(_BACKENDS[name].module).load(path, device, threads)
+    return loaded
+
+
+def _parse_device(device: str) -> str:
+    if device == "cuda":
+        return "cuda:0"
+    if not isinstance(device, str) or not re.fullmatch(r"cpu|cuda:\d{1,4}", device):
+        raise InvalidInputError(f"unknown device {device!r}: expected cpu, cuda or cuda:n")
+    return device
+
+
+def _device_reason(name: str, device: str) -> str | None:
+    devices = _BACKENDS[name].devices
+    if device.partition(":")[0] in devices:
+        return None
+    return f"it runs on {', '.join(devices)}, not on {device!r}"
+
+
+def _unavailable_reason(name: str) -> str | None:
+    try:
+        module: Any = import_module(_BACKENDS[name].module)
+    except ImportError as error:
+        return str(error)
+    try:
+        reason: str | None = getattr(module, "unavailable_reason", lambda: None)()
+    except EdgeBertError as error:
+        return str(error)
+    return reason
