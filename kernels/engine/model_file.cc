@@ -78,9 +78,10 @@ ModelFile read_model_file(std::string_view bytes) {
                                      std::to_string(kMaxSpecSize) + ": re-export the model");
   }
   EncoderSpec spec = parse_encoder_spec(spec_json);
-  if (metadata(model, "edgebert.graph_hash") != model.graph_hash) {
+  if (metadata(model, "edgebert.graph_hash") != model.graph_hash || model.is_opset_changed) {
     throw Error(EB_MODEL_FORMAT,
-                "the graph was changed after export (its hash differs from edgebert.graph_hash): re-export, or use "
+                "the graph was changed after export (its hash differs from edgebert.graph_hash, or its operator set "
+                "from 17): re-export, or use "
                 "backend='onnxruntime'");
   }
   std::unordered_map<std::string, TensorView> tensors;

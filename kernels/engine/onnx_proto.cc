@@ -10,6 +10,7 @@ namespace {
   throw Error(EB_MODEL_FORMAT, "damaged or not an ONNX file: " + what);
 }
 
+constexpr uint64_t kOpset = 17;
 // Far above what a file of ours holds; they bound the memory that a hostile file can claim.
 constexpr size_t kMaxDims = 8, kMaxWeights = 1 << 16, kMaxMetadata = 1 << 12;
 
@@ -203,9 +204,20 @@ void parse_metadata(std::string_view message, OnnxModel* model) {
   if (model->metadata.size() > kMaxMetadata) fail("it has too many metadata entries");
 }
 
+// OperatorSetIdProto: domain 1, version 2.
+bool is_expected_opset(std::string_view message) {
+  uint64_t version = 0;
+  FieldReader reader(message);
+  for (Field field; reader.next(&field);) {
+    if (field.number == 1 && !bytes_of(field).empty()) return false;
+    if (field.number == 2) version = varint_of(field);
+  }
+  return version == kOpset;
+}
+
 }  // namespace
 
-// ModelProto: graph 7, metadata_props 14.
+// ModelProto: graph 7, opset_import 8, metadata_props 14, functions 25.
 OnnxModel parse_onnx(std::string_view bytes) {
   OnnxModel model;
   bool has_graph = false;
@@ -217,6 +229,8 @@ OnnxModel parse_onnx(std::string_view bytes) {
       parse_graph(bytes_of(field), &model);
     } else if (field.number == 14) {
       parse_metadata(bytes_of(field), &model);
+    } else if (field.number == 25 || (field.number == 8 && !is_expected_opset(bytes_of(field)))) {
+      model.is_opset_changed = true;
     }
   }
   if (!has_graph) fail("it has no graph");

@@ -24,6 +24,7 @@ struct OnnxModel {
   // SHA-256 over nodes, inputs, outputs and const.* initializers, in the file's order: each as its field number (one
   // byte), its length (8 bytes, little-endian) and its bytes. Weights are outside; their shapes are checked instead.
   std::string graph_hash;
+  bool is_opset_changed = false;  // another operator set than the writer's, or functions of the file's own
 };
 
 // Reads three levels (model, graph, tensor) and skips what lies deeper, so nesting cannot exhaust the stack.

@@ -1,0 +1,94 @@
+"""Canonical initializer names, and the exact list of tensors a file with a given spec must hold."""
+
+from __future__ import annotations
+
+from edgebert.artifact.spec import EncoderSpec
+
+# dtype codes -> ONNX TensorProto.DataType numbers (onnx.proto, enum DataType)
+ONNX_DTYPES = {"f32": 1, "u8": 2, "s8": 3, "s32": 6, "s64": 7}
+
+# The linears of a layer, by the name used in LayerSpec.
+LINEAR_NAMES = {
+    "qkv": "attention.qkv",
+    "attention_output": "attention.output",
+    "ffn_up": "ffn.up",
+    "ffn_down": "ffn.down",
+}
+
+TensorSpec = tuple[str, tuple[int, ...]]  # dtype code, shape
+
+
+def linear_name(layer: int, linear: str) -> str:
+    """Prefix of one linear's tensors, for instance `layer.3.ffn.up`."""
+    return f"layer.{layer}.{LINEAR_NAMES[linear]}"
+
+
+def linear_shape(spec: EncoderSpec, layer: int, linear: str) -> tuple[int, int]:
+    """(inputs, outputs) of one linear of one layer."""
+    sizes = spec.layers[layer]
+    return {
+        "qkv": (spec.hidden_size, 3 * sizes.attention_size),
+        "attention_output": (sizes.attention_size, spec.hidden_size),
+        "ffn_up": (spec.hidden_size, sizes.intermediate_size),
+        "ffn_down": (sizes.intermediate_size, spec.hidden_size),
+    }[linear]
+
+
+def weight_tensors(spec: EncoderSpec) -> dict[str, TensorSpec]:
+    """Every weight of a file with this spec: name -> (dtype, shape), in the order the writer stores them.
+
+    Linears are stored [inputs, outputs]: y = x @ weight + bias. An s8 linear also has `scale` f32 [outputs],
+    `colsum` s32 [outputs] (sums of the codes over the inputs) and, where smoothed, `inv_smooth` f32 [inputs].
+    A linear with no inputs (a pruned-away sub-block) keeps only its bias; one with no outputs is absent.
+    An s8 table has one f32 `scale` a row.
+    """
+    tensors: dict[str, TensorSpec] = {}
+    hidden, embedding = spec.hidden_size, spec.embedding_size
+
+    def table(name: str, rows: int) -> None:
+        tensors[f"embeddings.{name}.weight"] = (spec.embedding_dtype, (rows, embedding))
+        if spec.embedding_dtype == "s8":
+            tensors[f"embeddings.{name}.scale"] = ("f32", (rows,))
+
+    def layer_norm(prefix: str, width: int) -> None:
+        tensors[f"{prefix}.weight"] = ("f32", (width,))
+        tensors[f"{prefix}.bias"] = ("f32", (width,))
+
+    def linear(prefix: str, inputs: int, outputs: int, dtype: str = "f32", smoothed: bool = False) -> None:
+        if outputs == 0:
+            return
+        if inputs:
+            tensors[f"{prefix}.weight"] = (dtype, (inputs, outputs))
+            if dtype == "s8":
+                tensors[f"{prefix}.scale"] = ("f32", (outputs,))
+                tensors[f"{prefix}.colsum"] = ("s32", (outputs,))
+            if smoothed:
+                tensors[f"{prefix}.inv_smooth"] = ("f32", (inputs,))
+        tensors[f"{prefix}.bias"] = ("f32", (outputs,))
+
+    table("word", spec.vocab_size)
+    table("position", spec.num_positions)
+    if spec.num_token_types:
+        table("token_type", spec.num_token_types)
+    layer_norm("embeddings.layer_norm", embedding)
+    if embedding != hidden:
+        linear("embeddings.projection", embedding, hidden)
+    for i, layer in enumerate(spec.layers):
+        for name in ("qkv", "attention_output", "ffn_up", "ffn_down"):
+            linear(linear_name(i, name), *linear_shape(spec, i, name), layer.dtype(name), name in layer.smoothed)
+            if name == "attention_output":
+                layer_norm(f"layer.{i}.attention.layer_norm", hidden)
+        layer_norm(f"layer.{i}.ffn.layer_norm", hidden)
+    if spec.has_sequence_head and spec.dense_size:
+        linear("head.dense", hidden, spec.dense_size)
+    if spec.has_token_head:
+        linear("head.out", hidden, 2 if spec.task == "question-answering" else len(spec.labels))
+    elif spec.has_sequence_head and spec.labels:
+        linear("head.out", spec.dense_size or hidden, len(spec.labels))
+    if spec.has_mlm_head:
+        linear("mlm.dense", hidden, embedding)
+        layer_norm("mlm.layer_norm", embedding)
+        if spec.embedding_dtype == "s8":
+            tensors["mlm.colsum"] = ("s32", (spec.vocab_size,))
+        tensors["mlm.bias"] = ("f32", (spec.vocab_size,))
+    return tensors

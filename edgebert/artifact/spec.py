@@ -1,0 +1,253 @@
+"""EncoderSpec: everything an engine must know about a model besides its weights, stored as JSON in the file."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from edgebert.errors import ModelFormatError
+
+SPEC_VERSION = 1
+
+TASKS = (
+    "embedding",
+    "text-classification",
+    "token-classification",
+    "question-answering",
+    "fill-mask",
+    "next-sentence",
+    "pretraining",
+)
+FAMILIES = ("bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra")
+ACTIVATIONS = ("gelu_erf", "gelu_tanh", "relu", "tanh", "identity")
+FFN_ACTIVATIONS = ("gelu_erf", "gelu_tanh", "relu")
+POOLINGS = ("mean", "cls", "none")
+PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
+LINEARS = ("qkv", "attention_output", "ffn_up", "ffn_down")
+DTYPES = ("f32", "s8")
+ATTENTION_DTYPES = ("f32", "bf16", "s8")
+MAX_INNER_SIZE = 65_000  # 65,000 * 255 * 127 < 2**31: the s32 sums of an int8 linear cannot overflow
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """Sizes and weight dtypes of one encoder layer; they vary by layer because pruning varies them.
+
+    `num_heads == 0` or `intermediate_size == 0` is legal: that sub-block is then only its bias and the residual.
+    `smoothed` names the linears that multiply their input by a per-channel `inv_smooth` before making codes.
+    """
+
+    num_heads: int
+    head_dim: int
+    intermediate_size: int
+    qkv: str = "f32"
+    attention_output: str = "f32"
+    ffn_up: str = "f32"
+    ffn_down: str = "f32"
+    smoothed: tuple[str, ...] = ()
+
+    @property
+    def attention_size(self) -> int:
+        """Width of the attention context: num_heads * head_dim."""
+        return self.num_heads * self.head_dim
+
+    def dtype(self, linear: str) -> str:
+        """Weight dtype, "f32" or "s8", of one of LINEARS."""
+        return str(getattr(self, linear))
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """Sizes, dtypes, head and text settings of one model file.
+
+    Heads. "embedding" pools the last hidden states (`pooling`), then applies the dense layer (`dense_size`,
+    `dense_activation`) where there is one, then normalises if `normalize`; "text-classification" and
+    "next-sentence" take the first token through the same dense layer and a linear to `labels`;
+    "token-classification" and "question-answering" apply a linear to every token; "fill-mask" applies dense,
+    activation and LayerNorm and the tied word table to every token; "pretraining" is BERT's pair of
+    "fill-mask" and "next-sentence".
+    """
+
+    family: str
+    task: str
+    vocab_size: int
+    hidden_size: int
+    embedding_size: int
+    num_positions: int  # rows of the position table
+    num_token_types: int  # rows of the token type table; 0: no table; 1: its row is added to every token
+    layers: tuple[LayerSpec, ...]
+    activation: str = "gelu_erf"
+    layer_norm_eps: float = 1e-12
+    position_offset: int = 0  # row of the position table that the first token takes (RoBERTa: 2)
+    max_length: int = 512  # tokens, special tokens included
+    embedding_dtype: str = "f32"
+    attention_dtype: str = "f32"
+    pooling: str = "none"
+    normalize: bool = False
+    dense_size: int = 0  # 0: no dense layer between pooling and output
+    dense_activation: str = "identity"
+    mlm_activation: str = "identity"
+    labels: tuple[str, ...] = ()
+    problem_type: str = "single_label_classification"
+    portable: bool = False  # int8 weights kept in +-63
+    pad_token_id: int = 0
+    prompts: dict[str, str] = field(default_factory=dict)
+    default_prompt_name: str | None = None
+    version: int = SPEC_VERSION
+
+    def __post_init__(self) -> None:
+        self._validate()
+
+    @property
+    def num_layers(self) -> int:
+        """Number of encoder layers."""
+        return len(self.layers)
+
+    @property
+    def usable_positions(self) -> int:
+        """Longest sequence, in tokens, that the position table can hold."""
+        return self.num_positions - self.position_offset
+
+    @property
+    def has_token_types(self) -> bool:
+        """Whether the model takes `token_type_ids` as an input (two or more types)."""
+        return self.num_token_types >= 2
+
+    @property
+    def is_int8(self) -> bool:
+        """Whether any weight of the encoder is stored as s8."""
+        return self.embedding_dtype == "s8" or any(
+            layer.dtype(name) == "s8" for layer in self.layers for name in LINEARS
+        )
+
+    @property
+    def has_sequence_head(self) -> bool:
+        """Whether a head reads one row a sequence (pooled, then dense and out where present)."""
+        if self.task == "embedding":
+            return self.pooling != "none"
+        return self.task in ("text-classification", "next-sentence", "pretraining")
+
+    @property
+    def has_token_head(self) -> bool:
+        """Whether a linear from hidden states to `labels` is applied to every token."""
+        return self.task in ("token-classification", "question-answering")
+
+    @property
+    def has_mlm_head(self) -> bool:
+        """Whether the masked-language-model head is present."""
+        return self.task in ("fill-mask", "pretraining")
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the file's outputs, in order."""
+        return {
+            "embedding": ("last_hidden_state", "sentence_embedding")
+            if self.pooling != "none"
+            else ("last_hidden_state",),
+            "text-classification": ("logits",),
+            "token-classification": ("logits",),
+            "question-answering": ("start_logits", "end_logits"),
+            "fill-mask": ("logits",),
+            "next-sentence": ("logits",),
+            "pretraining": ("prediction_logits", "seq_relationship_logits"),
+        }[self.task]
+
+    def output_width(self, name: str) -> tuple[bool, int]:
+        """Of output `name`: whether it has one row a token (else one row a sequence), and its row width (0: a scalar a token)."""
+        if name not in self.outputs:
+            raise KeyError(name)
+        if name == "last_hidden_state":
+            return True, self.hidden_size
+        if name == "sentence_embedding":
+            return False, self.dense_size or self.hidden_size
+        if name in ("start_logits", "end_logits"):
+            return True, 0
+        if name == "prediction_logits" or self.task == "fill-mask":
+            return True, self.vocab_size
+        return self.task == "token-classification", len(self.labels)
+
+    def to_json(self) -> str:
+        """The spec as canonical JSON (sorted keys, no spaces)."""
+        return json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> EncoderSpec:
+        """Parse and validate; raises ModelFormatError on anything unexpected."""
+        try:
+            raw = json.loads(text)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise ModelFormatError(f"edgebert.spec is not valid JSON ({error}): re-export the model") from None
+        if not isinstance(raw, dict) or not isinstance(raw.get("layers"), list):
+            raise ModelFormatError("edgebert.spec: expected an object with a list `layers`: re-export the model")
+        if raw.get("version") != SPEC_VERSION:
+            raise ModelFormatError(
+                f"edgebert.spec has version {raw.get('version')!r}, this EdgeBERT reads {SPEC_VERSION}: "
+                "update EdgeBERT or re-export the model"
+            )
+        try:
+            layers = tuple(
+                LayerSpec(**{**layer, "smoothed": tuple(layer.get("smoothed", ()))}) for layer in raw["layers"]
+            )
+            return cls(**{**raw, "layers": layers, "labels": tuple(raw.get("labels", ()))})
+        except (TypeError, AttributeError) as error:
+            raise ModelFormatError(f"edgebert.spec does not fit this EdgeBERT ({error}): re-export the model") from None
+
+    def replace(self, **changes: Any) -> EncoderSpec:
+        """A copy with some fields changed, validated again."""
+        return dataclasses.replace(self, **changes)
+
+    def _validate(self) -> None:
+        def size(name: str, value: object, low: int, high: int) -> None:
+            if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+                raise ModelFormatError(f"edgebert.spec: {name} must be an integer in [{low}, {high}], got {value!r}")
+
+        def choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
+            if value not in allowed:
+                raise ModelFormatError(f"edgebert.spec: {name} must be one of {', '.join(allowed)}, got {value!r}")
+
+        choice("family", self.family, FAMILIES)
+        choice("task", self.task, TASKS)
+        choice("activation", self.activation, FFN_ACTIVATIONS)
+        choice("dense_activation", self.dense_activation, ACTIVATIONS)
+        choice("mlm_activation", self.mlm_activation, ACTIVATIONS)
+        choice("pooling", self.pooling, POOLINGS)
+        choice("embedding_dtype", self.embedding_dtype, DTYPES)
+        choice("attention_dtype", self.attention_dtype, ATTENTION_DTYPES)
+        choice("problem_type", self.problem_type, PROBLEM_TYPES)
+        size("vocab_size", self.vocab_size, 1, 2**24)
+        size("hidden_size", self.hidden_size, 1, MAX_INNER_SIZE)
+        size("embedding_size", self.embedding_size, 1, MAX_INNER_SIZE)
+        size("num_positions", self.num_positions, 1, 2**20)
+        size("num_token_types", self.num_token_types, 0, 2**10)
+        size("position_offset", self.position_offset, 0, self.num_positions - 1)
+        size("max_length", self.max_length, 1, self.usable_positions)
+        size("dense_size", self.dense_size, 0, MAX_INNER_SIZE)
+        size("pad_token_id", self.pad_token_id, 0, self.vocab_size - 1)
+        size("number of layers", len(self.layers), 0, 1024)
+        if not isinstance(self.layer_norm_eps, float) or not 0.0 < self.layer_norm_eps < 1.0:
+            raise ModelFormatError(f"edgebert.spec: layer_norm_eps must be in (0, 1), got {self.layer_norm_eps!r}")
+        if not math.isfinite(self.layer_norm_eps):
+            raise ModelFormatError("edgebert.spec: layer_norm_eps must be finite")
+        for i, layer in enumerate(self.layers):
+            size(f"layers[{i}].num_heads", layer.num_heads, 0, 1024)
+            size(f"layers[{i}].head_dim", layer.head_dim, 1, 1024)
+            size(f"layers[{i}].attention size", layer.attention_size, 0, MAX_INNER_SIZE // 3)
+            size(f"layers[{i}].intermediate_size", layer.intermediate_size, 0, MAX_INNER_SIZE)
+            for name in LINEARS:
+                choice(f"layers[{i}].{name}", layer.dtype(name), DTYPES)
+            for name in layer.smoothed:
+                choice(f"layers[{i}].smoothed", name, LINEARS)
+                if layer.dtype(name) != "s8":
+                    raise ModelFormatError(f"edgebert.spec: layers[{i}].{name} is smoothed but its weight is not s8")
+        if not all(isinstance(label, str) for label in self.labels):
+            raise ModelFormatError("edgebert.spec: labels must be strings")
+        if self.task in ("text-classification", "next-sentence", "pretraining"):
+            if self.pooling != "cls":
+                raise ModelFormatError(f"edgebert.spec: {self.task} reads the first token, pooling must be cls")
+            if self.task != "text-classification" and len(self.labels) != 2:
+                raise ModelFormatError(f"edgebert.spec: {self.task} has 2 labels, got {len(self.labels)}")
+        if self.task in ("text-classification", "token-classification"):
+            size("number of labels", len(self.labels), 1, MAX_INNER_SIZE)

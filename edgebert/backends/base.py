@@ -1,0 +1,78 @@
+"""The one interface every backend implements, at the height of the encoder: load, then run packed batches."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgebert.artifact.spec import EncoderSpec
+from edgebert.batch import PackedBatch
+from edgebert.errors import InvalidInputError
+
+Outputs = dict[str, NDArray[np.float32]]
+
+
+class Backend(ABC):
+    """A loaded model on one backend and device.
+
+    Attributes:
+        name: "native", "onnxruntime", "numpy", …
+        device: "cpu" or "cuda:n", where the model really runs.
+        detail: one line for people, for instance "native, avx512_vnni, 2 threads".
+        spec: the file's EncoderSpec.
+    """
+
+    name: str
+    device: str
+    detail: str
+    spec: EncoderSpec
+
+    def run(self, batch: PackedBatch, outputs: Sequence[str]) -> Outputs:
+        """Run the encoder and return the outputs asked for, each float32.
+
+        Token outputs have shape [total_tokens, width] ([total_tokens] for start_logits and end_logits), sequence
+        outputs [num_sequences, width]; names and widths come from `EncoderSpec.outputs` and `output_width`.
+
+        Raises:
+            InvalidInputError: ids or types out of range, a sequence longer than the position table, an unknown output.
+        """
+        self._check(batch, outputs)
+        if batch.num_sequences == 0:
+            return {name: np.zeros(self._shape(batch, name), np.float32) for name in outputs}
+        return self._run(batch, outputs)
+
+    @abstractmethod
+    def _run(self, batch: PackedBatch, outputs: Sequence[str]) -> Outputs:
+        """Run a batch that has been checked and has at least one sequence."""
+
+    def _shape(self, batch: PackedBatch, name: str) -> tuple[int, ...]:
+        per_token, width = self.spec.output_width(name)
+        rows = batch.total_tokens if per_token else batch.num_sequences
+        return (rows, width) if width else (rows,)
+
+    def _check(self, batch: PackedBatch, outputs: Sequence[str]) -> None:
+        spec = self.spec
+        for name in outputs:
+            if name not in spec.outputs:
+                raise InvalidInputError(f"unknown output {name!r}: this {spec.task} file has {', '.join(spec.outputs)}")
+        if batch.num_sequences == 0:
+            return
+        highest = int(batch.input_ids.max())
+        if highest >= spec.vocab_size or int(batch.input_ids.min()) < 0:
+            raise InvalidInputError(
+                f"token id {highest} is out of range: the vocabulary has ids 0 to {spec.vocab_size - 1}"
+            )
+        lowest_type, highest_type = int(batch.token_type_ids.min()), int(batch.token_type_ids.max())
+        if spec.has_token_types and not 0 <= lowest_type <= highest_type < spec.num_token_types:
+            raise InvalidInputError(
+                f"token types {lowest_type} to {highest_type} are out of range: "
+                f"the model has {spec.num_token_types} types"
+            )
+        if batch.max_seqlen > spec.usable_positions:
+            raise InvalidInputError(
+                f"a sequence of {batch.max_seqlen} tokens is too long: "
+                f"the model has {spec.usable_positions} positions, truncate it"
+            )

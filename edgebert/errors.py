@@ -1,0 +1,21 @@
+"""The exceptions EdgeBERT raises; every message says what happened, what was expected, what was found and what to do."""
+
+
+class EdgeBertError(Exception):
+    """Base class of every error raised by EdgeBERT on purpose."""
+
+
+class ModelFormatError(EdgeBertError):
+    """A model file is missing, damaged, changed after export, or not one that EdgeBERT wrote."""
+
+
+class UnsupportedModelError(EdgeBertError):
+    """A checkpoint or file is well formed but outside what EdgeBERT supports."""
+
+
+class InvalidInputError(EdgeBertError, ValueError):
+    """Texts, token ids or arguments of a call are not usable."""
+
+
+class BackendUnavailableError(EdgeBertError):
+    """A backend, instruction set or device was asked for that this build or this machine lacks."""

@@ -1,0 +1,87 @@
+"""The INT8 contract, written once: how activations and weights become codes, and how sums become floats.
+
+Activations are u8 per token (row) with a zero point of the row's own; weights are s8 per output channel, symmetric,
+in +-127 (never -128) or, portable, +-63; sums are exact in s32. Every operation is one IEEE float32 operation in the
+order written, with no fused multiply-add, so that every backend and instruction set gives the same codes and the same
+dequantized values for the same input.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+F32 = NDArray[np.float32]
+S8 = NDArray[np.int8]
+U8 = NDArray[np.uint8]
+S32 = NDArray[np.int32]
+
+WEIGHT_LIMIT = 127
+PORTABLE_WEIGHT_LIMIT = 63  # 2 * 255 * 63 < 2**15: safe where a runtime's u8*s8 pairs saturate in 16 bits
+
+_ZERO = np.float32(0.0)
+_MINUS_TINY = np.float32(-1e-12)
+_LEVELS = np.float32(255.0)
+
+
+def quantize_rows(x: F32, inv_smooth: F32 | None = None) -> tuple[U8, F32, F32]:
+    """Codes, scale and negated zero point of each row.
+
+    x' = x * inv_smooth; lo = min(min x', -1e-12); hi = max(max x', 0); a_scale = (hi - lo) / 255;
+    r = 255 / (hi - lo); zn = round_half_even(lo * r); q = clamp(round_half_even(x' * r - zn), 0, 255).
+
+    Args:
+        x: f32 [rows, K].
+        inv_smooth: f32 [K] or None.
+
+    Returns:
+        (q u8 [rows, K], a_scale f32 [rows], zn f32 [rows], an integer value = minus the zero point).
+    """
+    if inv_smooth is not None:
+        x = x * inv_smooth
+    lo = np.minimum(x.min(axis=1), _MINUS_TINY)
+    hi = np.maximum(x.max(axis=1), _ZERO)
+    span = hi - lo
+    a_scale = span / _LEVELS
+    r = _LEVELS / span
+    zn = np.rint(lo * r)
+    q = np.clip(np.rint(x * r[:, None] - zn[:, None]), _ZERO, _LEVELS).astype(np.uint8)
+    return q, a_scale, zn
+
+
+def linear_u8s8_f32(q: U8, a_scale: F32, zn: F32, weight: S8, w_scale: F32, colsum: S32, bias: F32) -> F32:
+    """y = ((q @ weight + zn * colsum) * w_scale) * a_scale + bias, the sum exact in s32.
+
+    Args:
+        q: u8 [rows, K]; a_scale, zn: f32 [rows], all from `quantize_rows`.
+        weight: s8 [K, N]; w_scale: f32 [N]; colsum: s32 [N], the column sums of `weight`; bias: f32 [N].
+
+    Returns:
+        f32 [rows, N].
+    """
+    # float64 holds every partial sum exactly (K < 65,000) and goes through BLAS
+    acc = (q.astype(np.float64) @ weight.astype(np.float64)).astype(np.int32)
+    acc += zn.astype(np.int32)[:, None] * colsum
+    return (acc.astype(np.float32) * w_scale) * a_scale[:, None] + bias
+
+
+def weight_scale(weight: F32, limit: int = WEIGHT_LIMIT) -> F32:
+    """Scale of each output channel: absmax over the inputs / limit; 1 for a channel of zeros. weight f32 [K, N] -> f32 [N]."""
+    absmax = np.abs(weight).max(axis=0)
+    return np.where(absmax > 0, absmax / np.float32(limit), np.float32(1.0)).astype(np.float32)
+
+
+def round_weight(weight: F32, scale: F32, limit: int = WEIGHT_LIMIT) -> S8:
+    """Nearest codes of weight f32 [K, N] at scale f32 [N]: clamp(round_half_even(w / scale), -limit, limit)."""
+    return np.clip(np.rint(weight / scale), -limit, limit).astype(np.int8)
+
+
+def column_sums(weight: S8) -> S32:
+    """Sums of the codes over the inputs: s8 [K, N] -> s32 [N]."""
+    return weight.sum(axis=0, dtype=np.int32)
+
+
+def quantize_table(table: F32) -> tuple[S8, F32]:
+    """An embedding table as s8 codes with one scale a row: f32 [rows, width] -> (s8 [rows, width], f32 [rows])."""
+    scale = weight_scale(table.T)
+    return np.ascontiguousarray(round_weight(table.T, scale).T), scale

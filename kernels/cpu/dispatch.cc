@@ -1,0 +1,80 @@
+#include "cpu/dispatch.h"
+
+#include <cstdlib>
+#include <string>
+
+#include "cpu/cpu_features.h"
+#include "engine/status.h"
+
+namespace edgebert {
+
+#define EB_ISA_ENTRY(name, usable) \
+  namespace name {                 \
+  extern const KernelTable kTable; \
+  }
+#include "cpu/isas.inc"
+#undef EB_ISA_ENTRY
+
+namespace {
+
+struct Entry {
+  const KernelTable* table;
+  bool usable;
+};
+
+// Every name any build may have, so that "this build lacks it" differs from "there is no such ISA".
+constexpr const char* kKnownIsas[] = {"avx512_vnni", "avx_vnni", "avx2", "baseline"};
+
+template <class Visit>
+void for_isas(Visit visit) {
+  const CpuFeatures& f = cpu_features();
+  (void)f;
+#define EB_ISA_ENTRY(name, usable) visit(Entry{&name::kTable, usable});
+#include "cpu/isas.inc"
+#undef EB_ISA_ENTRY
+}
+
+std::string join(bool usable_only) {
+  std::string names;
+  for_isas([&](Entry e) {
+    if (usable_only && !e.usable) return;
+    if (!names.empty()) names += ',';
+    names += e.table->isa;
+  });
+  return names;
+}
+
+}  // namespace
+
+const char* built_isas() {
+  static const std::string names = join(false);
+  return names.c_str();
+}
+
+const char* usable_isas() {
+  static const std::string names = join(true);
+  return names.c_str();
+}
+
+const KernelTable& select_kernels(const char* isa) {
+  if (!isa || !*isa) isa = std::getenv("EDGEBERT_FORCE_ISA");
+  const std::string wanted = isa ? isa : "";
+  const KernelTable* found = nullptr;
+  bool is_built = false;
+  for_isas([&](Entry e) {
+    const bool matches = wanted.empty() || wanted == e.table->isa;
+    is_built = is_built || matches;
+    if (matches && e.usable && !found) found = e.table;
+  });
+  if (found) return *found;
+  if (is_built)
+    throw Error(EB_UNAVAILABLE, "this CPU cannot run the instruction set '" + wanted + "': it can run " +
+                                    usable_isas() + "; choose one of those or leave the choice to EdgeBERT");
+  for (const char* known : kKnownIsas)
+    if (wanted == known)
+      throw Error(EB_UNAVAILABLE, "this build lacks the instruction set '" + wanted + "': it has " + built_isas() +
+                                      "; rebuild with a compiler that supports it");
+  throw Error(EB_UNAVAILABLE, "unknown instruction set '" + wanted + "': this build has " + built_isas());
+}
+
+}  // namespace edgebert

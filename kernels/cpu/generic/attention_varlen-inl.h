@@ -1,0 +1,139 @@
+// attention_varlen: softmax(Q K^T / sqrt(head_dim)) V for one head of one sequence, straight from the packed qkv rows.
+// Oracle: edgebert/backends/numpy_ops.py attention_varlen.
+//
+// K is transposed once into scratch; then for each tile of queries a whole row of scores fits the cache, so the softmax
+// needs no rescaling. Every score and every output is one chain of fused multiply-adds, ascending.
+#pragma once
+
+#include "cpu/generic/linear-inl.h"
+#include "cpu/generic/math-inl.h"
+#include "cpu/generic/rows-inl.h"
+
+namespace edgebert {
+namespace EB_ISA {
+
+// keys [head_dim][length padded to 16] = transpose of the length x head_dim block at k.
+inline void transpose_keys(const float* k, int stride, int length, int head_dim, float* keys, int keys_stride) {
+  for (int j = 0; j < length; j += 16) {
+    for (int d = 0; d < head_dim; d += 16) {
+      F32x16 block[16];
+      for (int i = 0; i < 16; ++i) {
+        const float* from = k + static_cast<size_t>(j + i) * stride + d;
+        block[i] = j + i >= length ? set1(0.0f) : load_lanes(from, head_dim - d < 16 ? head_dim - d : 16);
+      }
+      transpose_16x16(block);
+      for (int i = 0; i < 16; ++i) store(keys + static_cast<size_t>(d + i) * keys_stride + j, block[i]);
+    }
+  }
+}
+
+// out[m] = softmax numerators of scale2 * scores[m][0 .. length) in base 2, in place; returns 1 / their sum.
+inline float softmax_row(float* scores, int length, F32x16 scale2) {
+  F32x16 top = set1(-3.0e38f);
+  for_vectors(length, [&](int c, int lanes) { top = max(top, keep_lanes(load(scores + c), lanes, -3.0e38f)); });
+  const F32x16 shift = mul(set1(-reduce_max(top)), scale2);
+  F32x16 sums = set1(0.0f);
+  for_vectors(length, [&](int c, int lanes) {
+    const F32x16 p = keep_lanes(exp2(fma(load(scores + c), scale2, shift)), lanes, 0.0f);
+    store(scores + c, p);
+    sums = add(sums, p);
+  });
+  return 1.0f / reduce_add(sums);
+}
+
+// One tile of queries against all keys, in blocks of at most kTileVectors vectors of keys.
+template <int kRows>
+inline void query_key_tile(const float* q, int stride, int head_dim, const float* keys, int keys_stride, int length,
+                           float* scores) {
+  for (int j = 0; j < length; j += 16 * kTileVectors) {
+    const int left = (length - j + 15) / 16;
+    with_rows<kTileVectors>(left < kTileVectors ? left : kTileVectors, [&](auto tag) {
+      constexpr int kVectors = decltype(tag)::value;
+      F32x16 acc[kRows][kVectors];
+#pragma GCC unroll 16
+      for (int m = 0; m < kRows; ++m)
+#pragma GCC unroll 16
+        for (int v = 0; v < kVectors; ++v) acc[m][v] = set1(0.0f);
+#pragma GCC unroll 1
+      for (int d = 0; d < head_dim; ++d) {
+        F32x16 b[kVectors];
+#pragma GCC unroll 16
+        for (int v = 0; v < kVectors; ++v) b[v] = load(keys + static_cast<size_t>(d) * keys_stride + j + v * 16);
+#pragma GCC unroll 16
+        for (int m = 0; m < kRows; ++m) {
+          const F32x16 a = set1(q[static_cast<size_t>(m) * stride + d]);
+#pragma GCC unroll 16
+          for (int v = 0; v < kVectors; ++v) acc[m][v] = fma(a, b[v], acc[m][v]);
+        }
+      }
+#pragma GCC unroll 16
+      for (int m = 0; m < kRows; ++m)
+#pragma GCC unroll 16
+        for (int v = 0; v < kVectors; ++v) store(scores + static_cast<size_t>(m) * keys_stride + j + v * 16, acc[m][v]);
+    });
+  }
+}
+
+// context[m][0 .. head_dim) = inv_sums[m] * sum over keys of scores[m][j] * v[j]
+template <int kRows>
+inline void score_value_tile(const float* scores, int scores_stride, const float* inv_sums, const float* v, int stride,
+                             int length, int head_dim, float* context, int context_stride) {
+  for (int d = 0; d < head_dim; d += 16 * kTileVectors) {
+    const int left = (head_dim - d + 15) / 16;
+    with_rows<kTileVectors>(left < kTileVectors ? left : kTileVectors, [&](auto tag) {
+      constexpr int kVectors = decltype(tag)::value;
+      F32x16 acc[kRows][kVectors];
+#pragma GCC unroll 16
+      for (int m = 0; m < kRows; ++m)
+#pragma GCC unroll 16
+        for (int c = 0; c < kVectors; ++c) acc[m][c] = set1(0.0f);
+#pragma GCC unroll 1
+      for (int j = 0; j < length; ++j) {
+        F32x16 b[kVectors];
+#pragma GCC unroll 16
+        for (int c = 0; c < kVectors; ++c) b[c] = load(v + static_cast<size_t>(j) * stride + d + c * 16);
+#pragma GCC unroll 16
+        for (int m = 0; m < kRows; ++m) {
+          const F32x16 a = set1(scores[static_cast<size_t>(m) * scores_stride + j]);
+#pragma GCC unroll 16
+          for (int c = 0; c < kVectors; ++c) acc[m][c] = fma(a, b[c], acc[m][c]);
+        }
+      }
+      for (int m = 0; m < kRows; ++m)
+        for (int c = 0; c < kVectors; ++c) {
+          const int at = d + c * 16;
+          const int lanes = head_dim - at < 16 ? head_dim - at : 16;
+          const F32x16 y = mul(acc[m][c], set1(inv_sums[m]));
+          float* out = context + static_cast<size_t>(m) * context_stride + at;
+          lanes == 16 ? store(out, y) : store_n(out, y, lanes);
+        }
+    });
+  }
+}
+
+inline void attention_varlen(const AttentionArgs& args, int sequence, int head, float* scratch) {
+  const int first = args.cu_seqlens[sequence], length = args.cu_seqlens[sequence + 1] - first;
+  const int head_dim = args.head_dim, stride = args.qkv_stride, padded = round_up(length, 16);
+  const float* q = args.qkv + static_cast<size_t>(first) * stride + head * head_dim;
+  const float* k = q + args.attention_size;
+  const float* v = k + args.attention_size;
+  float* context = args.context + static_cast<size_t>(first) * args.context_stride + head * head_dim;
+  float* keys = scratch;
+  float* scores = scratch + static_cast<size_t>(padded) * round_up(head_dim, 16);
+  transpose_keys(k, stride, length, head_dim, keys, padded);
+  const F32x16 scale2 = set1(1.44269504f / __builtin_sqrtf(static_cast<float>(head_dim)));  // log2(e) / sqrt(d)
+  for (int i = 0; i < length; i += kTileRows) {
+    with_rows<kTileRows>(length - i < kTileRows ? length - i : kTileRows, [&](auto tag) {
+      constexpr int kRows = decltype(tag)::value;
+      float inv_sums[kRows];
+      query_key_tile<kRows>(q + static_cast<size_t>(i) * stride, stride, head_dim, keys, padded, length, scores);
+      for (int m = 0; m < kRows; ++m)
+        inv_sums[m] = softmax_row(scores + static_cast<size_t>(m) * padded, length, scale2);
+      score_value_tile<kRows>(scores, padded, inv_sums, v, stride, length, head_dim,
+                              context + static_cast<size_t>(i) * args.context_stride, args.context_stride);
+    });
+  }
+}
+
+}  // namespace EB_ISA
+}  // namespace edgebert

@@ -1,0 +1,29 @@
+// Everything an isa/*.cc exports: the generic kernels and the table made of them. Expects EB_ISA, a vec_*.h, a dot_*.h
+// and the tile sizes kDotRows x kDotVectors, kFmaRows x kFmaVectors, kTileRows x kTileVectors.
+#pragma once
+
+#include "cpu/generic/attention_varlen-inl.h"
+#include "cpu/generic/linear-inl.h"
+#include "cpu/generic/math-inl.h"
+#include "cpu/generic/rows-inl.h"
+
+#define EB_STRING_OF(x) #x
+#define EB_STRING(x) EB_STRING_OF(x)
+
+namespace edgebert {
+namespace EB_ISA {
+
+static_assert(kTileRows <= kAttentionRows, "attention_scratch() is too small for the query tile");
+
+extern const KernelTable kTable;
+const KernelTable kTable = {
+    EB_STRING(EB_ISA),
+    16 * kDotVectors,
+    16 * kFmaVectors,
+#define EB_KERNEL(name, arguments) &name,
+#include "cpu/kernels.inc"
+#undef EB_KERNEL
+};
+
+}  // namespace EB_ISA
+}  // namespace edgebert

@@ -1,0 +1,150 @@
+// linear_u8s8_f32 and linear_f32: register-blocked products of rows with packed panels, then the epilogue.
+// Oracle: edgebert/quant.py linear_u8s8_f32, and x @ weight + bias. Every output is one chain of sums, inputs
+// ascending, so a row's result does not depend on the tile it falls into.
+#pragma once
+
+#include "cpu/generic/math-inl.h"
+
+namespace edgebert {
+namespace EB_ISA {
+
+// Sums of kRows rows with one panel of 16 * kVectors columns into tile [kRows][16 * kVectors].
+template <int kRows, int kVectors>
+inline void dot_tile(const uint8_t* codes, int stride, const int8_t* panel, int steps, int32_t* tile) {
+  I32x16 acc[kRows][kVectors];
+#pragma GCC unroll 16
+  for (int m = 0; m < kRows; ++m)
+#pragma GCC unroll 16
+    for (int v = 0; v < kVectors; ++v) acc[m][v] = zero_i32();
+#pragma GCC unroll 1
+  for (int k = 0; k < steps; ++k) {
+    I32x16 b[kVectors];
+#pragma GCC unroll 16
+    for (int v = 0; v < kVectors; ++v)
+      b[v] = load_i32(reinterpret_cast<const int32_t*>(panel) + (static_cast<size_t>(k) * kVectors + v) * 16);
+#pragma GCC unroll 16
+    for (int m = 0; m < kRows; ++m) {
+      const DotLeft a = dot_left(codes + static_cast<size_t>(m) * stride + 4 * k);
+#pragma GCC unroll 16
+      for (int v = 0; v < kVectors; ++v) acc[m][v] = dot4(acc[m][v], a, b[v]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int m = 0; m < kRows; ++m)
+#pragma GCC unroll 16
+    for (int v = 0; v < kVectors; ++v) store_i32(tile + (m * kVectors + v) * 16, acc[m][v]);
+}
+
+template <int kRows, int kVectors>
+inline void fma_tile(const float* x, int stride, const float* panel, int steps, float* tile) {
+  F32x16 acc[kRows][kVectors];
+#pragma GCC unroll 16
+  for (int m = 0; m < kRows; ++m)
+#pragma GCC unroll 16
+    for (int v = 0; v < kVectors; ++v) acc[m][v] = set1(0.0f);
+#pragma GCC unroll 1
+  for (int k = 0; k < steps; ++k) {
+    F32x16 b[kVectors];
+#pragma GCC unroll 16
+    for (int v = 0; v < kVectors; ++v) b[v] = load(panel + (static_cast<size_t>(k) * kVectors + v) * 16);
+#pragma GCC unroll 16
+    for (int m = 0; m < kRows; ++m) {
+      const F32x16 a = set1(x[static_cast<size_t>(m) * stride + k]);
+#pragma GCC unroll 16
+      for (int v = 0; v < kVectors; ++v) acc[m][v] = fma(a, b[v], acc[m][v]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int m = 0; m < kRows; ++m)
+#pragma GCC unroll 16
+    for (int v = 0; v < kVectors; ++v) store(tile + (m * kVectors + v) * 16, acc[m][v]);
+}
+
+// Calls run(std::integral_constant-like tag of the row count) for rows in 1 .. kMax.
+template <int kRows>
+struct Rows {
+  static constexpr int value = kRows;
+};
+template <int kMax, class Run>
+inline void with_rows(int rows, Run run) {
+  if constexpr (kMax > 1) {
+    if (rows < kMax) return with_rows<kMax - 1>(rows, run);
+  }
+  run(Rows<kMax>());
+}
+
+template <Epilogue kEpilogue>
+inline void linear_u8s8_f32_as(const LinearU8S8Args& args, const TileRange& range) {
+  constexpr int kNr = 16 * kDotVectors;
+  const PackedLinearU8S8& w = args.linear;
+  const int steps = (w.inputs + 3) / 4;
+  alignas(64) int32_t tile[kDotRows * kNr];
+  for (int p = range.panel_begin; p < range.panel_end; ++p) {
+    const int8_t* panel = w.weight + static_cast<size_t>(p) * steps * kNr * 4;
+    for (int row = range.row_begin; row < range.row_end; row += kDotRows) {
+      const int rows = range.row_end - row < kDotRows ? range.row_end - row : kDotRows;
+      const uint8_t* codes = args.in.codes + static_cast<size_t>(row) * args.in.stride;
+      with_rows<kDotRows>(rows, [&](auto tag) {
+        dot_tile<decltype(tag)::value, kDotVectors>(codes, args.in.stride, panel, steps, tile);
+      });
+      for (int v = 0; v < kDotVectors; ++v) {
+        const int column = p * kNr + v * 16;
+        if (column >= w.outputs) break;
+        const F32x16 w_scale = load(w.w_scale + column), bias = load(w.bias + column);
+        const I32x16 colsum = load_i32(w.colsum + column);
+        for (int m = 0; m < rows; ++m) {
+          const I32x16 correction = mul_i32(set1_i32(args.in.neg_zero[row + m]), colsum);
+          const F32x16 acc = to_f32(add_i32(load_i32(tile + (m * kDotVectors + v) * 16), correction));
+          const F32x16 y = add(mul(mul(acc, w_scale), set1(args.in.a_scale[row + m])), bias);
+          store(args.out + static_cast<size_t>(row + m) * args.out_stride + column, activate<kEpilogue>(y));
+        }
+      }
+    }
+  }
+}
+
+template <Epilogue kEpilogue>
+inline void linear_f32_as(const LinearF32Args& args, const TileRange& range) {
+  constexpr int kNr = 16 * kFmaVectors;
+  const PackedLinearF32& w = args.linear;
+  alignas(64) float tile[kFmaRows * kNr];
+  for (int p = range.panel_begin; p < range.panel_end; ++p) {
+    const float* panel = w.weight + static_cast<size_t>(p) * w.inputs * kNr;
+    for (int row = range.row_begin; row < range.row_end; row += kFmaRows) {
+      const int rows = range.row_end - row < kFmaRows ? range.row_end - row : kFmaRows;
+      const float* x = args.x + static_cast<size_t>(row) * args.x_stride;
+      with_rows<kFmaRows>(rows, [&](auto tag) {
+        fma_tile<decltype(tag)::value, kFmaVectors>(x, args.x_stride, panel, w.inputs, tile);
+      });
+      for (int v = 0; v < kFmaVectors; ++v) {
+        const int column = p * kNr + v * 16;
+        if (column >= w.outputs) break;
+        const F32x16 bias = load(w.bias + column);
+        for (int m = 0; m < rows; ++m) {
+          const F32x16 y = add(load(tile + (m * kFmaVectors + v) * 16), bias);
+          store(args.out + static_cast<size_t>(row + m) * args.out_stride + column, activate<kEpilogue>(y));
+        }
+      }
+    }
+  }
+}
+
+#define EB_BY_EPILOGUE(function)                         \
+  switch (args.epilogue) {                               \
+    case Epilogue::kBias:                                \
+      return function<Epilogue::kBias>(args, range);     \
+    case Epilogue::kGeluErf:                             \
+      return function<Epilogue::kGeluErf>(args, range);  \
+    case Epilogue::kGeluTanh:                            \
+      return function<Epilogue::kGeluTanh>(args, range); \
+    case Epilogue::kRelu:                                \
+      return function<Epilogue::kRelu>(args, range);     \
+    case Epilogue::kTanh:                                \
+      return function<Epilogue::kTanh>(args, range);     \
+  }
+inline void linear_u8s8_f32(const LinearU8S8Args& args, const TileRange& range) { EB_BY_EPILOGUE(linear_u8s8_f32_as) }
+inline void linear_f32(const LinearF32Args& args, const TileRange& range) { EB_BY_EPILOGUE(linear_f32_as) }
+#undef EB_BY_EPILOGUE
+
+}  // namespace EB_ISA
+}  // namespace edgebert

@@ -1,0 +1,14 @@
+// AVX2 and FMA without VNNI.
+#define EB_ISA avx2
+#include "cpu/kernel_table.h"
+#include "cpu/simd/dot_avx2.h"
+
+namespace edgebert {
+namespace EB_ISA {
+constexpr int kDotRows = 4, kDotVectors = 1;
+constexpr int kFmaRows = 6, kFmaVectors = 1;
+constexpr int kTileRows = 6, kTileVectors = 1;
+}  // namespace EB_ISA
+}  // namespace edgebert
+
+#include "cpu/generic/kernels-inl.h"

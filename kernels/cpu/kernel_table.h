@@ -1,0 +1,149 @@
+// KernelTable: the kernels of one ISA, and the plain structs they take.
+//
+// Strides count elements. Activation buffers have rows padded to kRowAlign floats (row_stride), and kSlackFloats
+// floats after the last row, so that kernels load and store whole vectors; what lies in the padding is never used.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+namespace edgebert {
+
+constexpr int kRowAlign = 16;
+constexpr int kSlackFloats = 64;
+constexpr int round_up(int n, int to) { return (n + to - 1) / to * to; }
+constexpr int row_stride(int width) { return round_up(width, kRowAlign); }
+
+// What a linear does with its sums before storing them.
+enum class Epilogue { kBias, kGeluErf, kGeluTanh, kRelu, kTanh };
+
+// Rows of u8 codes with a scale and a (negated) zero point each; see edgebert/quant.py. An ISA may store code - 128:
+// its zero points then carry the 128.
+struct CodeRows {
+  uint8_t* codes;
+  int stride;         // bytes, a multiple of 64
+  float* a_scale;     // [rows]
+  int32_t* neg_zero;  // [rows]: acc = sum(stored code * w) + neg_zero * colsum
+};
+
+struct LayerNormWeights {
+  const float* weight;
+  const float* bias;
+  int width;
+  float eps;
+};
+
+// out[t] = LayerNorm((word[id] + type[type id]) + position[offset + position in its sequence])
+// An f32 table has `weight`; an s8 one `codes` and a `scale` a row. No type table: num_token_types 0.
+struct EmbeddingTable {
+  const float* weight;
+  const int8_t* codes;
+  const float* scale;
+};
+struct EmbedArgs {
+  EmbeddingTable word, position, token_type;
+  int num_token_types;
+  int position_offset;
+  LayerNormWeights norm;
+  const int32_t* input_ids;
+  const int32_t* token_type_ids;  // nullptr: zeros
+  const int32_t* position_ids;    // from the start of each sequence
+  float* out;
+  int out_stride;
+};
+
+struct QuantizeArgs {
+  const float* x;
+  int x_stride;
+  int width;
+  const float* inv_smooth;  // [width] or nullptr
+  CodeRows out;
+};
+
+// Weights in panels of `nr` output columns (the last padded with zeros); scale, colsum, bias padded to whole panels.
+struct PackedLinearU8S8 {
+  const int8_t* weight;  // [panels][ceil(inputs / 4)][nr][4]
+  const float* w_scale;
+  const int32_t* colsum;
+  const float* bias;
+  int inputs, outputs;
+};
+struct PackedLinearF32 {
+  const float* weight;  // [panels][inputs][nr]
+  const float* bias;
+  int inputs, outputs;
+};
+struct TileRange {
+  int row_begin, row_end;
+  int panel_begin, panel_end;
+};
+
+// out = epilogue((sum * w_scale) * a_scale + bias)
+struct LinearU8S8Args {
+  CodeRows in;
+  PackedLinearU8S8 linear;
+  Epilogue epilogue;
+  float* out;
+  int out_stride;
+};
+// out = epilogue(sum + bias)
+struct LinearF32Args {
+  const float* x;
+  int x_stride;
+  PackedLinearF32 linear;
+  Epilogue epilogue;
+  float* out;
+  int out_stride;
+};
+
+// context[i] = softmax(q_i K^T / sqrt(head_dim)) V over the tokens of one sequence, for one head.
+struct AttentionArgs {
+  const float* qkv;  // rows [q | k | v], each attention_size wide
+  int qkv_stride;
+  int attention_size, head_dim;
+  const int32_t* cu_seqlens;
+  float* context;
+  int context_stride;
+};
+// Floats of scratch that attention_varlen needs for a sequence of `length` tokens.
+constexpr int kAttentionRows = 8;  // at least the rows of any ISA's query tile
+constexpr size_t attention_scratch(int length, int head_dim) {
+  return static_cast<size_t>(round_up(length, 64)) * (round_up(head_dim, 16) + kAttentionRows);
+}
+
+// out = LayerNorm(x + residual); with `quantize`, its codes too. `residual` nullptr: none; `out` may be `residual`.
+struct AddLayerNormArgs {
+  const float* x;
+  int x_stride;
+  const float* residual;
+  int residual_stride;
+  LayerNormWeights norm;
+  float* out;
+  int out_stride;
+  bool quantize;
+  const float* inv_smooth;
+  CodeRows codes;
+};
+
+// One row a sequence: the first token's hidden state, or the mean; with `normalize`, divided by max(L2 norm, 1e-12).
+struct PoolArgs {
+  const float* x;
+  int x_stride;
+  int width;
+  const int32_t* cu_seqlens;
+  bool is_mean;
+  bool normalize;
+  float* out;
+  int out_stride;
+};
+
+struct KernelTable {
+  const char* isa;
+  int s8_nr;   // columns of a panel of linear_u8s8_f32
+  int f32_nr;  // columns of a panel of linear_f32
+#define EB_KERNEL(name, arguments) void(*name) arguments;
+#include "cpu/kernels.inc"
+#undef EB_KERNEL
+};
+
+}  // namespace edgebert

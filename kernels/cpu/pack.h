@@ -1,0 +1,23 @@
+// Lays a file's linears out in the panels that a KernelTable's linear kernels read.
+#pragma once
+
+#include "cpu/kernel_table.h"
+#include "engine/arena.h"
+#include "engine/encoder_weights.h"
+
+namespace edgebert {
+
+// The weight's layout in the file: [inputs, outputs], or [outputs, inputs] for the tied decoder, which is the word
+// table.
+enum class WeightLayout { kInputsByOutputs, kOutputsByInputs };
+
+PackedLinearU8S8 pack_linear_u8s8(const TensorView& weight, const TensorView& scale, const TensorView& colsum,
+                                  const TensorView& bias, WeightLayout layout, int nr, Arena& arena);
+PackedLinearF32 pack_linear_f32(const TensorView& weight, const TensorView& bias, WeightLayout layout, int nr,
+                                Arena& arena);
+
+// An aligned copy, padded with zeros to `padded` elements.
+const float* copy_f32(const TensorView& tensor, size_t padded, Arena& arena);
+const int8_t* copy_s8(const TensorView& tensor, Arena& arena);
+
+}  // namespace edgebert

@@ -1,0 +1,547 @@
+// The layer loop. A batch is cut into micro-batches whose activations fit a core's cache; each runs on one thread from
+// embedding to output, and what does not fill every thread runs on all threads together, with barriers between steps.
+#include "engine/encoder.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "cpu/kernel_table.h"
+#include "cpu/pack.h"
+#include "engine/arena.h"
+#include "engine/thread_pool.h"
+
+namespace edgebert {
+namespace {
+
+constexpr int kMicroBatchTokens = 96;  // activations of about this many tokens stay in a core's L2
+constexpr int kDecoderRows = 32;       // rows of vocabulary-wide logits held at once
+
+Epilogue epilogue_of(Activation activation) {
+  switch (activation) {
+    case Activation::kGeluErf:
+      return Epilogue::kGeluErf;
+    case Activation::kGeluTanh:
+      return Epilogue::kGeluTanh;
+    case Activation::kRelu:
+      return Epilogue::kRelu;
+    case Activation::kTanh:
+      return Epilogue::kTanh;
+    case Activation::kIdentity:
+      break;
+  }
+  return Epilogue::kBias;
+}
+
+// A linear packed for the ISA: s8 or f32 weights, or (a pruned-away sub-block) only a bias.
+struct Linear {
+  enum class Kind { kAbsent, kBiasOnly, kF32, kS8 } kind = Kind::kAbsent;
+  PackedLinearU8S8 s8{};
+  PackedLinearF32 f32{};
+  const float* bias_row = nullptr;
+  const float* inv_smooth = nullptr;
+
+  bool takes_codes() const { return kind == Kind::kS8; }
+  bool has_weight() const { return kind == Kind::kF32 || kind == Kind::kS8; }
+  int inputs() const { return takes_codes() ? s8.inputs : f32.inputs; }
+  int outputs() const { return takes_codes() ? s8.outputs : f32.outputs; }
+};
+
+struct Layer {
+  int num_heads, head_dim, attention_size, intermediate_size;
+  Linear qkv, attention_output, ffn_up, ffn_down;
+  LayerNormWeights attention_norm, ffn_norm;
+};
+
+// Consecutive sequences of a batch, with their token and sequence offsets in it.
+struct Slice {
+  int first_sequence, num_sequences;
+  int first_token, num_tokens;
+};
+
+// Activations of one team, and attention scratch for each of its threads. Grows to the largest slice seen.
+struct Workspace {
+  AlignedBytes memory;
+  size_t capacity = 0;
+
+  float *hidden, *wide, *context, *ffn, *pooled, *pooled_dense, *logits;
+  CodeRows codes;
+  int32_t *cu_seqlens, *position_ids;
+  float* scratch;
+  size_t scratch_stride;
+};
+
+}  // namespace
+
+class Encoder::Impl {
+ public:
+  Impl(const EncoderSpec& spec, const EncoderWeights& weights, const KernelTable& kernels, int num_threads);
+  void run(const eb_batch& batch, const eb_output* outputs, int num_outputs);
+  const char* isa() const { return kernels_.isa; }
+  int num_threads() const { return pool_.size(); }
+  size_t workspace_bytes() const {
+    size_t bytes = 0;
+    for (const Workspace& workspace : workspaces_) bytes += workspace.capacity;
+    return bytes;
+  }
+
+ private:
+  struct Loader;
+  struct Pass;
+
+  void reserve(Workspace& workspace, int tokens, int sequences, int max_seqlen, int threads) const;
+
+  const EncoderSpec spec_;
+  const KernelTable& kernels_;
+  ThreadPool pool_;
+  Arena arena_;
+  EmbedArgs embed_{};
+  Linear projection_, dense_, out_, mlm_dense_, mlm_decoder_;
+  LayerNormWeights mlm_norm_{};
+  std::vector<Layer> layers_;
+  std::vector<Workspace> workspaces_;  // one a thread; the first also serves the whole team
+  int max_width_ = 0;                  // widest row that is ever quantized
+};
+
+// ---- Loading ----------------------------------------------------------------------------------------------------
+
+struct Encoder::Impl::Loader {
+  Impl& to;
+  const EncoderWeights& weights;
+
+  const TensorView& tensor(const std::string& name) const {
+    const TensorView* found = weights.find(name);
+    if (!found) throw Error(EB_INTERNAL, "weight " + name + " is missing although the file was checked");
+    return *found;
+  }
+
+  Linear linear(const std::string& prefix) const {
+    Linear linear;
+    const TensorView* bias = weights.find(prefix + ".bias");
+    if (!bias) return linear;
+    const TensorView* weight = weights.find(prefix + ".weight");
+    if (!weight) {
+      linear.kind = Linear::Kind::kBiasOnly;
+      const int width = static_cast<int>(bias->shape[0]);
+      linear.bias_row = copy_f32(*bias, row_stride(width), to.arena_);
+    } else if (weight->dtype == DType::kS8) {
+      linear.kind = Linear::Kind::kS8;
+      linear.s8 = pack_linear_u8s8(*weight, tensor(prefix + ".scale"), tensor(prefix + ".colsum"), *bias,
+                                   WeightLayout::kInputsByOutputs, to.kernels_.s8_nr, to.arena_);
+      if (const TensorView* inv_smooth = weights.find(prefix + ".inv_smooth"))
+        linear.inv_smooth = copy_f32(*inv_smooth, linear.s8.inputs, to.arena_);
+    } else {
+      linear.kind = Linear::Kind::kF32;
+      linear.f32 = pack_linear_f32(*weight, *bias, WeightLayout::kInputsByOutputs, to.kernels_.f32_nr, to.arena_);
+    }
+    if (linear.takes_codes()) to.max_width_ = std::max(to.max_width_, linear.s8.inputs);
+    return linear;
+  }
+
+  // The tied decoder: the word table, transposed, with the table's row scales as output scales.
+  Linear decoder() const {
+    Linear linear;
+    const TensorView& word = tensor("embeddings.word.weight");
+    if (word.dtype == DType::kS8) {
+      linear.kind = Linear::Kind::kS8;
+      linear.s8 = pack_linear_u8s8(word, tensor("embeddings.word.scale"), tensor("mlm.colsum"), tensor("mlm.bias"),
+                                   WeightLayout::kOutputsByInputs, to.kernels_.s8_nr, to.arena_);
+      to.max_width_ = std::max(to.max_width_, linear.s8.inputs);
+    } else {
+      linear.kind = Linear::Kind::kF32;
+      linear.f32 =
+          pack_linear_f32(word, tensor("mlm.bias"), WeightLayout::kOutputsByInputs, to.kernels_.f32_nr, to.arena_);
+    }
+    return linear;
+  }
+
+  LayerNormWeights layer_norm(const std::string& prefix) const {
+    const TensorView& weight = tensor(prefix + ".weight");
+    const int width = static_cast<int>(weight.shape[0]);
+    return {copy_f32(weight, width, to.arena_), copy_f32(tensor(prefix + ".bias"), width, to.arena_), width,
+            to.spec_.layer_norm_eps};
+  }
+
+  EmbeddingTable table(const std::string& name) const {
+    const TensorView& weight = tensor("embeddings." + name + ".weight");
+    const size_t rows = static_cast<size_t>(weight.shape[0]), width = static_cast<size_t>(weight.shape[1]);
+    if (weight.dtype == DType::kF32) return {copy_f32(weight, rows * width, to.arena_), nullptr, nullptr};
+    return {nullptr, copy_s8(weight, to.arena_), copy_f32(tensor("embeddings." + name + ".scale"), rows, to.arena_)};
+  }
+
+  void load() {
+    const EncoderSpec& spec = to.spec_;
+    to.embed_.word = table("word");
+    to.embed_.position = table("position");
+    to.embed_.num_token_types = spec.num_token_types;
+    if (spec.num_token_types) to.embed_.token_type = table("token_type");
+    to.embed_.position_offset = spec.position_offset;
+    to.embed_.norm = layer_norm("embeddings.layer_norm");
+    to.projection_ = linear("embeddings.projection");
+    for (size_t i = 0; i < spec.layers.size(); ++i) {
+      const LayerSpec& sizes = spec.layers[i];
+      const std::string prefix = "layer." + std::to_string(i) + ".";
+      to.layers_.push_back({sizes.num_heads, sizes.head_dim, sizes.attention_size(), sizes.intermediate_size,
+                            linear(prefix + "attention.qkv"), linear(prefix + "attention.output"),
+                            linear(prefix + "ffn.up"), linear(prefix + "ffn.down"),
+                            layer_norm(prefix + "attention.layer_norm"), layer_norm(prefix + "ffn.layer_norm")});
+    }
+    to.dense_ = linear("head.dense");
+    to.out_ = linear("head.out");
+    if (spec.has_mlm_head()) {
+      to.mlm_dense_ = linear("mlm.dense");
+      to.mlm_norm_ = layer_norm("mlm.layer_norm");
+      to.mlm_decoder_ = decoder();
+    }
+  }
+};
+
+Encoder::Impl::Impl(const EncoderSpec& spec, const EncoderWeights& weights, const KernelTable& kernels, int num_threads)
+    : spec_(spec), kernels_(kernels), pool_(num_threads), workspaces_(num_threads) {
+  Loader{*this, weights}.load();
+}
+
+// ---- Workspace --------------------------------------------------------------------------------------------------
+
+void Encoder::Impl::reserve(Workspace& workspace, int tokens, int sequences, int max_seqlen, int threads) const {
+  int wide = std::max(spec_.hidden_size, spec_.embedding_size), context = 0, ffn = 0, head_dim = 0;
+  for (const Layer& layer : layers_) {
+    wide = std::max(wide, 3 * layer.attention_size);
+    context = std::max(context, layer.attention_size);
+    ffn = std::max(ffn, layer.intermediate_size);
+    if (layer.num_heads) head_dim = std::max(head_dim, layer.head_dim);
+  }
+  const int hidden = std::max(spec_.hidden_size, spec_.embedding_size);
+  const int pooled = std::max({spec_.hidden_size, spec_.dense_size, spec_.num_labels});
+  const bool has_labels_a_token = spec_.has_token_head();
+  size_t total = 0;
+  const auto place = [&total](size_t bytes) {
+    const size_t at = total;
+    total += (bytes + kSlackFloats * sizeof(float) + 63) / 64 * 64;
+    return at;
+  };
+  const auto rows = [&place](size_t count, int width) { return place(count * row_stride(width) * sizeof(float)); };
+  const size_t at_hidden = rows(tokens, hidden), at_wide = rows(tokens, wide), at_context = rows(tokens, context),
+               at_ffn = rows(tokens, ffn), at_pooled = rows(sequences, pooled), at_dense = rows(sequences, pooled);
+  const size_t at_logits = has_labels_a_token     ? rows(tokens, spec_.num_labels)
+                           : spec_.has_mlm_head() ? rows(kDecoderRows, spec_.vocab_size)
+                                                  : rows(sequences, spec_.num_labels);
+  const int codes_stride = round_up(max_width_, 64);
+  const size_t at_codes = place(static_cast<size_t>(tokens) * codes_stride), at_scale = place(tokens * sizeof(float)),
+               at_zero = place(tokens * sizeof(int32_t)), at_seqlens = place((sequences + 1) * sizeof(int32_t)),
+               at_positions = place(tokens * sizeof(int32_t));
+  const size_t scratch_stride = round_up(static_cast<int>(attention_scratch(max_seqlen, head_dim)), 16);
+  const size_t at_scratch = place(scratch_stride * threads * sizeof(float));
+
+  if (total > workspace.capacity) {
+    workspace.memory.reset();
+    workspace.capacity = 0;
+    workspace.memory = allocate_aligned(total, 64);
+    workspace.capacity = total;
+    std::memset(workspace.memory.get(), 0, total);  // touch every page now, so that memory is flat from here on
+  }
+  unsigned char* base = workspace.memory.get();
+  const auto floats = [base](size_t at) { return reinterpret_cast<float*>(base + at); };
+  const auto ints = [base](size_t at) { return reinterpret_cast<int32_t*>(base + at); };
+  workspace.hidden = floats(at_hidden);
+  workspace.wide = floats(at_wide);
+  workspace.context = floats(at_context);
+  workspace.ffn = floats(at_ffn);
+  workspace.pooled = floats(at_pooled);
+  workspace.pooled_dense = floats(at_dense);
+  workspace.logits = floats(at_logits);
+  workspace.codes = {base + at_codes, codes_stride, floats(at_scale), ints(at_zero)};
+  workspace.cu_seqlens = ints(at_seqlens);
+  workspace.position_ids = ints(at_positions);
+  workspace.scratch = floats(at_scratch);
+  workspace.scratch_stride = scratch_stride;
+}
+
+// ---- One forward pass of a slice, on a team -----------------------------------------------------------------------
+
+struct Encoder::Impl::Pass {
+  const Impl& model;
+  const Team& team;
+  Workspace& w;
+  const eb_batch& batch;
+  const Slice slice;
+  const eb_output* outputs;
+  const int num_outputs;
+
+  const EncoderSpec& spec = model.spec_;
+  const KernelTable& kernels = model.kernels_;
+  const int tokens = slice.num_tokens;
+
+  int row_begin() const { return team.begin(tokens); }
+  int row_end() const { return team.end(tokens); }
+
+  // Every step ends with a barrier: the next one may read any row.
+  void run() {
+    embed();
+    for (size_t i = 0; i < model.layers_.size(); ++i)
+      layer(model.layers_[i], i + 1 < model.layers_.size() ? &model.layers_[i + 1].qkv : nullptr);
+    heads();
+  }
+
+  void embed() {
+    if (team.rank == 0) {
+      for (int s = 0; s <= slice.num_sequences; ++s)
+        w.cu_seqlens[s] = batch.cu_seqlens[slice.first_sequence + s] - slice.first_token;
+      for (int s = 0; s < slice.num_sequences; ++s)
+        for (int t = w.cu_seqlens[s]; t < w.cu_seqlens[s + 1]; ++t) w.position_ids[t] = t - w.cu_seqlens[s];
+    }
+    team.barrier();
+    EmbedArgs args = model.embed_;
+    args.input_ids = batch.input_ids + slice.first_token;
+    args.token_type_ids = batch.token_type_ids ? batch.token_type_ids + slice.first_token : nullptr;
+    args.position_ids = w.position_ids;
+    args.out = model.projection_.has_weight() ? w.wide : w.hidden;
+    args.out_stride = row_stride(spec.embedding_size);
+    kernels.embed_layernorm(args, row_begin(), row_end());
+    team.barrier();
+    const int stride = row_stride(spec.hidden_size);
+    if (model.projection_.has_weight())
+      linear(model.projection_, w.wide, args.out_stride, tokens, Epilogue::kBias, w.hidden, stride);
+    if (!model.layers_.empty()) quantize_for(model.layers_[0].qkv, w.hidden, stride);
+  }
+
+  void layer(const Layer& l, const Linear* next_qkv) {
+    const int hidden_stride = row_stride(spec.hidden_size);
+    if (l.qkv.has_weight()) {
+      const int qkv_stride = row_stride(3 * l.attention_size), context_stride = row_stride(l.attention_size);
+      linear(l.qkv, w.hidden, hidden_stride, tokens, Epilogue::kBias, w.wide, qkv_stride);
+      attention(l, qkv_stride, context_stride);
+      quantize_for(l.attention_output, w.context, context_stride);
+      linear(l.attention_output, w.context, context_stride, tokens, Epilogue::kBias, w.wide, hidden_stride);
+    }
+    add_layernorm(l.attention_output, l.attention_norm, &l.ffn_up);
+    if (l.ffn_up.has_weight()) {
+      const int ffn_stride = row_stride(l.intermediate_size);
+      linear(l.ffn_up, w.hidden, hidden_stride, tokens, epilogue_of(spec.activation), w.ffn, ffn_stride);
+      quantize_for(l.ffn_down, w.ffn, ffn_stride);
+      linear(l.ffn_down, w.ffn, ffn_stride, tokens, Epilogue::kBias, w.wide, hidden_stride);
+    }
+    add_layernorm(l.ffn_down, l.ffn_norm, next_qkv);
+  }
+
+  // Codes of x for `next`, if it takes codes.
+  void quantize_for(const Linear& next, const float* x, int x_stride) {
+    if (!next.takes_codes()) return;
+    kernels.quantize_rows({x, x_stride, next.inputs(), next.inv_smooth, w.codes}, row_begin(), row_end());
+    team.barrier();
+  }
+
+  // out = epilogue(x @ weight + bias); an s8 linear reads the codes made for it instead of x.
+  void linear(const Linear& l, const float* x, int x_stride, int rows, Epilogue epilogue, float* out, int out_stride) {
+    const auto compute = [&](const TileRange& range) {
+      if (l.takes_codes())
+        kernels.linear_u8s8_f32({w.codes, l.s8, epilogue, out, out_stride}, range);
+      else
+        kernels.linear_f32({x, x_stride, l.f32, epilogue, out, out_stride}, range);
+    };
+    const int nr = l.takes_codes() ? kernels.s8_nr : kernels.f32_nr;
+    const int panels = (l.outputs() + nr - 1) / nr;
+    if (panels % team.size == 0 || panels >= 8 * team.size) {
+      compute({0, rows, team.begin(panels), team.end(panels)});
+    } else {  // few panels: share out (panel, block of rows) pairs instead
+      const int blocks = std::min(team.size, rows), pairs = panels * blocks;
+      for (int i = team.begin(pairs); i < team.end(pairs); ++i) {
+        const int panel = i / blocks, block = i % blocks;
+        compute({rows * block / blocks, rows * (block + 1) / blocks, panel, panel + 1});
+      }
+    }
+    team.barrier();
+  }
+
+  // Each thread takes the (sequence, head) pairs that start in its share of the work, which grows with length squared.
+  void attention(const Layer& l, int qkv_stride, int context_stride) {
+    const AttentionArgs args{w.wide, qkv_stride, l.attention_size, l.head_dim, w.cu_seqlens, w.context, context_stride};
+    int64_t total = 0, done = 0;
+    const auto cost = [this](int s) {
+      const int64_t length = w.cu_seqlens[s + 1] - w.cu_seqlens[s];
+      return length * length;
+    };
+    for (int s = 0; s < slice.num_sequences; ++s) total += cost(s) * l.num_heads;
+    const int64_t begin = total * team.rank / team.size, end = total * (team.rank + 1) / team.size;
+    float* scratch = w.scratch + w.scratch_stride * team.rank;
+    for (int s = 0; s < slice.num_sequences; ++s)
+      for (int head = 0; head < l.num_heads; ++head, done += cost(s))
+        if (done >= begin && done < end) kernels.attention_varlen(args, s, head, scratch);
+    team.barrier();
+  }
+
+  // hidden = LayerNorm(hidden + what `from` wrote to w.wide, or its bias), and codes for `next` if it takes codes.
+  void add_layernorm(const Linear& from, const LayerNormWeights& norm, const Linear* next) {
+    const int stride = row_stride(spec.hidden_size);
+    const bool quantize = next && next->takes_codes();
+    const bool is_bias_only = from.kind == Linear::Kind::kBiasOnly;
+    kernels.add_layernorm({is_bias_only ? from.bias_row : w.wide, is_bias_only ? 0 : stride, w.hidden, stride, norm,
+                           w.hidden, stride, quantize, quantize ? next->inv_smooth : nullptr, w.codes},
+                          row_begin(), row_end());
+    team.barrier();
+  }
+
+  // ---- Heads ----
+
+  float* output(const char* name) const {
+    for (int i = 0; i < num_outputs; ++i)
+      if (std::strcmp(outputs[i].name, name) == 0) return outputs[i].data;
+    return nullptr;
+  }
+
+  // Copies this thread's share of `rows` rows into an output whose rows are not padded.
+  void copy_rows(const float* from, int stride, int rows, int first_row, int width, float* to) const {
+    for (int r = team.begin(rows); r < team.end(rows); ++r)
+      std::memcpy(to + (static_cast<size_t>(first_row) + r) * width, from + static_cast<size_t>(r) * stride,
+                  sizeof(float) * width);
+  }
+
+  void heads() {
+    const int stride = row_stride(spec.hidden_size);
+    if (float* to = output("last_hidden_state"))
+      copy_rows(w.hidden, stride, tokens, slice.first_token, spec.hidden_size, to);
+    const char* sequence_output = spec.task == Task::kEmbedding     ? "sentence_embedding"
+                                  : spec.task == Task::kPretraining ? "seq_relationship_logits"
+                                                                    : "logits";
+    if (spec.has_sequence_head()) {
+      if (float* to = output(sequence_output)) sequence_head(to);
+    }
+    if (spec.has_token_head()) token_head();
+    if (spec.has_mlm_head()) {
+      if (float* to = output(spec.task == Task::kPretraining ? "prediction_logits" : "logits")) mlm_head(to);
+    }
+  }
+
+  void sequence_head(float* to) {
+    const int n = slice.num_sequences;
+    const bool ends_pooled = !model.dense_.has_weight() && !model.out_.has_weight();
+    int width = spec.hidden_size;
+    kernels.pool({w.hidden, row_stride(width), width, w.cu_seqlens, spec.pooling == Pooling::kMean,
+                  spec.normalize && ends_pooled, w.pooled, row_stride(width)},
+                 team.begin(n), team.end(n));
+    team.barrier();
+    float *x = w.pooled, *y = w.pooled_dense;
+    for (const Linear* l : {&model.dense_, &model.out_}) {
+      if (!l->has_weight()) continue;
+      const Epilogue epilogue = l == &model.dense_ ? epilogue_of(spec.dense_activation) : Epilogue::kBias;
+      linear(*l, x, row_stride(width), n, epilogue, y, row_stride(l->outputs()));
+      width = l->outputs();
+      std::swap(x, y);
+    }
+    if (spec.normalize && !ends_pooled) normalize(x, width, n);
+    copy_rows(x, row_stride(width), n, slice.first_sequence, width, to);
+  }
+
+  // Divides rows by their L2 norm: pooling over "sequences" of one row each.
+  void normalize(float* x, int width, int n) {
+    static constexpr int32_t kOneRow[2] = {0, 1};
+    for (int r = team.begin(n); r < team.end(n); ++r) {
+      float* row = x + static_cast<size_t>(r) * row_stride(width);
+      kernels.pool({row, row_stride(width), width, kOneRow, false, true, row, row_stride(width)}, 0, 1);
+    }
+    team.barrier();
+  }
+
+  void token_head() {
+    const int labels = spec.num_labels, stride = row_stride(labels);
+    linear(model.out_, w.hidden, row_stride(spec.hidden_size), tokens, Epilogue::kBias, w.logits, stride);
+    if (spec.task == Task::kTokenClassification) {
+      if (float* to = output("logits")) copy_rows(w.logits, stride, tokens, slice.first_token, labels, to);
+      return;
+    }
+    float *start = output("start_logits"), *end = output("end_logits");
+    for (int r = row_begin(); r < row_end(); ++r) {
+      if (start) start[slice.first_token + r] = w.logits[static_cast<size_t>(r) * stride];
+      if (end) end[slice.first_token + r] = w.logits[static_cast<size_t>(r) * stride + 1];
+    }
+  }
+
+  void mlm_head(float* to) {
+    const int width = spec.embedding_size, stride = row_stride(width), logits_stride = row_stride(spec.vocab_size);
+    linear(model.mlm_dense_, w.hidden, row_stride(spec.hidden_size), tokens, epilogue_of(spec.mlm_activation), w.wide,
+           stride);
+    const Linear& decoder = model.mlm_decoder_;
+    kernels.add_layernorm({w.wide, stride, nullptr, 0, model.mlm_norm_, w.wide, stride, decoder.takes_codes(),
+                           decoder.inv_smooth, w.codes},
+                          row_begin(), row_end());
+    team.barrier();
+    const CodeRows codes = w.codes;
+    for (int first = 0; first < tokens; first += kDecoderRows) {
+      const int rows = std::min(kDecoderRows, tokens - first);
+      Pass chunk = *this;
+      const CodeRows of_chunk{codes.codes + static_cast<size_t>(first) * codes.stride, codes.stride,
+                              codes.a_scale + first, codes.neg_zero + first};
+      chunk.decode(decoder, of_chunk, w.wide + static_cast<size_t>(first) * stride, stride, rows, logits_stride);
+      copy_rows(w.logits, logits_stride, rows, slice.first_token + first, spec.vocab_size, to);
+      team.barrier();
+    }
+  }
+
+  void decode(const Linear& l, const CodeRows& codes, const float* x, int x_stride, int rows, int logits_stride) {
+    const int nr = l.takes_codes() ? kernels.s8_nr : kernels.f32_nr;
+    const int panels = (l.outputs() + nr - 1) / nr;
+    const TileRange range{0, rows, team.begin(panels), team.end(panels)};
+    if (l.takes_codes())
+      kernels.linear_u8s8_f32({codes, l.s8, Epilogue::kBias, w.logits, logits_stride}, range);
+    else
+      kernels.linear_f32({x, x_stride, l.f32, Epilogue::kBias, w.logits, logits_stride}, range);
+    team.barrier();
+  }
+};
+
+// ---- Running ------------------------------------------------------------------------------------------------------
+
+void Encoder::Impl::run(const eb_batch& batch, const eb_output* outputs, int num_outputs) {
+  const int threads = pool_.size();
+  std::vector<Slice> slices;
+  int largest_tokens = 0, largest_sequences = 0, max_seqlen = 0;
+  for (int s = 0; s < batch.num_sequences; ++s) {
+    const int length = batch.cu_seqlens[s + 1] - batch.cu_seqlens[s];
+    max_seqlen = std::max(max_seqlen, length);
+    if (slices.empty() || slices.back().num_tokens + length > kMicroBatchTokens)
+      slices.push_back({s, 0, batch.cu_seqlens[s], 0});
+    ++slices.back().num_sequences;
+    slices.back().num_tokens += length;
+    largest_tokens = std::max(largest_tokens, slices.back().num_tokens);
+    largest_sequences = std::max(largest_sequences, slices.back().num_sequences);
+  }
+  // As many slices as fill every thread equally often; the rest is one slice for the whole team.
+  const int num_alone = static_cast<int>(slices.size()) / threads * threads;
+  Slice together{batch.num_sequences, 0, batch.cu_seqlens[batch.num_sequences], 0};
+  if (num_alone < static_cast<int>(slices.size())) {
+    const Slice& first = slices[num_alone];
+    together = {first.first_sequence, batch.num_sequences - first.first_sequence, first.first_token,
+                batch.cu_seqlens[batch.num_sequences] - first.first_token};
+  }
+  for (int rank = 0; rank < threads; ++rank) {
+    const bool is_shared = rank == 0 && together.num_sequences;
+    if (!is_shared && !num_alone) continue;
+    reserve(workspaces_[rank], std::max(num_alone ? largest_tokens : 0, is_shared ? together.num_tokens : 0),
+            std::max(num_alone ? largest_sequences : 0, is_shared ? together.num_sequences : 0), max_seqlen,
+            is_shared ? threads : 1);
+  }
+  std::atomic<int> next{0};
+  pool_.run([&](const Team& team) {
+    const Team alone{0, 1, nullptr};
+    for (int i = next.fetch_add(1, std::memory_order_relaxed); i < num_alone;
+         i = next.fetch_add(1, std::memory_order_relaxed))
+      Pass{*this, alone, workspaces_[team.rank], batch, slices[i], outputs, num_outputs}.run();
+    if (!together.num_sequences) return;
+    team.barrier();
+    Pass{*this, team, workspaces_[0], batch, together, outputs, num_outputs}.run();
+  });
+}
+
+Encoder::Encoder(const EncoderSpec& spec, const EncoderWeights& weights, const KernelTable& kernels, int num_threads)
+    : impl_(std::make_unique<Impl>(spec, weights, kernels, num_threads)) {}
+Encoder::~Encoder() = default;
+void Encoder::run(const eb_batch& batch, const eb_output* outputs, int num_outputs) {
+  impl_->run(batch, outputs, num_outputs);
+}
+const char* Encoder::isa() const { return impl_->isa(); }
+int Encoder::num_threads() const { return impl_->num_threads(); }
+size_t Encoder::workspace_bytes() const { return impl_->workspace_bytes(); }
+
+}  // namespace edgebert
