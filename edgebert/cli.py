@@ -83,14 +83,12 @@ def _info(args: argparse.Namespace) -> None:
     path = Path(args.file)
     path = path / "model.onnx" if path.is_dir() else path
     heads, widths = ({getattr(layer, name) for layer in spec.layers} for name in ("num_heads", "intermediate_size"))
-    dtypes = sorted({spec.embedding_dtype, *(layer.dtype("ffn_up") for layer in spec.layers)})
     fields: dict[str, Any] = {
         "file": f"{path}, {path.stat().st_size / 1e6:.1f} MB, graph verified",
         "task": spec.task,
         "family": spec.family,
         "outputs": ", ".join(spec.outputs),
         "weights": ("int8" + (" (portable)" if spec.portable else "")) if spec.is_int8 else "fp32",
-        "dtypes": ", ".join(dtypes),
         "sizes": f"{spec.num_layers} layers, hidden_size {spec.hidden_size}, num_heads {_span(heads)}, "
         f"intermediate_size {_span(widths)}, vocab_size {spec.vocab_size}",
         "tokenizer": "in the file" if artifact.tokenizer_json is not None else "none: the file takes token ids",

@@ -60,10 +60,10 @@ class Backend(ABC):
                 raise InvalidInputError(f"unknown output {name!r}: this {spec.task} file has {', '.join(spec.outputs)}")
         if batch.num_sequences == 0:
             return
-        highest = int(batch.input_ids.max())
-        if highest >= spec.vocab_size or int(batch.input_ids.min()) < 0:
+        lowest, highest = int(batch.input_ids.min()), int(batch.input_ids.max())
+        if not 0 <= lowest <= highest < spec.vocab_size:
             raise InvalidInputError(
-                f"token id {highest} is out of range: the vocabulary has ids 0 to {spec.vocab_size - 1}"
+                f"token ids {lowest} to {highest} are out of range: the vocabulary has ids 0 to {spec.vocab_size - 1}"
             )
         lowest_type, highest_type = int(batch.token_type_ids.min()), int(batch.token_type_ids.max())
         if spec.has_token_types and not 0 <= lowest_type <= highest_type < spec.num_token_types:

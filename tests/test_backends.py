@@ -1,0 +1,337 @@
+"""Backends: agreement with the oracle, the same bits in any batch, and refusal instead of falling back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from artifacts import random_artifact, random_batch
+from conftest import BACKENDS, ISAS
+
+from edgebert.backends import numpy_ops
+from edgebert.backends.base import Backend
+from edgebert.backends.encoder_loop import LayerNorm
+from edgebert.backends.registry import available_backends, load_backend
+from edgebert.batch import PackedBatch
+from edgebert.errors import BackendUnavailableError, InvalidInputError, ModelFormatError
+
+LENGTHS = (1, 2, 63, 64, 65, 512)
+
+# Every head, activation and table; pruned layers, odd head sizes, sizes off every tile, no layers at all.
+CASES: dict[str, dict[str, Any]] = {
+    "embedding": {},
+    "embedding-cls-dense": {"pooling": "cls", "dense_size": 9, "normalize": False},
+    "embedding-no-pooling": {"pooling": "none", "num_token_types": 1},
+    "pruned": {"layers": ((2, 7, 33), (0, 8, 40), (3, 5, 0), (0, 4, 0)), "hidden": 27},
+    "no-layers": {"layers": ()},
+    "text-classification": {"task": "text-classification", "num_token_types": 0, "position_offset": 2},
+    "token-classification": {"task": "token-classification", "embedding_size": 12, "activation": "relu"},
+    "question-answering": {"task": "question-answering", "layers": ((3, 32, 130),), "hidden": 96},
+    "fill-mask": {"task": "fill-mask", "activation": "gelu_tanh", "embedding_size": 20},
+    "next-sentence": {"task": "next-sentence", "layers": ((1, 64, 257),), "hidden": 65},
+    "pretraining": {"task": "pretraining", "vocab_size": 67},
+}
+
+OTHERS = [name for name in BACKENDS if name != "numpy"]
+
+
+def outputs_of(backend: Backend, batch: PackedBatch) -> dict[str, np.ndarray]:
+    return backend.run(batch, backend.spec.outputs)
+
+
+def per_text(backend: Backend, batch: PackedBatch, name: str, values: np.ndarray) -> list[np.ndarray]:
+    """The part of an output that belongs to each text, flat."""
+    if not backend.spec.output_width(name)[0]:
+        return [row.ravel() for row in values]
+    return [part.ravel() for part in np.split(values, batch.cu_seqlens[1:-1])]
+
+
+def assert_same_bits(a: np.ndarray, b: np.ndarray) -> None:
+    assert a.shape == b.shape
+    assert a.dtype == b.dtype == np.float32
+    np.testing.assert_array_equal(a.view(np.uint32), b.view(np.uint32))
+
+
+def assert_agree(oracle: Backend, other: Backend, batch: PackedBatch, int8: bool) -> None:
+    expected, found = outputs_of(oracle, batch), outputs_of(other, batch)
+    assert found.keys() == expected.keys()
+    for name, values in expected.items():
+        assert found[name].shape == values.shape
+        assert found[name].dtype == np.float32
+        if not int8:
+            assert np.abs(found[name] - values).max() <= 1e-5 * np.abs(values).max()
+            continue
+        for a, b in zip(per_text(oracle, batch, name, found[name]), per_text(oracle, batch, name, values), strict=True):
+            assert a @ b >= 0.998 * np.linalg.norm(a) * np.linalg.norm(b)
+
+
+@pytest.mark.parametrize("int8", [False, True], ids=["f32", "int8"])
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("name", OTHERS)
+def test_agrees_with_the_oracle(name: str, case: str, int8: bool, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    random_artifact(path, int8=int8, num_positions=514, **CASES[case])
+    oracle = load_backend(path, "numpy")
+    batch = random_batch(oracle.spec, LENGTHS)
+    assert_agree(oracle, load_backend(path, name), batch, int8)
+
+
+@pytest.mark.parametrize("int8", [False, True], ids=["f32", "int8"])
+def test_every_isa_agrees_with_the_oracle(isa: str, int8: bool, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    for case in ("pruned", "pretraining", "question-answering"):
+        random_artifact(path, int8=int8, num_positions=514, **CASES[case])
+        oracle, native = load_backend(path, "numpy"), load_backend(path, "native")
+        assert isa in native.detail
+        assert_agree(oracle, native, random_batch(oracle.spec, LENGTHS), int8)
+
+
+def assert_invariant(load: Callable[[int], Backend], lengths: Sequence[int]) -> None:
+    """The same bits for a text alone, in a batch, in another order, and with any number of threads."""
+    backend = load(1)
+    batch = random_batch(backend.spec, lengths)
+    together = outputs_of(backend, batch)
+    alone = [outputs_of(backend, batch.take([i])) for i in range(batch.num_sequences)]
+    order = np.random.default_rng(1).permutation(batch.num_sequences)
+    reordered = outputs_of(backend, batch.take(order))
+    for name, values in together.items():
+        assert_same_bits(values, np.concatenate([row[name] for row in alone]))
+        parts = per_text(backend, batch, name, values)
+        assert_same_bits(np.concatenate([parts[i] for i in order]), reordered[name].ravel())
+    for threads in (2, 3):
+        for name, values in outputs_of(load(threads), batch).items():
+            assert_same_bits(values, together[name])
+
+
+@pytest.mark.parametrize("int8", [False, True], ids=["f32", "int8"])
+@pytest.mark.parametrize("case", ["embedding", "pruned", "pretraining", "question-answering"])
+def test_numpy_gives_the_same_bits_in_any_batch(case: str, int8: bool, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    random_artifact(path, int8=int8, **CASES[case])
+    assert_invariant(lambda threads: load_backend(path, "numpy", threads=threads), (5, 1, 33, 64, 5, 2))
+
+
+@pytest.mark.parametrize("int8", [False, True], ids=["f32", "int8"])
+@pytest.mark.parametrize("case", ["embedding", "pruned", "pretraining", "question-answering"])
+def test_native_gives_the_same_bits_in_any_batch(isa: str, case: str, int8: bool, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    random_artifact(path, int8=int8, num_positions=514, **CASES[case])
+    lengths = (5, 1, 63, 64, 65, 5, 2, 129, 512, *range(1, 30))
+    assert_invariant(lambda threads: load_backend(path, "native", threads=threads), lengths)
+
+
+@pytest.mark.parametrize("int8", [False, True], ids=["f32", "int8"])
+@pytest.mark.parametrize("case", CASES)
+def test_vector_isas_give_equal_bits(case: str, int8: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    isas = [isa for isa in ISAS if isa != "baseline"]
+    if len(isas) < 2:
+        pytest.skip("fewer than two vector instruction sets are usable here")
+    path = tmp_path / "model.onnx"
+    random_artifact(path, int8=int8, num_positions=514, **CASES[case])
+    results = []
+    for isa in isas:
+        monkeypatch.setenv("EDGEBERT_FORCE_ISA", isa)
+        native = load_backend(path, "native")
+        results.append(outputs_of(native, random_batch(native.spec, LENGTHS)))
+    for result in results[1:]:
+        for name, values in results[0].items():
+            assert_same_bits(values, result[name])
+
+
+def test_empty_batch(backend: str, make_file: Callable[..., Path]) -> None:
+    loaded = load_backend(make_file(), backend)
+    found = outputs_of(loaded, PackedBatch.from_lists([]))
+    assert {name: (value.shape, value.dtype) for name, value in found.items()} == {
+        "last_hidden_state": ((0, 24), np.float32),
+        "sentence_embedding": ((0, 24), np.float32),
+    }
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        (PackedBatch.from_lists([[1], [101]]), "token ids 1 to 101 are out of range: the vocabulary has ids 0 to 100"),
+        (PackedBatch(np.int32([-1]), np.int32([0]), np.int32([0, 1])), "token ids -1"),
+        (PackedBatch.from_lists([[1, 2]], [[0, 2]]), "token types 0 to 2 are out of range"),
+        (PackedBatch(np.int32([1]), np.int32([-1]), np.int32([0, 1])), "token types -1"),
+        (PackedBatch.from_lists([[1] * 81]), "81 tokens is too long"),
+    ],
+)
+def test_refuses_bad_batches(backend: str, make_file: Callable[..., Path], batch: PackedBatch, message: str) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        outputs_of(load_backend(make_file(), backend), batch)
+
+
+def test_refuses_unknown_outputs(backend: str, make_file: Callable[..., Path]) -> None:
+    loaded = load_backend(make_file(), backend)
+    with pytest.raises(InvalidInputError, match="unknown output 'logits': this embedding file has last_hidden_state"):
+        loaded.run(PackedBatch.from_lists([[1]]), ["logits"])
+
+
+def test_types_are_ignored_by_a_model_without_them(backend: str, make_file: Callable[..., Path]) -> None:
+    loaded = load_backend(make_file(num_token_types=1), backend)
+    with_types = outputs_of(loaded, PackedBatch.from_lists([[1, 2]], [[0, 7]]))
+    assert_same_bits(
+        with_types["last_hidden_state"], outputs_of(loaded, PackedBatch.from_lists([[1, 2]]))["last_hidden_state"]
+    )
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty", "truncated", "text", "node"])
+def test_refuses_bad_files(backend: str, make_file: Callable[..., Path], damage: str) -> None:
+    path = make_file()
+    data = path.read_bytes()
+    if damage == "missing":
+        path.unlink()
+    elif damage == "node":
+        if backend == "onnxruntime":
+            pytest.skip("runs a changed graph on purpose")
+        assert b"Softmax" in data
+        path.write_bytes(data.replace(b"Softmax", b"Sigmoid", 1))
+    else:
+        path.write_bytes({"empty": b"", "truncated": data[: len(data) // 2], "text": b"not a model\n" * 9}[damage])
+    with pytest.raises(ModelFormatError):
+        load_backend(path, backend)
+
+
+def test_only_onnxruntime_runs_a_changed_graph(make_file: Callable[..., Path]) -> None:
+    if "onnxruntime" not in BACKENDS:
+        pytest.skip("onnxruntime is not installed")
+    onnx = pytest.importorskip("onnx")
+    path = make_file(activation="relu")
+    before = load_backend(path, "onnxruntime")
+    model = onnx.load(path)
+    changed = next(node for node in model.graph.node if node.op_type == "Relu")
+    changed.op_type = "Abs"
+    onnx.save(model, path)
+    batch = random_batch(before.spec, (5,))
+    found = outputs_of(load_backend(path, "onnxruntime"), batch)
+    assert np.abs(found["last_hidden_state"] - outputs_of(before, batch)["last_hidden_state"]).max() > 1e-3
+    for name in BACKENDS:
+        if name != "onnxruntime":
+            with pytest.raises(ModelFormatError, match="onnxruntime"):
+                load_backend(path, name)
+
+
+def test_auto_picks_the_best_and_says_so(make_file: Callable[..., Path]) -> None:
+    loaded = load_backend(make_file(), "auto")
+    assert loaded.name == BACKENDS[0]
+    assert "picked by auto" in loaded.detail
+    for name in list(available_backends())[: list(available_backends()).index(loaded.name)]:
+        assert f"no {name}" in loaded.detail
+
+
+def test_refuses_unknown_names(make_file: Callable[..., Path]) -> None:
+    path = make_file()
+    with pytest.raises(InvalidInputError, match="unknown backend 'tpu': expected auto, native, onnxruntime, numpy"):
+        load_backend(path, "tpu")
+    for device in ("gpu", "cuda:", "cuda:-1", "CPU", None):
+        with pytest.raises(InvalidInputError, match="unknown device"):
+            load_backend(path, "numpy", device)  # type: ignore[arg-type]
+    for threads in (0, -1, 1.5, True):
+        with pytest.raises(InvalidInputError, match="threads must be a positive integer"):
+            load_backend(path, "numpy", threads=threads)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["numpy", "native"])
+def test_refuses_a_device_it_does_not_run_on(name: str, make_file: Callable[..., Path]) -> None:
+    with pytest.raises(
+        BackendUnavailableError, match=f"backend {name} is not available: it runs on cpu, not on 'cuda:0'"
+    ):
+        load_backend(make_file(), name, "cuda")
+
+
+def test_a_missing_backend_is_explained(make_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
+    assert "edgebert[ort]" in str(available_backends()["onnxruntime"])
+    with pytest.raises(BackendUnavailableError, match=r"onnxruntime.*edgebert\[ort\]"):
+        load_backend(make_file(), "onnxruntime")
+
+
+class FakeSession:
+    """An InferenceSession that falls back to the CPU as the real one does without a GPU."""
+
+    options: Any = None
+
+    def __init__(self, path: str, sess_options: object, providers: list) -> None:
+        FakeSession.options = sess_options
+
+    def get_providers(self) -> list[str]:
+        return ["CPUExecutionProvider"]
+
+    def get_inputs(self) -> list[SimpleNamespace]:
+        return [SimpleNamespace(name="input_ids")]
+
+
+@pytest.mark.parametrize("backend_name", ["onnxruntime", "auto"])
+def test_onnxruntime_does_not_fall_back(
+    backend_name: str, make_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    path = make_file()
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        with pytest.raises(BackendUnavailableError, match="has no CUDA"):
+            load_backend(path, backend_name, "cuda")
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", FakeSession)
+    with pytest.raises(BackendUnavailableError, match="'cuda:1' was asked for, ONNX Runtime runs on CPUExecutionProv"):
+        load_backend(path, backend_name, "cuda:1")
+
+
+@pytest.mark.parametrize(
+    ("machine", "flags", "expected"),
+    [
+        ("x86_64", {"avx2"}, True),
+        ("x86_64", {"avx2", "avx_vnni"}, False),
+        ("x86_64", {"avx2", "avx512_vnni"}, False),
+        ("aarch64", set(), False),
+    ],
+)
+def test_onnxruntime_is_exact_on_x86_without_vnni(
+    machine: str, flags: set[str], expected: bool, make_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    from edgebert.backends import onnxruntime as module
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", FakeSession)
+    monkeypatch.setattr(module.platform, "machine", lambda: machine)
+    monkeypatch.setattr(module, "cpu_flags", lambda: frozenset(flags))
+    load_backend(make_file(), "onnxruntime")
+    if expected:
+        assert FakeSession.options.get_session_config_entry("session.x64quantprecision") == "1"
+    else:
+        with pytest.raises(RuntimeError):  # not set
+            FakeSession.options.get_session_config_entry("session.x64quantprecision")
+
+
+def test_oracle_against_torch() -> None:
+    torch = pytest.importorskip("torch")
+    functional = torch.nn.functional
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((7, 30)).astype(np.float32) * 3
+
+    def close(found: np.ndarray, expected: Any) -> None:
+        np.testing.assert_allclose(found, expected.numpy(), rtol=1e-5, atol=2e-6)
+
+    tensor = torch.from_numpy(x)
+    close(numpy_ops.activate(x, "gelu_erf"), functional.gelu(tensor))
+    close(numpy_ops.activate(x, "gelu_tanh"), functional.gelu(tensor, approximate="tanh"))
+    close(numpy_ops.activate(x, "relu"), functional.relu(tensor))
+    close(numpy_ops.activate(x, "tanh"), torch.tanh(tensor))
+    close(numpy_ops.normalize(x), functional.normalize(tensor))
+    close(numpy_ops.normalize(x * 0), functional.normalize(tensor * 0))
+    weight, bias = x[0] + 1, x[1]
+    norm = LayerNorm(weight, bias, 1e-5)
+    expected = functional.layer_norm(tensor, (30,), torch.from_numpy(weight), torch.from_numpy(bias), 1e-5)
+    close(numpy_ops.add_layernorm(x, None, norm), expected)
+    close(numpy_ops.add_layernorm(x - 1, np.ones_like(x), norm), expected)
+    context = numpy_ops.attention_varlen(x, np.int32([0, 3, 7]), num_heads=2)
+    for first, last in ((0, 3), (3, 7)):
+        query, key, value = (part.reshape(-1, 2, 5).transpose(0, 1) for part in tensor[first:last].split(10, dim=1))
+        attended = functional.scaled_dot_product_attention(query, key, value)
+        close(context[first:last], attended.transpose(0, 1).reshape(-1, 10))
+    close(numpy_ops.pool(x, np.int32([0, 3, 7]), "mean"), torch.stack([tensor[:3].mean(0), tensor[3:].mean(0)]))
+    close(numpy_ops.pool(x, np.int32([0, 3, 7]), "cls"), tensor[[0, 3]])

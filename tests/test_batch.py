@@ -1,0 +1,71 @@
+"""PackedBatch: packing, padding, selection, splitting, and what it refuses."""
+
+import numpy as np
+import pytest
+
+from edgebert.batch import PackedBatch, unpad
+from edgebert.errors import InvalidInputError
+
+ROWS = [[5, 6, 7], [8], [9, 10]]
+TYPES = [[0, 1, 1], [0], [1, 0]]
+
+
+def test_packs_end_to_end() -> None:
+    batch = PackedBatch.from_lists(ROWS, TYPES)
+    assert batch.input_ids.tolist() == [5, 6, 7, 8, 9, 10]
+    assert batch.token_type_ids.tolist() == [0, 1, 1, 0, 1, 0]
+    assert batch.cu_seqlens.tolist() == [0, 3, 4, 6]
+    assert {batch.input_ids.dtype, batch.token_type_ids.dtype, batch.cu_seqlens.dtype} == {np.dtype(np.int32)}
+    assert batch.position_ids().tolist() == [0, 1, 2, 0, 0, 1]
+    assert (batch.num_sequences, batch.total_tokens, batch.max_seqlen) == (3, 6, 3)
+    assert PackedBatch.from_lists(ROWS).token_type_ids.tolist() == [0] * 6
+    assert PackedBatch.from_lists([np.array(row) for row in ROWS]).input_ids.tolist() == batch.input_ids.tolist()
+
+
+def test_empty_batch() -> None:
+    batch = PackedBatch.from_lists([])
+    assert (batch.num_sequences, batch.total_tokens, batch.max_seqlen) == (0, 0, 0)
+    assert list(batch.split(10)) == []
+
+
+def test_pad_and_unpad_are_inverse() -> None:
+    batch = PackedBatch.from_lists(ROWS, TYPES)
+    ids, mask, types = batch.pad(pad_token_id=1)
+    assert ids.tolist() == [[5, 6, 7], [8, 1, 1], [9, 10, 1]]
+    assert mask.tolist() == [[1, 1, 1], [1, 0, 0], [1, 1, 0]]
+    assert types.tolist() == [[0, 1, 1], [0, 0, 0], [1, 0, 0]]
+    values = ids[..., None].astype(np.float32) * [1, 2]
+    assert unpad(values, mask)[:, 1].tolist() == (2 * batch.input_ids).tolist()
+
+
+@pytest.mark.parametrize("indices", [[2, 0], [1, 1], [], range(1, 3)])
+def test_take(indices: list[int]) -> None:
+    taken = PackedBatch.from_lists(ROWS, TYPES).take(indices)
+    expected = PackedBatch.from_lists([ROWS[i] for i in indices], [TYPES[i] for i in indices])
+    for name in ("input_ids", "token_type_ids", "cu_seqlens"):
+        assert getattr(taken, name).tolist() == getattr(expected, name).tolist()
+
+
+@pytest.mark.parametrize(
+    ("max_tokens", "expected"),
+    [(1, [(0, 1), (1, 2), (2, 3)]), (3, [(0, 1), (1, 3)]), (4, [(0, 2), (2, 3)]), (100, [(0, 3)])],
+)
+def test_split_keeps_the_budget(max_tokens: int, expected: list[tuple[int, int]]) -> None:
+    assert list(PackedBatch.from_lists(ROWS).split(max_tokens)) == expected
+
+
+@pytest.mark.parametrize(
+    ("ids", "types", "message"),
+    [
+        ([[1], []], None, "row 1 has no tokens"),
+        ([[1.5]], None, "integers"),
+        ([["a"]], None, "integers"),
+        ([[-1]], None, r"\[0, 2\*\*31\)"),
+        ([[2**31]], None, r"\[0, 2\*\*31\)"),
+        ([[1, 2]], [[0]], "same row lengths"),
+        ([[[1, 2]]], None, "integers"),
+    ],
+)
+def test_refuses(ids: list, types: list | None, message: str) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        PackedBatch.from_lists(ids, types)
