@@ -69,7 +69,9 @@ struct Parts {
     std::string graph = bytes_field(1, node);
     for (const auto& part : tensors) graph += bytes_field(5, part.second);
     graph += bytes_field(11, "an input") + bytes_field(12, "an output");
-    const std::string model = varint_field(1, 8) + bytes_field(7, graph) + metadata_field("edgebert.spec", spec);
+    const std::string opset = bytes_field(8, bytes_field(1, "") + varint_field(2, 17));
+    const std::string model =
+        varint_field(1, 8) + opset + bytes_field(7, graph) + metadata_field("edgebert.spec", spec);
     return model + metadata_field("edgebert.graph_hash", hash.empty() ? parse_onnx(model).graph_hash : hash);
   }
 };
@@ -209,6 +211,12 @@ void test_tampered_file() {
   parts.hash = parse_onnx(parts.build()).graph_hash;
   parts.tensors["const.axes"] = tensor("const.axes", 7, {1}, raw<int64_t>({0}));
   expect_refused(parts, "graph was changed");
+
+  const std::string sound = Parts().build();
+  CHECK_ERROR(read_model_file(sound + bytes_field(8, varint_field(2, 18))), EB_MODEL_FORMAT, "operator set");
+  CHECK_ERROR(read_model_file(sound + bytes_field(8, bytes_field(1, "x") + varint_field(2, 17))), EB_MODEL_FORMAT,
+              "operator set");
+  CHECK_ERROR(read_model_file(sound + bytes_field(25, "")), EB_MODEL_FORMAT, "operator set");
 
   const auto with = [](const std::string& name, int type, const std::vector<int64_t>& dims, const std::string& data) {
     Parts changed;

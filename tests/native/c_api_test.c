@@ -1,0 +1,41 @@
+/* The C API from C99: what it answers without a model, and that bad arguments get an error and no crash. */
+#include <edgebert.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static void check(int condition, const char* what) {
+  if (condition) return;
+  fprintf(stderr, "c_api_test: %s (last error: %s)\n", what, eb_last_error());
+  exit(1);
+}
+
+int main(void) {
+  eb_model* model = (eb_model*)&model;
+  eb_options options = {NULL, -1};
+  eb_batch batch = {NULL, NULL, NULL, 0};
+  check(eb_last_error()[0] == '\0', "no error yet");
+  check(strcmp(eb_version(), EDGEBERT_VERSION) == 0, "version");
+  check(strstr(eb_built_isas(), "baseline") != NULL, "the baseline is always built");
+  check(strstr(eb_usable_isas(), "baseline") != NULL, "the baseline always runs");
+  check(eb_default_threads() >= 1, "default threads");
+
+  check(eb_load("/nonexistent/model.onnx", NULL, &model) == EB_MODEL_FORMAT, "missing file");
+  check(model == NULL, "a failed load leaves NULL");
+  check(strstr(eb_last_error(), "/nonexistent/model.onnx: No such file") != NULL, "the error names the file");
+  check(eb_load(NULL, NULL, &model) == EB_INVALID_INPUT, "NULL path");
+  check(eb_load("/nonexistent/model.onnx", NULL, NULL) == EB_INVALID_INPUT, "NULL model");
+  check(eb_load_memory(NULL, 0, NULL, &model) == EB_INVALID_INPUT, "NULL data");
+  check(eb_load_memory("", 0, NULL, &model) == EB_MODEL_FORMAT, "empty file");
+  check(eb_load_memory("x", 1, &options, &model) == EB_INVALID_INPUT, "negative threads");
+  options.num_threads = 1;
+  options.isa = "no_such_isa";
+  check(eb_load_memory("x", 1, &options, &model) == EB_UNAVAILABLE, "unknown ISA");
+  check(strstr(eb_last_error(), "no_such_isa") != NULL, "the error names the ISA");
+
+  check(eb_run(NULL, &batch, NULL, 0) == EB_INVALID_INPUT, "NULL model");
+  check(eb_model_isa(NULL)[0] == '\0' && eb_model_threads(NULL) == 0, "questions to no model");
+  check(eb_model_workspace_bytes(NULL) == 0, "no model has no workspace");
+  eb_free(NULL);
+  return 0;
+}
