@@ -214,8 +214,8 @@ void Encoder::Impl::reserve(Workspace& workspace, int tokens, int sequences, int
     if (layer.num_heads) head_dim = std::max(head_dim, layer.head_dim);
   }
   const int hidden = std::max(spec_.hidden_size, spec_.embedding_size);
-  const int pooled = std::max({spec_.hidden_size, spec_.dense_size, spec_.num_labels});
-  const bool has_labels_a_token = spec_.has_token_head();
+  const int labels = out_.outputs();
+  const int pooled = std::max({spec_.hidden_size, spec_.dense_size, labels});
   size_t total = 0;
   const auto place = [&total](size_t bytes) {
     const size_t at = total;
@@ -225,9 +225,9 @@ void Encoder::Impl::reserve(Workspace& workspace, int tokens, int sequences, int
   const auto rows = [&place](size_t count, int width) { return place(count * row_stride(width) * sizeof(float)); };
   const size_t at_hidden = rows(tokens, hidden), at_wide = rows(tokens, wide), at_context = rows(tokens, context),
                at_ffn = rows(tokens, ffn), at_pooled = rows(sequences, pooled), at_dense = rows(sequences, pooled);
-  const size_t at_logits = has_labels_a_token     ? rows(tokens, spec_.num_labels)
+  const size_t at_logits = spec_.has_token_head() ? rows(tokens, labels)
                            : spec_.has_mlm_head() ? rows(kDecoderRows, spec_.vocab_size)
-                                                  : rows(sequences, spec_.num_labels);
+                                                  : rows(sequences, labels);
   const int codes_stride = round_up(max_width_, 64);
   const size_t at_codes = place(static_cast<size_t>(tokens) * codes_stride), at_scale = place(tokens * sizeof(float)),
                at_zero = place(tokens * sizeof(int32_t)), at_seqlens = place((sequences + 1) * sizeof(int32_t)),
@@ -445,7 +445,7 @@ struct Encoder::Impl::Pass {
   }
 
   void token_head() {
-    const int labels = spec.num_labels, stride = row_stride(labels);
+    const int labels = model.out_.outputs(), stride = row_stride(labels);
     linear(model.out_, w.hidden, row_stride(spec.hidden_size), tokens, Epilogue::kBias, w.logits, stride);
     if (spec.task == Task::kTokenClassification) {
       if (float* to = output("logits")) copy_rows(w.logits, stride, tokens, slice.first_token, labels, to);
