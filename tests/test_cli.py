@@ -1,0 +1,184 @@
+"""The command line: what it prints, and that errors are one line and an exit status."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import edgebert
+from edgebert import cli, doctor
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    status = cli.main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def feed(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(data)))
+
+
+def test_run_embeds(make_file: Callable[..., Path], capsys: pytest.CaptureFixture[str], backend: str) -> None:
+    path = make_file()
+    status, out, err = run(capsys, "run", path, "a b", "über", "--backend", backend, "--threads", 1, "--verbose")
+    assert status == 0
+    assert err == f"backend: {edgebert.load(path, backend, threads=1).backend.detail}\n"
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert [line["text"] for line in lines] == ["a b", "über"]
+    rows = edgebert.load(path, backend).encode(["a b", "über"])
+    np.testing.assert_array_equal(np.float32([line["embedding"] for line in lines]), rows)
+
+
+@pytest.mark.parametrize("arguments", [[], ["-"]])
+def test_run_reads_lines(
+    make_file: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+) -> None:
+    path = make_file(task="text-classification")
+    feed(monkeypatch, "a b\r\n\nüber".encode())
+    status, out, _ = run(capsys, "run", path, *arguments, "--backend", "numpy")
+    assert status == 0
+    texts = ["a b", "", "über"]
+    answers = edgebert.load(path, "numpy")(texts)
+    assert [json.loads(line) for line in out.splitlines()] == [
+        {"text": text, **answer} for text, answer in zip(texts, answers, strict=True)
+    ]
+
+
+def test_run_of_nothing_prints_nothing(
+    make_file: Callable[..., Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    feed(monkeypatch, b"")
+    assert run(capsys, "run", make_file()) == (0, "", "")
+
+
+def test_run_pairs_and_columns(make_file: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    path = make_file(task="text-classification")
+    status, out, _ = run(capsys, "run", path, "a\tb c", "--pairs", "--format", "text", "--backend", "numpy")
+    (answer,) = edgebert.load(path, "numpy")([("a", "b c")])
+    assert status == 0
+    assert out == f"{answer['label']}\t{answer['score']:.6g}\ta\tb c\n"
+
+
+def test_run_warns_about_truncation(make_file: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    status, _, err = run(capsys, "run", make_file(), "a b c d", "--max-length", 4)
+    assert status == 0
+    assert err.startswith("edgebert: warning: 1 of 1 texts were truncated to 4 tokens")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["missing.onnx", "a"], "does not exist"),
+        (["FILE", "a", "--backend", "tpu"], "unknown backend 'tpu'"),
+        (["FILE", "a", "--device", "cuda", "--backend", "numpy"], "not on 'cuda:0'"),
+        (["FILE", "a", "--threads", "0"], "threads must be a positive integer"),
+        (["FILE", "a", "--max-length", "0"], "max_length must be an integer"),
+        (["FILE", "a", "--prompt-name", "query"], "unknown prompt_name 'query': this file has none"),
+        (["FILE", "a", "--pairs"], "text 0 has no tab"),
+        (["FILE", "x\udcff"], "text 0 is not valid Unicode"),
+    ],
+)
+def test_errors_are_one_line(
+    make_file: Callable[..., Path], capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    path = make_file()
+    status, out, err = run(capsys, "run", *(path if word == "FILE" else word for word in arguments))
+    assert (status, out) == (1, "")
+    assert err.startswith("edgebert: ")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_input_that_is_not_utf8(
+    make_file: Callable[..., Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    feed(monkeypatch, b"a\n\xff\n")
+    status, _, err = run(capsys, "run", make_file())
+    assert status == 1
+    assert "line 2 of standard input is not UTF-8" in err
+
+
+def test_interrupt(make_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("edgebert.load", interrupt)
+    assert cli.main(["run", str(make_file()), "a"]) == 130
+
+
+def test_wrong_usage_is_status_2(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in ([], ["nonsense"], ["export", "somewhere"]):
+        with pytest.raises(SystemExit) as end:
+            cli.main(arguments)
+        assert end.value.code == 2
+
+
+def test_info(make_file: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = run(capsys, "info", make_file(int8=True, layers=((2, 8, 40), (0, 8, 7))))
+    assert status == 0
+    for expected in ("task: embedding", "weights: int8", "2 layers", "num_heads 0 to 2", "intermediate_size 7 to 40"):
+        assert expected in out
+    assert "tokenizer: in the file" in out
+    assert "pooling: mean, normalized" in out
+    _, out, _ = run(capsys, "info", make_file(task="text-classification", num_labels=12, tokenizer_json=None))
+    assert "weights: fp32" in out
+    assert "LABEL_9, … (12)" in out
+    assert "tokenizer: none" in out
+
+
+def test_info_refuses_a_changed_file(make_file: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    path = make_file()
+    path.write_bytes(path.read_bytes().replace(b"Softmax", b"Sigmoid", 1))
+    status, _, err = run(capsys, "info", path)
+    assert status == 1
+    assert "changed since export" in err
+
+
+def test_doctor(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    status, out, _ = run(capsys, "doctor")
+    assert status == 0
+    for expected in ("CPU", "ISA", "affinity mask", "numpy: available", f"numpy {np.__version__}", "edgebert "):
+        assert expected in out
+    for name, reason in edgebert.available_backends().items():
+        assert f"{name}: {'available' if reason is None else 'not available'}" in out
+    monkeypatch.setattr(doctor, "_version", lambda name: "1.0")
+    assert "warning: onnxruntime and onnxruntime-gpu are both installed" in doctor.describe_machine()
+
+
+def test_export_passes_its_options(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr(edgebert, "export", lambda *args, **options: calls.append((args, options)) or {"agreed": True})
+    status, out, _ = run(capsys, "export", "folder", "-o", "out.onnx", "--int8", "--calibrate", "texts.txt")
+    assert status == 0
+    options = {"int8": True, "portable": False, "calibrate": "texts.txt", "task": None, "family": None}
+    assert calls == [(("folder", "out.onnx"), options)]
+    assert out == "agreed: True\nwrote out.onnx\n"
+
+
+def test_as_a_module_and_into_a_closed_pipe(make_file: Callable[..., Path]) -> None:
+    command = [sys.executable, "-m", "edgebert", "run", str(make_file()), "--backend", "numpy"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(edgebert.__file__).parents[1])])}
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+    ) as process:
+        assert process.stdin and process.stdout and process.stderr
+        process.stdin.write(b"a\n" * 2000)
+        process.stdin.close()
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.wait(60) == 1
+        assert process.stderr.read() == b""

@@ -1,0 +1,311 @@
+"""Model: texts to rows and answers on every backend, against transformers and against the rows of `forward`."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from artifacts import random_spec, random_tensors
+from conftest import WORDS
+
+import edgebert
+from edgebert.artifact.writer import build_model
+from edgebert.batch import PackedBatch
+from edgebert.errors import InvalidInputError, ModelFormatError
+from edgebert.tasks import text_classification
+
+TEXTS = [
+    "the router restarts .",
+    "",
+    "water the roses at the root and turn off the modem",
+    "slow",
+    "not good , very bad !",
+]
+CLS, SEP = WORDS.index("[CLS]"), WORDS.index("[SEP]")
+
+
+def cosine(a: np.ndarray, b: np.ndarray) -> float:
+    return float((a * b).sum() / np.linalg.norm(a) / np.linalg.norm(b))
+
+
+@pytest.mark.parametrize("int8", [False, True], ids=["f32", "int8"])
+def test_encode_keeps_the_order_of_the_texts(backend: str, make_file: Callable[..., Path], int8: bool) -> None:
+    model = edgebert.load(make_file(int8=int8), backend)
+    rows = model.encode(TEXTS)
+    assert rows.shape == (5, 24)
+    assert rows.dtype == np.float32
+    batch, _ = model.tokenizer.tokenize(TEXTS)
+    expected = model.forward(batch)["sentence_embedding"]
+    for row, other in zip(rows, expected, strict=True):
+        assert cosine(row, other) >= (0.998 if int8 else 1 - 1e-6)
+    if backend != "onnxruntime":
+        np.testing.assert_array_equal(rows, expected)
+        np.testing.assert_array_equal(rows, [model.encode(text) for text in TEXTS])
+        np.testing.assert_array_equal(rows[::-1], model.encode(TEXTS[::-1], batch_tokens=1))
+    np.testing.assert_array_equal(model(TEXTS), rows)
+
+
+def test_encode_shapes(backend: str, make_file: Callable[..., Path]) -> None:
+    model = edgebert.load(make_file(dense_size=9), backend)
+    assert model.encode("a b").shape == (9,)
+    assert model.encode(["a b"]).shape == (1, 9)
+    assert model.encode([]).shape == (0, 9)
+    assert model.encode([]).dtype == np.float32
+    specials = model.forward(PackedBatch.from_lists([[CLS, SEP]]))["sentence_embedding"]
+    np.testing.assert_array_equal(model.encode([""]), specials)
+
+
+def test_truncated_texts_are_counted_once(make_file: Callable[..., Path]) -> None:
+    model = edgebert.load(make_file(), "numpy")
+    texts = ["a", "a b c d e", "b", "b " * 200]
+    with pytest.warns(UserWarning, match="2 of 4 texts were truncated to 5 tokens") as caught:
+        rows = model.encode(texts, max_length=5)
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        same, is_truncated = model.encode(texts, max_length=5, return_truncated=True)
+        assert model.encode("b " * 200, return_truncated=True)[1]
+        assert not model.encode("b", return_truncated=True)[1]
+        model.encode(texts[:2])
+    assert is_truncated.tolist() == [False, True, False, True]
+    assert is_truncated.dtype == np.bool_
+    np.testing.assert_array_equal(rows, same)
+    np.testing.assert_array_equal(rows[1], model.encode("a b c"))
+    with pytest.warns(UserWarning, match="1 of 1 texts were truncated to 80 tokens"):
+        model("b " * 200)
+
+
+def write_file(path: Path, tokenizer_json: str, **changes: Any) -> Path:
+    """A random embedding file with some fields of the spec changed."""
+    spec = random_spec(**{key: changes.pop(key) for key in ("task", "num_labels") if key in changes}).replace(**changes)
+    path.write_bytes(build_model(spec, random_tensors(spec), {"edgebert.tokenizer": tokenizer_json}))
+    return path
+
+
+def test_prompts(tmp_path: Path, tokenizer_json: str) -> None:
+    prompts = {"query": "query : ", "passage": "passage : "}
+    path = write_file(tmp_path / "model.onnx", tokenizer_json, prompts=prompts)
+    model = edgebert.load(path, "numpy")
+    plain = model.encode("a b")
+    query = model.encode("query : a b")
+    assert not np.array_equal(plain, query)
+    np.testing.assert_array_equal(model.encode("a b", prompt_name="query"), query)
+    np.testing.assert_array_equal(model.encode(["a b"], prompt="query : ")[0], query)
+    np.testing.assert_array_equal(model.encode("a b", prompt="query : ", prompt_name="passage"), query)
+    with pytest.raises(InvalidInputError, match="unknown prompt_name 'document': this file has passage, query"):
+        model.encode("a", prompt_name="document")
+    with pytest.raises(InvalidInputError, match="prompt must be a str"):
+        model.encode("a", prompt=3)  # type: ignore[call-overload]
+
+    default = edgebert.load(write_file(path, tokenizer_json, prompts=prompts, default_prompt_name="query"), "numpy")
+    np.testing.assert_array_equal(default.encode("a b"), query)
+    np.testing.assert_array_equal(default.encode("a b", prompt=""), plain)
+
+
+@pytest.mark.parametrize("bad", [None, b"bytes", 3, ("a", "b"), ["a"], {"text": "a"}])
+def test_encode_refuses_what_is_not_text_by_index(make_file: Callable[..., Path], bad: object) -> None:
+    model = edgebert.load(make_file(), "numpy")
+    with pytest.raises(InvalidInputError, match="text 1 must be a str"):
+        model.encode(["a", bad])  # type: ignore[list-item]
+    if not isinstance(bad, (tuple, list)):
+        with pytest.raises(InvalidInputError, match="expected a text or a list of texts"):
+            model.encode(bad)  # type: ignore[arg-type]
+
+
+def test_refuses_bad_options(make_file: Callable[..., Path]) -> None:
+    model = edgebert.load(make_file(), "numpy")
+    with pytest.raises(InvalidInputError, match="text 1 is not valid Unicode"):
+        model.encode(["a", "\ud800"])
+    with pytest.raises(InvalidInputError, match="batch_tokens"):
+        model.encode("a", batch_tokens=0)
+    with pytest.raises(InvalidInputError, match="max_length"):
+        model.encode("a", max_length=81)
+    with pytest.raises(InvalidInputError, match="forward takes a PackedBatch, got list"):
+        model.forward([[1, 2]])  # type: ignore[arg-type]
+
+
+def test_a_file_without_tokenizer_takes_ids(make_file: Callable[..., Path]) -> None:
+    model = edgebert.load(make_file(tokenizer_json=None), "numpy")
+    assert model.tokenizer is None
+    with pytest.raises(InvalidInputError, match=r"no tokenizer.*forward\(PackedBatch"):
+        model.encode("a")
+    assert model.forward(PackedBatch.from_lists([[1, 2], [3]]))["sentence_embedding"].shape == (2, 24)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fitting"),
+    [
+        ({"task": "fill-mask"}, r"use forward\(PackedBatch\)"),
+        ({"task": "text-classification"}, r"use model\(texts\) or forward\(PackedBatch\)"),
+        ({"pooling": "none", "normalize": False}, r"use forward\(PackedBatch\)"),
+    ],
+)
+def test_encode_says_which_calls_fit(make_file: Callable[..., Path], arguments: dict, fitting: str) -> None:
+    model = edgebert.load(make_file(**arguments), "numpy")
+    with pytest.raises(InvalidInputError, match=rf"encode\(…\) does not fit this file: .*{fitting}"):
+        model.encode("a")
+
+
+@pytest.mark.parametrize(
+    "task", ["token-classification", "question-answering", "fill-mask", "next-sentence", "pretraining"]
+)
+def test_call_says_which_calls_fit(make_file: Callable[..., Path], task: str) -> None:
+    model = edgebert.load(make_file(task=task), "numpy")
+    with pytest.raises(InvalidInputError, match=rf"its task is {task}, .* use forward\(PackedBatch\)"):
+        model("a")
+
+
+def test_forward_gives_the_outputs_asked_for(backend: str, make_file: Callable[..., Path]) -> None:
+    model = edgebert.load(make_file(task="question-answering"), backend)
+    batch = PackedBatch.from_lists([[1, 2, 3], [4]])
+    everything = model.forward(batch)
+    assert {name: value.shape for name, value in everything.items()} == {"start_logits": (4,), "end_logits": (4,)}
+    only = model.forward(batch, ["end_logits"])
+    assert list(only) == ["end_logits"]
+    np.testing.assert_array_equal(only["end_logits"], everything["end_logits"])
+
+
+def test_load_takes_a_folder(make_file: Callable[..., Path]) -> None:
+    path = make_file()
+    np.testing.assert_array_equal(
+        edgebert.load(path.parent, "numpy").encode("a"), edgebert.load(str(path), "numpy").encode("a")
+    )
+
+
+def test_load_says_what_it_loaded(make_file: Callable[..., Path], tmp_path: Path) -> None:
+    model = edgebert.load(make_file(), threads=1)
+    assert model.task == "embedding"
+    assert model.backend.detail in repr(model)
+    with pytest.raises(ModelFormatError, match="does not exist"):
+        edgebert.load(tmp_path / "missing.onnx")
+
+
+def test_threads_may_share_a_model(backend: str, make_file: Callable[..., Path]) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    model = edgebert.load(make_file(int8=True), backend)
+    expected = [model.encode(text) for text in TEXTS]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(model.encode, TEXTS * 8))
+    for i, row in enumerate(found):
+        np.testing.assert_array_equal(row, expected[i % len(TEXTS)])
+
+
+PROBLEM_TYPES = ["single_label_classification", "multi_label_classification", "regression"]
+INPUTS: list[Any] = [
+    "the router is slow",
+    {"text": "a b", "text_pair": "very bad"},
+    ["a", "the roses restarted .", ""],
+    [{"text": "a"}, {"text": "the modem", "text_pair": "is off"}],
+]
+
+
+@pytest.fixture(scope="module", params=[(3, kind) for kind in PROBLEM_TYPES] + [(1, None)])
+def classifier(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tokenizer_json: str
+) -> Iterator[tuple[Any, Path]]:
+    """transformers' pipeline of a tiny random checkpoint, and its model file."""
+    transformers = pytest.importorskip("transformers")
+    import tokenizers
+    import torch
+
+    from edgebert.artifact.checkpoint import load_checkpoint
+
+    num_labels, problem_type = request.param
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=len(WORDS),
+        hidden_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        intermediate_size=40,
+        max_position_embeddings=32,
+        num_labels=num_labels,
+        initializer_range=0.4,
+        problem_type=problem_type,
+    )
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizers.Tokenizer.from_str(tokenizer_json),
+        pad_token="[PAD]",
+        model_max_length=32,
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+    )
+    model = transformers.BertForSequenceClassification(config).eval()
+    folder = tmp_path_factory.mktemp("classifier")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    checkpoint = load_checkpoint(folder)
+    path = folder / "model.onnx"
+    metadata = {"edgebert.tokenizer": checkpoint.tokenizer_json or ""}
+    path.write_bytes(build_model(checkpoint.spec, checkpoint.tensors, metadata))
+    yield transformers.pipeline("text-classification", model=model, tokenizer=tokenizer, device="cpu"), path
+
+
+def assert_same_answers(found: Any, expected: Any) -> None:
+    assert type(found) is type(expected)
+    if isinstance(expected, list):
+        assert len(found) == len(expected)
+        for a, b in zip(found, expected, strict=True):
+            assert_same_answers(a, b)
+    else:
+        assert list(found) == list(expected) == ["label", "score"]
+        assert found["label"] == expected["label"]
+        assert type(found["score"]) is float
+        assert found["score"] == pytest.approx(expected["score"], rel=1e-5, abs=1e-5)
+
+
+@pytest.mark.parametrize("inputs", INPUTS)
+def test_classifies_as_the_pipeline(backend: str, classifier: tuple[Any, Path], inputs: Any) -> None:
+    pipeline, path = classifier
+    model = edgebert.load(path, backend)
+    assert_same_answers(model(inputs), pipeline(inputs))
+    for options in ({"top_k": 1}, {"top_k": None}, {"top_k": 2}, {"function_to_apply": "none", "top_k": 2}):
+        assert_same_answers(model(inputs, **options), pipeline(inputs, **options))
+    for function in ("sigmoid", "softmax", "none"):
+        assert_same_answers(model(inputs, function_to_apply=function), pipeline(inputs, function_to_apply=function))
+
+
+def test_classify_pairs_and_options(make_file: Callable[..., Path]) -> None:
+    model = edgebert.load(make_file(task="text-classification"), "numpy")
+    as_dicts = model([{"text": "a", "text_pair": "b c"}, "d"])
+    assert model([("a", "b c"), "d"]) == model([["a", "b c"], {"text": "d"}]) == as_dicts
+    assert model([]) == []
+    answers, is_truncated = model(["a", ("b " * 9, "c")], max_length=6, return_truncated=True)
+    assert len(answers) == 2
+    assert is_truncated.tolist() == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "options", "message"),
+    [
+        ([None], {}, "text 0 must be a str or a pair"),
+        (["a", ("a", "b", "c")], {}, "text 1 must be a str or a pair"),
+        ([{"text": "a", "pair": "b"}], {}, "text 0: expected a dict with text and text_pair"),
+        ({"text_pair": "b"}, {}, "text 0: expected a dict with text and text_pair"),
+        ({"text": None}, {}, "text 0 must be a str or a pair"),
+        (b"a", {}, "expected a text, a dict or a list"),
+        (None, {}, "expected a text, a dict or a list"),
+        ("a", {"top_k": 0}, "top_k must be a positive integer or None"),
+        ("a", {"top_k": "all"}, "top_k must be a positive integer or None"),
+        ("a", {"function_to_apply": "relu"}, "function_to_apply must be one of softmax, sigmoid, none"),
+    ],
+)
+def test_classify_refuses(make_file: Callable[..., Path], inputs: Any, options: dict, message: str) -> None:
+    model = edgebert.load(make_file(task="text-classification"), "numpy")
+    with pytest.raises(InvalidInputError, match=message):
+        model(inputs, **options)
+
+
+def test_scores_of_extreme_logits_are_finite() -> None:
+    spec = random_spec(task="text-classification", num_labels=2)
+    logits = np.float32([-1000, 1000])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for function in ("softmax", "sigmoid"):
+            scores = text_classification.decoder(spec, function, top_k=None)(logits)
+            assert [entry["score"] for entry in scores] == [1.0, 0.0]
