@@ -6,7 +6,6 @@ Run from the root of a checkout, for instance `python -m benchmarks.invariance -
 from __future__ import annotations
 
 import json
-import os
 import platform
 import shlex
 import subprocess
@@ -15,21 +14,27 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import edgebert
+from edgebert.backends import cpus
+
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("edgebert", "numpy", "tokenizers", "onnxruntime")
+PACKAGES = ("numpy", "tokenizers", "onnxruntime")
 
 
 def describe_run(module: str) -> dict[str, Any]:
-    """Where a result comes from: command, commit, machine, versions. `module` is the one run with `python -m`."""
+    """Where a result comes from: command (files without their folders), commit, machine, versions.
+
+    `module` is the one run with `python -m`.
+    """
     return {
-        "command": shlex.join(["python", "-m", module, *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", module, *(Path(word).name or word for word in sys.argv[1:])]),
         "commit": _git("rev-parse", "HEAD"),
         "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
-        "cpu": _cpu_name(),
-        "usable_cpus": len(os.sched_getaffinity(0)),
+        "cpu": cpus.cpu_name(),
+        "usable_cpus": cpus.usable_cpus(),
         "platform": platform.platform(),
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": {"edgebert": edgebert.__version__, **{name: _version(name) for name in PACKAGES}},
     }
 
 
@@ -52,9 +57,3 @@ def _version(name: str) -> str | None:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _cpu_name() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())

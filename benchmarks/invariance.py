@@ -84,9 +84,12 @@ def check_model(path: Path, texts: Sequence[str], with_numpy: bool) -> dict[str,
 
 def usable_isas() -> list[str]:
     """Instruction sets that this build has and this CPU can run."""
+    reason = edgebert.available_backends()["native"]
+    if reason is not None:
+        raise SystemExit(f"the native backend is not available: {reason}")
     from edgebert.backends import native
 
-    return native.usable_isas()
+    return list(native.usable_isas())
 
 
 def tokenize(path: Path, texts: Sequence[str]) -> PackedBatch:
