@@ -55,7 +55,7 @@ class Artifact:
         tokenizer_json: the tokenizer, None for a file that takes token ids only.
         probe: token ids and the outputs they must give; empty if the file has none.
         report: what the export's gate found; empty if the file has none.
-        path: where it was read from, None for bytes.
+        path: the file it was read from, None for bytes.
     """
 
     spec: EncoderSpec
@@ -85,6 +85,7 @@ def read_artifact(
     if not isinstance(path_or_bytes, (str, os.PathLike)):
         raise InvalidInputError(f"expected the path or the bytes of a model file, got {type(path_or_bytes).__name__}")
     path = Path(path_or_bytes)
+    path = path / "model.onnx" if path.is_dir() else path
     return _parse(_map_file(path), path, verify)
 
 
@@ -105,15 +106,8 @@ def hash_graph(graph: bytes | memoryview) -> str:
     return digest.hexdigest()
 
 
-def read_metadata(data: bytes | memoryview) -> dict[str, str]:
-    """The metadata entries of an ONNX file, unchecked but for the wire format."""
-    return _model_parts(memoryview(data).cast("B"))[1]
-
-
 def _map_file(path: Path) -> memoryview:
     try:
-        if path.is_dir():
-            path = path / "model.onnx"
         with path.open("rb") as file:
             if os.fstat(file.fileno()).st_size == 0:
                 raise ModelFormatError(f"{path} is empty: {_REMEDY}")

@@ -178,7 +178,7 @@ class EncoderSpec:
         """Parse and validate; raises ModelFormatError on anything unexpected."""
         try:
             raw = json.loads(text)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise ModelFormatError(f"edgebert.spec is not valid JSON ({error}): re-export the model") from None
         if not isinstance(raw, dict) or not isinstance(raw.get("layers"), list):
             raise ModelFormatError("edgebert.spec: expected an object with a list `layers`: re-export the model")
@@ -242,6 +242,13 @@ class EncoderSpec:
                 choice(f"layers[{i}].smoothed", name, LINEARS)
                 if layer.dtype(name) != "s8":
                     raise ModelFormatError(f"edgebert.spec: layers[{i}].{name} is smoothed but its weight is not s8")
+        for name in ("normalize", "portable"):
+            if not isinstance(getattr(self, name), bool):
+                raise ModelFormatError(f"edgebert.spec: {name} must be true or false, got {getattr(self, name)!r}")
+        if not isinstance(self.prompts, dict) or not all(isinstance(prompt, str) for prompt in self.prompts.values()):
+            raise ModelFormatError(f"edgebert.spec: prompts must be an object of strings, got {self.prompts!r:.100}")
+        if self.default_prompt_name is not None and self.default_prompt_name not in list(self.prompts):
+            raise ModelFormatError(f"edgebert.spec: there is no prompt named {self.default_prompt_name!r:.100}")
         if not all(isinstance(label, str) for label in self.labels):
             raise ModelFormatError("edgebert.spec: labels must be strings")
         if self.task in ("text-classification", "next-sentence", "pretraining"):

@@ -1,0 +1,254 @@
+"""The gate: a model file passes when all runtimes installed here, two at least, give the same outputs.
+
+Limits. fp32: max|a - b| <= 1e-5 max|b| for each output. int8: rounding flips cascade, so two runtimes are held to a
+cosine of 0.998 for each sequence, and to the same distance from the fp32 model.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgebert.artifact.reader import Artifact, read_artifact
+from edgebert.artifact.spec import EncoderSpec
+from edgebert.backends.base import Outputs
+from edgebert.backends.registry import available_backends, load_backend
+from edgebert.batch import PackedBatch
+from edgebert.errors import InvalidInputError, ModelFormatError
+from edgebert.quant import F32
+from edgebert.tokenizer import Tokenizer
+
+FP32_TOLERANCE = 1e-5
+INT8_COSINE = 0.998
+# Distances to the fp32 model (1 - cosine, mean over the sequences) count as the same if they differ by less than this,
+# half of what two runtimes may be apart.
+INT8_DISTANCE = (1.0 - INT8_COSINE) / 2
+INT8_COSINE_TO_FP32 = (
+    0.9  # in the mean; below, quantization has lost the model, and agreement about it is worth nothing
+)
+PROBE_COLUMNS = 1024  # the stored probe keeps the first columns of an output that is wider (a vocabulary's logits)
+
+_NUM_STORED = 3  # sequences of the probe that are stored in the file, so the first texts are short
+_TEXTS = (
+    "The ferry leaves at noon.",
+    "Wie spät ist es?",
+    "yes",
+    "A small model that fits in the cache of a cheap processor answers before a large one has been woken up.",
+    "Order no. 4711-B: 3 × 250 g, 12.50 € each; total 37,50 €!",
+    ("How long does the crossing take?", "About forty minutes when the sea is calm."),
+)
+_LENGTHS = (5, 3, 1, 33, 17, 2)  # of the sequences of random ids that stand in where there is no tokenizer
+_FEW_VALUES = 16  # a cosine over fewer values is chance: such rows are compared as one vector
+
+
+class GateError(ModelFormatError):
+    """Runtimes disagree about a model file, or there are too few to tell."""
+
+
+def check(
+    path_or_bytes: str | os.PathLike[str] | bytes, reference: Mapping[str, Outputs] | None = None
+) -> dict[str, Any]:
+    """Run a model file's probe on every runtime installed here and compare them all.
+
+    Args:
+        path_or_bytes: the file.
+        reference: outputs of the fp32 model on `probe_batch`, by the name of what computed them. An fp32 file must
+            agree with them; an int8 file must be equally far from the first of them on every runtime.
+
+    Returns:
+        The record: what agreed, in which version, on how many sequences, and each output's worst figure.
+
+    Raises:
+        ModelFormatError: the file cannot be read; as GateError, the gate has not passed.
+    """
+    artifact = read_artifact(path_or_bytes)
+    spec = artifact.spec
+    source = path_or_bytes if artifact.path is None else artifact.path
+    batch, stored = _batch_to_run(artifact)
+    runs: dict[str, Outputs] = {}
+    details: dict[str, str] = {}
+    for name, reason in available_backends().items():
+        if reason is None:
+            backend = load_backend(source, name)  # type: ignore[arg-type]
+            runs[name], details[name] = backend.run(batch, spec.outputs), backend.detail
+    if reference and not spec.is_int8:
+        runs.update(reference)
+        details.update({name: name for name in reference})
+    if len(runs) < 2:
+        raise GateError(
+            f"only {', '.join(runs)} can run the file here, agreement takes two: install edgebert[ort], "
+            "or a build with the native library"
+        )
+    report: dict[str, Any] = {
+        "agreed": list(runs),
+        "runtimes": details,
+        "num_sequences": batch.num_sequences,
+        "num_tokens": batch.total_tokens,
+    }
+    if spec.is_int8:
+        report["min_cosine"] = _check_int8(spec, batch, runs)
+        if reference:
+            name, fp32 = next(iter(reference.items()))
+            report["mean_cosine_to_fp32"] = _check_distance(spec, batch, runs, name, fp32)
+    else:
+        report["max_relative_error"] = _check_fp32(spec, runs)
+    if stored:
+        _check_stored(spec, batch.take(range(_NUM_STORED)), stored, runs["numpy"])
+    return report
+
+
+def probe_batch(spec: EncoderSpec, tokenizer_json: str | None) -> PackedBatch:
+    """The sequences every file is checked with: short texts and a pair, or random ids where there is no tokenizer."""
+    if tokenizer_json is not None:
+        tokenizer = Tokenizer(tokenizer_json, spec.max_length, spec.usable_positions, spec.num_token_types)
+        return tokenizer.tokenize(_TEXTS)[0]
+    rng = np.random.default_rng(0)
+    lengths = [min(length, spec.max_length) for length in _LENGTHS]
+    # never the pad token: transformers' RoBERTa gives it a position of its own
+    choices = np.delete(np.arange(spec.vocab_size), spec.pad_token_id) if spec.vocab_size > 1 else np.zeros(1, np.int64)
+    types = max(1, spec.num_token_types)
+    return PackedBatch.from_lists(
+        [rng.choice(choices, length).tolist() for length in lengths],
+        [np.sort(rng.integers(0, types, length)).tolist() for length in lengths],
+    )
+
+
+def encode_probe(batch: PackedBatch, outputs: Outputs, spec: EncoderSpec) -> str:
+    """`edgebert.probe`: the first sequences of the probe batch, and the oracle's outputs for them, packed.
+
+    {"input_ids": [[…], …], "token_type_ids": [[…], …], "outputs": {name: {"shape": […], "values": […]}}}; of an output
+    wider than PROBE_COLUMNS the first columns are kept.
+    """
+    first = batch.take(range(_NUM_STORED))
+    split = first.cu_seqlens[1:-1]
+    kept = {name: _stored_part(spec, name, first, values) for name, values in outputs.items()}
+    return json.dumps(
+        {
+            "input_ids": [row.tolist() for row in np.split(first.input_ids, split)],
+            "token_type_ids": [row.tolist() for row in np.split(first.token_type_ids, split)],
+            "outputs": {
+                # nine digits give back every float32
+                name: {"shape": list(part.shape), "values": [float(f"{value:.9g}") for value in part.ravel()]}
+                for name, part in kept.items()
+            },
+        },
+        separators=(",", ":"),
+    )
+
+
+def _batch_to_run(artifact: Artifact) -> tuple[PackedBatch, dict[str, F32]]:
+    """The probe batch with the file's own sequences first, and the outputs stored for these."""
+    batch = probe_batch(artifact.spec, artifact.tokenizer_json)
+    probe = artifact.probe
+    if not probe:
+        return batch, {}
+    try:
+        own = PackedBatch.from_lists(probe["input_ids"], probe["token_type_ids"])
+        stored = {
+            name: np.asarray(entry["values"], np.float32).reshape(entry["shape"])
+            for name, entry in probe["outputs"].items()
+        }
+        if own.num_sequences != _NUM_STORED:
+            raise ValueError(f"{own.num_sequences} sequences, not {_NUM_STORED}")
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, InvalidInputError) as error:
+        raise ModelFormatError(f"edgebert.probe is damaged ({error!r}): re-export the model") from None
+    rest = batch.take(range(_NUM_STORED, batch.num_sequences))
+    joined = PackedBatch(
+        np.concatenate([own.input_ids, rest.input_ids]),
+        np.concatenate([own.token_type_ids, rest.token_type_ids]),
+        np.concatenate([own.cu_seqlens, own.total_tokens + rest.cu_seqlens[1:]]).astype(np.int32),
+    )
+    return joined, stored
+
+
+def _stored_part(spec: EncoderSpec, name: str, first: PackedBatch, values: F32) -> F32:
+    per_token, width = spec.output_width(name)
+    rows = values[: first.total_tokens if per_token else first.num_sequences]
+    return rows[:, :PROBE_COLUMNS] if width else rows
+
+
+def _check_stored(spec: EncoderSpec, first: PackedBatch, stored: dict[str, F32], oracle: Outputs) -> None:
+    found = {name: _stored_part(spec, name, first, oracle[name]) for name in spec.outputs}
+    if any(name not in stored or stored[name].shape != part.shape for name, part in found.items()):
+        raise GateError("edgebert.probe does not hold the file's outputs: re-export the model")
+    runs = {"numpy": found, "the stored probe": stored}
+    if spec.is_int8:
+        _check_int8(spec, first, runs)
+    else:
+        _check_fp32(spec, runs)
+
+
+def _check_fp32(spec: EncoderSpec, runs: Mapping[str, Outputs]) -> dict[str, float]:
+    """The largest max|a - b| / max|b| of any two runs, by output."""
+    worst: dict[str, float] = {}
+    for name in spec.outputs:
+        for (a_name, a), (b_name, b) in itertools.combinations(_holders(runs, name), 2):
+            error = float(np.abs(a - b).max() / np.abs(b).max())
+            if not error <= FP32_TOLERANCE:  # NaN fails too
+                raise GateError(
+                    f"{name}: {a_name} and {b_name} differ by {error:.2g} of the largest value, "
+                    f"at most {FP32_TOLERANCE:g} is allowed"
+                )
+            worst[name] = max(error, worst.get(name, 0.0))
+    return worst
+
+
+def _check_int8(spec: EncoderSpec, batch: PackedBatch, runs: Mapping[str, Outputs]) -> dict[str, float]:
+    """The smallest cosine of any two runs over the sequences, by output."""
+    worst: dict[str, float] = {}
+    for name in spec.outputs:
+        for (a_name, a), (b_name, b) in itertools.combinations(_holders(runs, name), 2):
+            cosine = float(_cosines(spec, name, batch, a, b).min())
+            if not cosine >= INT8_COSINE:
+                raise GateError(
+                    f"{name}: {a_name} and {b_name} have a cosine of {cosine:.5f}, at least {INT8_COSINE} is asked for"
+                )
+            worst[name] = min(cosine, worst.get(name, 1.0))
+    return worst
+
+
+def _check_distance(
+    spec: EncoderSpec, batch: PackedBatch, runs: Mapping[str, Outputs], reference: str, fp32: Outputs
+) -> dict[str, float]:
+    """The mean cosine to the fp32 model, by output: the smallest of the runs'."""
+    worst: dict[str, float] = {}
+    for name in fp32:
+        means = {
+            run: float(_cosines(spec, name, batch, values, fp32[name]).mean()) for run, values in _holders(runs, name)
+        }
+        low, high = min(means, key=means.__getitem__), max(means, key=means.__getitem__)
+        if not means[low] >= INT8_COSINE_TO_FP32:
+            raise GateError(
+                f"{name}: on {low} int8 has a mean cosine of {means[low]:.4f} to fp32 ({reference}), at least "
+                f"{INT8_COSINE_TO_FP32} is asked for: calibrate with texts like those it will see, or stay with fp32"
+            )
+        if not means[high] - means[low] <= INT8_DISTANCE:
+            raise GateError(
+                f"{name}: the mean cosine to fp32 ({reference}) is {means[low]:.5f} on {low} and {means[high]:.5f} on "
+                f"{high}, they may differ by {INT8_DISTANCE:g}"
+            )
+        worst[name] = means[low]
+    return worst
+
+
+def _holders(runs: Mapping[str, Outputs], name: str) -> Iterator[tuple[str, F32]]:
+    """The runs that have the output; a source checkpoint may lack the file's pooled one."""
+    return ((run, outputs[name]) for run, outputs in runs.items() if name in outputs)
+
+
+def _cosines(spec: EncoderSpec, name: str, batch: PackedBatch, a: F32, b: F32) -> NDArray[np.float64]:
+    """Cosine of each sequence's values, or of all values as one vector where a sequence has few."""
+    per_token, _ = spec.output_width(name)
+    cuts = batch.cu_seqlens if per_token else np.arange(batch.num_sequences + 1)
+    pairs = [
+        (a[i:j].ravel().astype(np.float64), b[i:j].ravel().astype(np.float64)) for i, j in itertools.pairwise(cuts)
+    ]
+    if min(len(x) for x, _ in pairs) < _FEW_VALUES:
+        pairs = [(a.ravel().astype(np.float64), b.ravel().astype(np.float64))]
+    return np.array([x @ y / np.sqrt((x @ x) * (y @ y)) for x, y in pairs])

@@ -1,0 +1,243 @@
+"""Export: a checkpoint becomes one checked model file, or a folder in the Hugging Face layout, or nothing at all."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgebert.artifact.check import check, encode_probe, probe_batch
+from edgebert.artifact.checkpoint import Checkpoint, load_checkpoint
+from edgebert.artifact.folder import write_folder
+from edgebert.artifact.reader import read_artifact
+from edgebert.artifact.spec import EncoderSpec
+from edgebert.artifact.writer import build_model, encode_metadata
+from edgebert.backends.base import Outputs
+from edgebert.backends.numpy_backend import NumpyBackend
+from edgebert.batch import PackedBatch
+from edgebert.errors import EdgeBertError, InvalidInputError, ModelFormatError
+from edgebert.tokenizer import Tokenizer
+
+CALIBRATION_FILE = Path(__file__).parents[1] / "data" / "calibration.txt"
+CALIBRATION_LENGTH = 128  # tokens of a calibration text at most
+CALIBRATION_TOKENS = 4096  # of one batch
+_RANDOM_TEXTS = 64  # stand in where there is no tokenizer
+
+# Task -> the class of transformers, without the family's prefix, and what it calls the file's outputs, in order.
+_TRANSFORMERS = {
+    "embedding": ("AutoModel", ("last_hidden_state",)),
+    "text-classification": ("AutoModelForSequenceClassification", ("logits",)),
+    "token-classification": ("AutoModelForTokenClassification", ("logits",)),
+    "question-answering": ("AutoModelForQuestionAnswering", ("start_logits", "end_logits")),
+    "fill-mask": ("AutoModelForMaskedLM", ("logits",)),
+    "next-sentence": ("AutoModelForNextSentencePrediction", ("logits",)),
+    "pretraining": ("AutoModelForPreTraining", ("prediction_logits", "seq_relationship_logits")),
+}
+
+
+def export(
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    int8: bool = False,
+    portable: bool = False,
+    calibrate: str | os.PathLike[str] | None = None,
+    task: str | None = None,
+    family: str | None = None,
+) -> dict[str, Any]:
+    """Export a checkpoint; nothing is left behind and nothing replaced unless it passes the gate.
+
+    Args:
+        source: a Hugging Face folder, the name of an installed model package, or a hub name.
+        output: a file whose name ends in `.onnx`, or a folder for the Hugging Face layout.
+        int8: int8 weights and activations in the layers, int8 embedding tables.
+        portable: with int8, weights in ±63: right also where a runtime adds u8*s8 products in 16 bits.
+        calibrate: with int8, a file with one text a line; None takes the built-in sentences.
+        task: one of spec.TASKS; None takes what the checkpoint says.
+        family: one of spec.FAMILIES; None takes what the checkpoint says.
+
+    Returns:
+        The report, as stored in the file: what agreed, the worst figures, how it was quantized.
+
+    Raises:
+        ModelFormatError: the source is missing or damaged; as GateError, the gate has not passed.
+        UnsupportedModelError: a model outside what EdgeBERT supports, or too large for one file.
+        InvalidInputError: the output cannot be written, or the calibration file cannot be used.
+        EdgeBertError: a package that export needs is not installed.
+    """
+    if importlib.util.find_spec("onnx") is None:
+        raise EdgeBertError("export needs the onnx package: pip install 'edgebert[export]'")
+    if (portable or calibrate is not None) and not int8:
+        raise InvalidInputError("portable and calibrate belong to int8: add --int8, or leave them out")
+    target = Path(os.path.abspath(output))
+    _check_target(target)
+    texts = _read_calibration(Path(calibrate)) if calibrate is not None else None
+    checkpoint = load_checkpoint(source if isinstance(source, str) else Path(source), task, family)
+    spec, tensors, quantization = checkpoint.spec, checkpoint.tensors, None
+    batch = probe_batch(spec, checkpoint.tokenizer_json)
+    reference = {}
+    if importlib.util.find_spec("torch") and importlib.util.find_spec("transformers"):
+        reference["pytorch"] = run_transformers(checkpoint, batch)
+    if int8:
+        from edgebert.artifact.quantize import quantize
+
+        reference.setdefault("numpy", _run_oracle(spec, tensors, batch))
+        spec, tensors, quantization = quantize(
+            spec, tensors, _calibration_batches(checkpoint, texts), portable=portable
+        )
+    metadata = {"edgebert.probe": encode_probe(batch, _run_oracle(spec, tensors, batch), spec)}
+    if checkpoint.tokenizer_json is not None:
+        metadata["edgebert.tokenizer"] = checkpoint.tokenizer_json
+    model = build_model(spec, tensors, metadata)
+    with _scratch_folder(target) as scratch:
+        path = scratch / "model.onnx"
+        path.write_bytes(model)
+        del model
+        report = check(path, reference)
+        if quantization is not None:
+            report["quantization"] = quantization
+        with path.open("ab") as file:
+            file.write(encode_metadata({"edgebert.report": json.dumps(report, ensure_ascii=False)}))
+        if _is_file_target(target):
+            os.replace(path, target)
+        else:
+            folder = scratch / "folder"
+            write_folder(folder, path, spec, tensors, checkpoint)
+            _move_folder(folder, target)
+    return report
+
+
+def run_transformers(checkpoint: Checkpoint, batch: PackedBatch) -> Outputs:
+    """What transformers gives for the checkpoint's folder, one sequence at a time, in the shapes of `Backend.run`.
+
+    Of an embedding model these are the hidden states: pooling is not part of transformers' model.
+    """
+    import torch
+    import transformers
+
+    spec = checkpoint.spec
+    class_name, names = _TRANSFORMERS[spec.task]
+    config = {key: value for key, value in checkpoint.config.items() if key != "model_type"}
+    with _quiet(transformers):
+        model = getattr(transformers, class_name).from_pretrained(
+            checkpoint.folder,
+            config=transformers.AutoConfig.for_model(spec.family, **config),
+            dtype=torch.float32,
+            attn_implementation="eager",
+            local_files_only=True,
+        )
+    model.eval()
+    rows: dict[str, list[Any]] = {name: [] for name in spec.outputs[: len(names)]}
+    for i in range(batch.num_sequences):
+        ids, mask, types = (torch.from_numpy(part) for part in batch.take([i]).pad())
+        inputs = {"input_ids": ids, "attention_mask": mask} | (
+            {"token_type_ids": types} if spec.has_token_types else {}
+        )
+        with torch.no_grad():
+            outputs = model(**inputs)
+        for ours, theirs in zip(rows, names, strict=True):
+            value = outputs[theirs].numpy()
+            rows[ours].append(value[0] if spec.output_width(ours)[0] else value)
+    return {name: np.concatenate(parts).astype(np.float32) for name, parts in rows.items()}
+
+
+@contextlib.contextmanager
+def _quiet(transformers: Any) -> Iterator[None]:
+    """Silence transformers' loading messages: the gate finds missing weights by itself."""
+    logging = transformers.utils.logging
+    verbosity, has_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if has_bars:
+            logging.enable_progress_bar()
+
+
+def _run_oracle(spec: EncoderSpec, tensors: dict[str, Any], batch: PackedBatch) -> Outputs:
+    return NumpyBackend(spec, tensors).run(batch, spec.outputs)
+
+
+# Calibration
+
+
+def _read_calibration(path: Path) -> list[str]:
+    try:
+        texts = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
+        raise InvalidInputError(f"calibration file {str(path)!r} cannot be read ({error}): give UTF-8 text") from None
+    if not texts:
+        raise InvalidInputError(f"calibration file {path} has no text: expected one text a line")
+    return texts
+
+
+def _calibration_batches(checkpoint: Checkpoint, texts: list[str] | None) -> list[PackedBatch]:
+    spec = checkpoint.spec
+    length = min(CALIBRATION_LENGTH, spec.max_length)
+    if checkpoint.tokenizer_json is not None:
+        tokenizer = Tokenizer(checkpoint.tokenizer_json, spec.max_length, spec.usable_positions, spec.num_token_types)
+        batch, _ = tokenizer.tokenize(texts or _read_calibration(CALIBRATION_FILE), max_length=length)
+    elif texts is not None:
+        raise InvalidInputError("the checkpoint has no tokenizer, calibration texts cannot be used: leave them out")
+    else:
+        rng = np.random.default_rng(0)
+        batch = PackedBatch.from_lists(
+            [rng.integers(0, spec.vocab_size, rng.integers(1, length + 1)).tolist() for _ in range(_RANDOM_TEXTS)]
+        )
+    return [batch.take(range(first, last)) for first, last in batch.split(CALIBRATION_TOKENS)]
+
+
+# Where it goes
+
+
+def _is_file_target(target: Path) -> bool:
+    return target.suffix == ".onnx" and not target.is_dir()
+
+
+def _check_target(target: Path) -> None:
+    """Refuse early what could not be written, or what would be lost."""
+    if not target.parent.is_dir():
+        raise InvalidInputError(f"folder {target.parent} does not exist: create it first")
+    if _is_file_target(target) or not target.exists():
+        return
+    if not target.is_dir():
+        raise InvalidInputError(f"{target} is a file: give a name that ends in .onnx, or a folder")
+    if any(target.iterdir()):
+        try:
+            read_artifact(target)
+        except ModelFormatError:
+            raise InvalidInputError(
+                f"folder {target} is not empty and holds no earlier export: give a new one, or a name ending in .onnx"
+            ) from None
+
+
+@contextlib.contextmanager
+def _scratch_folder(target: Path) -> Iterator[Path]:
+    """A hidden folder beside the target, on the same file system, removed whatever happens."""
+    try:
+        scratch = tempfile.TemporaryDirectory(prefix=".edgebert-", dir=target.parent)
+    except OSError as error:
+        raise InvalidInputError(f"cannot write to {target.parent} ({error.strerror}): choose another output") from None
+    with scratch:
+        yield Path(scratch.name)
+
+
+def _move_folder(folder: Path, target: Path) -> None:
+    """Put `folder` in place: renamed as a whole, or file by file over an earlier export, the model last."""
+    if not target.exists() or not any(target.iterdir()):
+        os.replace(folder, target)
+        return
+    files = sorted((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.suffix == ".onnx")
+    for path in files:
+        destination = target / path.relative_to(folder)
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(path, destination)
