@@ -1,0 +1,222 @@
+"""The native backend: the C++ engine behind kernels/include/edgebert.h, reached with ctypes; the GIL is released."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+import threading
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+import edgebert
+from edgebert.artifact.reader import read_artifact
+from edgebert.artifact.spec import EncoderSpec
+from edgebert.backends.base import Backend, Outputs
+from edgebert.batch import PackedBatch
+from edgebert.errors import (
+    BackendUnavailableError,
+    EdgeBertError,
+    InvalidInputError,
+    ModelFormatError,
+    UnsupportedModelError,
+)
+
+_LIBRARY_NAME = "libedgebert.dylib" if sys.platform == "darwin" else "libedgebert.so"
+
+# enum eb_status -> the exception it becomes
+_ERRORS: dict[int, type[Exception]] = {
+    1: InvalidInputError,
+    2: ModelFormatError,
+    3: UnsupportedModelError,
+    4: BackendUnavailableError,
+    5: MemoryError,
+}
+
+
+class _Options(ctypes.Structure):
+    _fields_ = (("isa", ctypes.c_char_p), ("num_threads", ctypes.c_int32))
+
+
+class _Batch(ctypes.Structure):
+    _fields_ = (
+        ("input_ids", ctypes.c_void_p),
+        ("token_type_ids", ctypes.c_void_p),
+        ("cu_seqlens", ctypes.c_void_p),
+        ("num_sequences", ctypes.c_int32),
+    )
+
+
+class _Output(ctypes.Structure):
+    _fields_ = (("name", ctypes.c_char_p), ("data", ctypes.c_void_p), ("capacity", ctypes.c_size_t))
+
+
+class NativeBackend(Backend):
+    """A model in the C++ engine; runs on one model take turns."""
+
+    name = "native"
+    device = "cpu"
+
+    def __init__(self, spec: EncoderSpec, model: ctypes.c_void_p) -> None:
+        self._library = load_library()
+        self._model = model
+        self.spec = spec
+        self.isa: str = self._library.eb_model_isa(model).decode()
+        self.threads: int = self._library.eb_model_threads(model)
+        self.detail = f"native, {self.isa}, {self.threads} thread{'s' if self.threads > 1 else ''}"
+        # one set of argument structs, reused by every call: building them costs as much as a short call
+        self._lock = threading.Lock()
+        self._batch = _Batch()
+        self._outputs = (_Output * len(spec.outputs))()
+        self._names = {name: name.encode() for name in spec.outputs}
+
+    def __del__(self) -> None:
+        if getattr(self, "_model", None):
+            self._library.eb_free(self._model)
+
+    @property
+    def workspace_bytes(self) -> int:
+        """Bytes held for activations; flat once the largest batch was seen."""
+        return int(self._library.eb_model_workspace_bytes(self._model))
+
+    def _run(self, batch: PackedBatch, outputs: Sequence[str]) -> Outputs:
+        arrays = [np.ascontiguousarray(a, np.int32) for a in (batch.input_ids, batch.token_type_ids, batch.cu_seqlens)]
+        results = {name: np.empty(self._shape(batch, name), np.float32) for name in outputs}
+        with self._lock:
+            args = self._batch
+            args.input_ids, args.token_type_ids, args.cu_seqlens = (a.ctypes.data for a in arrays)
+            args.num_sequences = batch.num_sequences
+            for output, (name, array) in zip(self._outputs, results.items(), strict=False):
+                output.name, output.data, output.capacity = self._names[name], array.ctypes.data, array.size
+            status = self._library.eb_run(self._model, args, self._outputs, len(results))
+        _check(self._library, status)
+        return results
+
+
+def load(
+    path: str | Path | bytes, device: str = "cpu", threads: int | None = None, isa: str | None = None
+) -> NativeBackend:
+    """Load a model file, a folder that holds `model.onnx`, or a file's bytes.
+
+    Args:
+        path: the file.
+        device: only "cpu".
+        threads: None for the CPUs this process may use.
+        isa: one of `built_isas()`; None for EDGEBERT_FORCE_ISA if that is set, else the best this CPU has.
+
+    Raises:
+        ModelFormatError: the file is missing, damaged or changed.
+        UnsupportedModelError: the file asks for something that this engine does not run.
+        BackendUnavailableError: the library, the ISA or the device is missing.
+    """
+    if device != "cpu":
+        raise BackendUnavailableError(
+            f"device {device!r}: this build of the native backend has no CUDA kernels; use device='cpu' "
+            "or backend='onnxruntime'"
+        )
+    library = load_library()
+    spec = read_artifact(path, verify=False).spec  # the engine verifies the file
+    options = _Options(isa.encode() if isa is not None else None, threads or 0)
+    model = ctypes.c_void_p()
+    if isinstance(path, bytes):
+        status = library.eb_load_memory(path, len(path), options, ctypes.byref(model))
+    else:
+        file = Path(path) / "model.onnx" if Path(path).is_dir() else Path(path)
+        status = library.eb_load(os.fsencode(file), options, ctypes.byref(model))
+    _check(library, status)
+    return NativeBackend(spec, model)
+
+
+def unavailable_reason() -> str | None:
+    """Why the native library cannot be used here, or None if it can."""
+    try:
+        load_library()
+    except BackendUnavailableError as error:
+        return str(error)
+    return None
+
+
+def built_isas() -> list[str]:
+    """Instruction sets in this build, best first."""
+    return _names(load_library().eb_built_isas())
+
+
+def usable_isas() -> list[str]:
+    """Those of `built_isas()` that this CPU and its system can run."""
+    return _names(load_library().eb_usable_isas())
+
+
+def default_threads() -> int:
+    """Threads a model takes if not told: the CPUs of the affinity mask, cut to the cgroup's quota."""
+    return int(load_library().eb_default_threads())
+
+
+@cache
+def load_library() -> ctypes.CDLL:
+    """The shared library: $EDGEBERT_LIBRARY if set, else the one installed in the package.
+
+    Raises:
+        BackendUnavailableError: it is not there, cannot be loaded, or is of another version.
+    """
+    path = _find_library()
+    try:
+        library = ctypes.CDLL(str(path))
+        _declare(library)
+    except (OSError, AttributeError) as error:
+        raise BackendUnavailableError(
+            f"the native library {path} cannot be loaded ({error}): reinstall edgebert"
+        ) from None
+    version = library.eb_version().decode()
+    if version != edgebert.__version__:
+        raise BackendUnavailableError(
+            f"the native library {path} has version {version}, edgebert has {edgebert.__version__}: reinstall edgebert"
+        )
+    return library
+
+
+def _find_library() -> Path:
+    if chosen := os.environ.get("EDGEBERT_LIBRARY"):
+        return Path(chosen)
+    for folder in edgebert.__path__:  # two in an editable install
+        path = Path(folder) / "lib" / _LIBRARY_NAME
+        if path.exists():
+            return path
+    raise BackendUnavailableError(
+        f"the native library lib/{_LIBRARY_NAME} is not in the package: install edgebert with pip, "
+        "or set EDGEBERT_LIBRARY to a library built with CMake"
+    )
+
+
+def _declare(library: ctypes.CDLL) -> None:
+    c_char_p, c_int32, c_size_t, c_void_p = ctypes.c_char_p, ctypes.c_int32, ctypes.c_size_t, ctypes.c_void_p
+    options, model = ctypes.POINTER(_Options), ctypes.POINTER(c_void_p)
+    for name, result, arguments in (
+        ("eb_version", c_char_p, ()),
+        ("eb_last_error", c_char_p, ()),
+        ("eb_built_isas", c_char_p, ()),
+        ("eb_usable_isas", c_char_p, ()),
+        ("eb_default_threads", c_int32, ()),
+        ("eb_load", ctypes.c_int, (c_char_p, options, model)),
+        ("eb_load_memory", ctypes.c_int, (c_char_p, c_size_t, options, model)),
+        ("eb_free", None, (c_void_p,)),
+        ("eb_model_isa", c_char_p, (c_void_p,)),
+        ("eb_model_threads", c_int32, (c_void_p,)),
+        ("eb_model_workspace_bytes", c_size_t, (c_void_p,)),
+        ("eb_run", ctypes.c_int, (c_void_p, ctypes.POINTER(_Batch), ctypes.POINTER(_Output), c_int32)),
+    ):
+        function = getattr(library, name)
+        function.restype = result
+        function.argtypes = arguments
+
+
+def _names(value: bytes) -> list[str]:
+    return value.decode().split(",")
+
+
+def _check(library: ctypes.CDLL, status: int) -> None:
+    if status:
+        message = library.eb_last_error().decode(errors="replace")
+        raise _ERRORS.get(status, EdgeBertError)(message)
