@@ -109,9 +109,10 @@ class Checker {
   }
 
   // s8 weights lie in +-127: an instruction set that multiplies magnitudes relies on it.
-  static int32_t code(const std::string& name, uint8_t byte) {
-    if (byte == 0x80) fail("tensor " + name + " holds the code -128");
-    return static_cast<int8_t>(byte);
+  const TensorView& check_codes(const std::string& name, int rows, int columns) {
+    const TensorView& codes = check(name, DType::kS8, {rows, columns});
+    if (std::memchr(codes.data, 0x80, codes.num_bytes) != nullptr) fail("tensor " + name + " holds the code -128");
+    return codes;
   }
 
   void check_table(const std::string& table, int rows) {
@@ -121,8 +122,7 @@ class Checker {
       check(name + ".weight", DType::kF32, {rows, width});
       return;
     }
-    const TensorView& codes = check(name + ".weight", DType::kS8, {rows, width});
-    for (size_t i = 0; i < codes.num_bytes; ++i) code(name + ".weight", codes.data[i]);
+    check_codes(name + ".weight", rows, width);
     check_finite(name + ".scale", rows);
   }
 
@@ -135,13 +135,15 @@ class Checker {
   void check_linear(const std::string& name, int inputs, int outputs, LinearSpec linear) {
     if (outputs == 0) return;
     if (inputs > 0) {
-      const TensorView& weight = check(name + ".weight", linear.is_s8 ? DType::kS8 : DType::kF32, {inputs, outputs});
-      if (linear.is_s8) {
+      if (!linear.is_s8) {
+        check(name + ".weight", DType::kF32, {inputs, outputs});
+      } else {
+        const TensorView& weight = check_codes(name + ".weight", inputs, outputs);
         check_finite(name + ".scale", outputs);
         std::vector<int32_t> sums(outputs);
         const uint8_t* byte = weight.data;
         for (int k = 0; k < inputs; ++k) {
-          for (int n = 0; n < outputs; ++n) sums[n] += code(name + ".weight", *byte++);
+          for (int n = 0; n < outputs; ++n) sums[n] += static_cast<int8_t>(*byte++);
         }
         check_colsum(name + ".colsum", sums);
       }

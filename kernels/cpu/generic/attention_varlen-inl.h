@@ -27,15 +27,26 @@ inline void transpose_keys(const float* k, int stride, int length, int head_dim,
   }
 }
 
-// out[m] = softmax numerators of scale2 * scores[m][0 .. length) in base 2, in place; returns 1 / their sum.
+// Replaces scores[0 .. length) by 2**(scale2 * (score - the largest score)); returns 1 / their sum.
 inline float softmax_row(float* scores, int length, F32x16 scale2) {
   F32x16 top = set1(-3.0e38f);
   for_vectors(length, [&](int c, int lanes) { top = max(top, keep_lanes(load(scores + c), lanes, -3.0e38f)); });
   const F32x16 shift = mul(set1(-reduce_max(top)), scale2);
   F32x16 sums = set1(0.0f);
-  for_vectors(length, [&](int c, int lanes) {
-    const F32x16 p = keep_lanes(exp2(fma(load(scores + c), scale2, shift)), lanes, 0.0f);
-    store(scores + c, p);
+  int c = 0;
+  for (; c + 16 * kMathWidth <= length; c += 16 * kMathWidth) {
+    Wide<kMathWidth> p;
+    for (int i = 0; i < kMathWidth; ++i) p.v[i] = fma(load(scores + c + 16 * i), scale2, shift);
+    p = exp2(p);
+    for (int i = 0; i < kMathWidth; ++i) {
+      store(scores + c + 16 * i, p.v[i]);
+      sums = add(sums, p.v[i]);
+    }
+  }
+  for_vectors(length - c, [&](int rest, int lanes) {
+    float* at = scores + c + rest;
+    const F32x16 p = keep_lanes(exp2(Wide<1>{{fma(load(at), scale2, shift)}}).v[0], lanes, 0.0f);
+    store(at, p);
     sums = add(sums, p);
   });
   return 1.0f / reduce_add(sums);

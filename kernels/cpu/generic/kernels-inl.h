@@ -1,5 +1,5 @@
 // Everything an isa/*.cc exports: the generic kernels and the table made of them. Expects EB_ISA, a vec_*.h, a dot_*.h
-// and the tile sizes kDotRows x kDotVectors, kFmaRows x kFmaVectors, kTileRows x kTileVectors.
+// and the tile sizes kDotRows x kDotVectors, kFmaRows x kFmaVectors, kTileRows x kTileVectors, and kMathWidth.
 #pragma once
 
 #include "cpu/generic/attention_varlen-inl.h"

@@ -8,6 +8,8 @@
 namespace edgebert {
 namespace EB_ISA {
 
+inline int min_of(int a, int b) { return a < b ? a : b; }
+
 // Sums of kRows rows with one panel of 16 * kVectors columns into tile [kRows][16 * kVectors].
 template <int kRows, int kVectors>
 inline void dot_tile(const uint8_t* codes, int stride, const int8_t* panel, int steps, int32_t* tile) {
@@ -60,7 +62,7 @@ inline void fma_tile(const float* x, int stride, const float* panel, int steps, 
     for (int v = 0; v < kVectors; ++v) store(tile + (m * kVectors + v) * 16, acc[m][v]);
 }
 
-// Calls run(std::integral_constant-like tag of the row count) for rows in 1 .. kMax.
+// Calls run(Rows<rows>()) for rows in 1 .. kMax.
 template <int kRows>
 struct Rows {
   static constexpr int value = kRows;
@@ -73,6 +75,21 @@ inline void with_rows(int rows, Run run) {
   run(Rows<kMax>());
 }
 
+// Calls run(first, Rows<W>()) for groups of at most kMathWidth of kRows rows, every W known at compile time.
+template <int kRows, int kFirst = 0, class Run>
+inline void for_row_groups(Run run) {
+  constexpr int kWidth = kRows - kFirst < kMathWidth ? kRows - kFirst : kMathWidth;
+  run(kFirst, Rows<kWidth>());
+  if constexpr (kFirst + kWidth < kRows) for_row_groups<kRows, kFirst + kWidth>(run);
+}
+
+// Applies the epilogue to kWidth rows of one column vector and stores them.
+template <Epilogue kEpilogue, int kWidth>
+EB_INLINE void store_rows(Wide<kWidth> y, float* out, int out_stride) {
+  y = activate<kEpilogue>(y);
+  for (int m = 0; m < kWidth; ++m) store(out + static_cast<size_t>(m) * out_stride, y.v[m]);
+}
+
 template <Epilogue kEpilogue>
 inline void linear_u8s8_f32_as(const LinearU8S8Args& args, const TileRange& range) {
   constexpr int kNr = 16 * kDotVectors;
@@ -81,24 +98,29 @@ inline void linear_u8s8_f32_as(const LinearU8S8Args& args, const TileRange& rang
   alignas(64) int32_t tile[kDotRows * kNr];
   for (int p = range.panel_begin; p < range.panel_end; ++p) {
     const int8_t* panel = w.weight + static_cast<size_t>(p) * steps * kNr * 4;
+    const int vectors = min_of(kDotVectors, (w.outputs - p * kNr + 15) / 16);
     for (int row = range.row_begin; row < range.row_end; row += kDotRows) {
-      const int rows = range.row_end - row < kDotRows ? range.row_end - row : kDotRows;
-      const uint8_t* codes = args.in.codes + static_cast<size_t>(row) * args.in.stride;
-      with_rows<kDotRows>(rows, [&](auto tag) {
-        dot_tile<decltype(tag)::value, kDotVectors>(codes, args.in.stride, panel, steps, tile);
-      });
-      for (int v = 0; v < kDotVectors; ++v) {
-        const int column = p * kNr + v * 16;
-        if (column >= w.outputs) break;
-        const F32x16 w_scale = load(w.w_scale + column), bias = load(w.bias + column);
-        const I32x16 colsum = load_i32(w.colsum + column);
-        for (int m = 0; m < rows; ++m) {
-          const I32x16 correction = mul_i32(set1_i32(args.in.neg_zero[row + m]), colsum);
-          const F32x16 acc = to_f32(add_i32(load_i32(tile + (m * kDotVectors + v) * 16), correction));
-          const F32x16 y = add(mul(mul(acc, w_scale), set1(args.in.a_scale[row + m])), bias);
-          store(args.out + static_cast<size_t>(row + m) * args.out_stride + column, activate<kEpilogue>(y));
+      with_rows<kDotRows>(min_of(kDotRows, range.row_end - row), [&](auto tag) {
+        constexpr int kRows = decltype(tag)::value;
+        dot_tile<kRows, kDotVectors>(args.in.codes + static_cast<size_t>(row) * args.in.stride, args.in.stride, panel,
+                                     steps, tile);
+        for (int v = 0; v < vectors; ++v) {
+          const int column = p * kNr + v * 16;
+          const F32x16 w_scale = load(w.w_scale + column), bias = load(w.bias + column);
+          const I32x16 colsum = load_i32(w.colsum + column);
+          for_row_groups<kRows>([&](int first, auto width) {
+            Wide<decltype(width)::value> y;
+            for (int i = 0; i < width.value; ++i) {
+              const int m = row + first + i;
+              const I32x16 correction = mul_i32(set1_i32(args.in.neg_zero[m]), colsum);
+              const F32x16 acc = to_f32(add_i32(load_i32(tile + ((first + i) * kDotVectors + v) * 16), correction));
+              y.v[i] = add(mul(mul(acc, w_scale), set1(args.in.a_scale[m])), bias);
+            }
+            store_rows<kEpilogue>(y, args.out + static_cast<size_t>(row + first) * args.out_stride + column,
+                                  args.out_stride);
+          });
         }
-      }
+      });
     }
   }
 }
@@ -110,21 +132,23 @@ inline void linear_f32_as(const LinearF32Args& args, const TileRange& range) {
   alignas(64) float tile[kFmaRows * kNr];
   for (int p = range.panel_begin; p < range.panel_end; ++p) {
     const float* panel = w.weight + static_cast<size_t>(p) * w.inputs * kNr;
+    const int vectors = min_of(kFmaVectors, (w.outputs - p * kNr + 15) / 16);
     for (int row = range.row_begin; row < range.row_end; row += kFmaRows) {
-      const int rows = range.row_end - row < kFmaRows ? range.row_end - row : kFmaRows;
-      const float* x = args.x + static_cast<size_t>(row) * args.x_stride;
-      with_rows<kFmaRows>(rows, [&](auto tag) {
-        fma_tile<decltype(tag)::value, kFmaVectors>(x, args.x_stride, panel, w.inputs, tile);
-      });
-      for (int v = 0; v < kFmaVectors; ++v) {
-        const int column = p * kNr + v * 16;
-        if (column >= w.outputs) break;
-        const F32x16 bias = load(w.bias + column);
-        for (int m = 0; m < rows; ++m) {
-          const F32x16 y = add(load(tile + (m * kFmaVectors + v) * 16), bias);
-          store(args.out + static_cast<size_t>(row + m) * args.out_stride + column, activate<kEpilogue>(y));
+      with_rows<kFmaRows>(min_of(kFmaRows, range.row_end - row), [&](auto tag) {
+        constexpr int kRows = decltype(tag)::value;
+        fma_tile<kRows, kFmaVectors>(args.x + static_cast<size_t>(row) * args.x_stride, args.x_stride, panel, w.inputs,
+                                     tile);
+        for (int v = 0; v < vectors; ++v) {
+          const int column = p * kNr + v * 16;
+          const F32x16 bias = load(w.bias + column);
+          for_row_groups<kRows>([&](int first, auto width) {
+            Wide<decltype(width)::value> y;
+            for (int i = 0; i < width.value; ++i) y.v[i] = add(load(tile + ((first + i) * kFmaVectors + v) * 16), bias);
+            store_rows<kEpilogue>(y, args.out + static_cast<size_t>(row + first) * args.out_stride + column,
+                                  args.out_stride);
+          });
         }
-      }
+      });
     }
   }
 }

@@ -8,6 +8,7 @@ namespace EB_ISA {
 constexpr int kDotRows = 4, kDotVectors = 1;
 constexpr int kFmaRows = 6, kFmaVectors = 1;
 constexpr int kTileRows = 6, kTileVectors = 1;
+constexpr int kMathWidth = 2;
 }  // namespace EB_ISA
 }  // namespace edgebert
 

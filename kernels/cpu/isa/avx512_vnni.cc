@@ -8,6 +8,7 @@ namespace EB_ISA {
 constexpr int kDotRows = 6, kDotVectors = 4;
 constexpr int kFmaRows = 6, kFmaVectors = 4;
 constexpr int kTileRows = 6, kTileVectors = 4;
+constexpr int kMathWidth = 6;
 }  // namespace EB_ISA
 }  // namespace edgebert
 
