@@ -98,7 +98,7 @@ def check(
             report["mean_cosine_to_fp32"] = _check_distance(spec, batch, runs, name, fp32)
     else:
         report["max_relative_error"] = _check_fp32(spec, runs)
-    if stored:
+    if stored is not None:
         _check_stored(spec, batch.take(range(_NUM_STORED)), stored, runs["numpy"])
     return report
 
@@ -142,12 +142,12 @@ def encode_probe(batch: PackedBatch, outputs: Outputs, spec: EncoderSpec) -> str
     )
 
 
-def _batch_to_run(artifact: Artifact) -> tuple[PackedBatch, dict[str, F32]]:
-    """The probe batch with the file's own sequences first, and the outputs stored for these."""
+def _batch_to_run(artifact: Artifact) -> tuple[PackedBatch, dict[str, F32] | None]:
+    """The probe batch with the file's own sequences first, and the outputs stored for these, if any."""
     batch = probe_batch(artifact.spec, artifact.tokenizer_json)
     probe = artifact.probe
     if not probe:
-        return batch, {}
+        return batch, None
     try:
         own = PackedBatch.from_lists(probe["input_ids"], probe["token_type_ids"])
         stored = {
