@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from edgebert.errors import BackendUnavailableError, EdgeBertError, InvalidInputError
+from edgebert.errors import BackendUnavailableError, InvalidInputError
 
 if TYPE_CHECKING:
     from edgebert.backends.base import Backend
@@ -98,8 +98,5 @@ def _unavailable_reason(name: str) -> str | None:
         module: Any = import_module(_BACKENDS[name].module)
     except ImportError as error:
         return str(error)
-    try:
-        reason: str | None = getattr(module, "unavailable_reason", lambda: None)()
-    except EdgeBertError as error:
-        return str(error)
+    reason: str | None = getattr(module, "unavailable_reason", lambda: None)()
     return reason
