@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ Bools = NDArray[np.bool_]
 BATCH_TOKENS = 4096  # tokens of one micro-batch, unless a single text has more
 
 
-def load(path: str | Path, backend: str = "auto", device: str = "cpu", threads: int | None = None) -> Model:
+def load(path: str | os.PathLike[str], backend: str = "auto", device: str = "cpu", threads: int | None = None) -> Model:
     """Load a model file.
 
     Args:
@@ -38,8 +39,10 @@ def load(path: str | Path, backend: str = "auto", device: str = "cpu", threads: 
     Raises:
         ModelFormatError: the file is missing, damaged, changed or not EdgeBERT's.
         BackendUnavailableError: the backend or the device is missing here.
-        InvalidInputError: an unknown backend or device name, or a bad count of threads.
+        InvalidInputError: not a path, an unknown backend or device name, or a bad count of threads.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise InvalidInputError(f"expected the path of a model file, got {type(path).__name__}")
     file = Path(path)
     if file.is_dir():
         file = file / "model.onnx"

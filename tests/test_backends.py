@@ -224,6 +224,19 @@ def test_auto_picks_the_best_and_says_so(make_file: Callable[..., Path]) -> None
         assert f"no {name}" in loaded.detail
 
 
+@pytest.mark.skipif("native" not in BACKENDS, reason="the native backend is not built")
+@pytest.mark.parametrize("backend_name", ["native", "auto"])
+def test_a_forced_isa_is_taken_or_refused(
+    backend_name: str, make_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make_file()
+    monkeypatch.setenv("EDGEBERT_FORCE_ISA", "baseline")
+    assert "baseline" in load_backend(path, backend_name).detail
+    monkeypatch.setenv("EDGEBERT_FORCE_ISA", "nonsense")
+    with pytest.raises(BackendUnavailableError, match="nonsense"):
+        load_backend(path, backend_name)
+
+
 def test_refuses_unknown_names(make_file: Callable[..., Path]) -> None:
     path = make_file()
     with pytest.raises(InvalidInputError, match="unknown backend 'tpu': expected auto, native, onnxruntime, numpy"):

@@ -183,6 +183,9 @@ def test_load_says_what_it_loaded(make_file: Callable[..., Path], tmp_path: Path
     assert model.backend.detail in repr(model)
     with pytest.raises(ModelFormatError, match="does not exist"):
         edgebert.load(tmp_path / "missing.onnx")
+    for bad in (None, b"model.onnx", 3):
+        with pytest.raises(InvalidInputError, match="expected the path of a model file"):
+            edgebert.load(bad)  # type: ignore[arg-type]
 
 
 def test_threads_may_share_a_model(backend: str, make_file: Callable[..., Path]) -> None:
