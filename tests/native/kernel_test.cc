@@ -1,0 +1,521 @@
+// Every kernel of every ISA this CPU can run, against plain reference code written here (f64 where floats are summed),
+// on awkward shapes and values; and the ISAs with a fused multiply-add against each other, bit for bit.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <functional>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "check.h"
+#include "cpu/dispatch.h"
+#include "cpu/pack.h"
+
+using namespace edgebert;
+
+namespace {
+
+std::mt19937 rng(7);
+
+std::vector<const KernelTable*> tables() {
+  std::vector<const KernelTable*> found;
+  const std::string names = usable_isas();
+  for (size_t at = 0; at < names.size();) {
+    const size_t comma = std::min(names.find(',', at), names.size());
+    found.push_back(&select_kernels(names.substr(at, comma - at).c_str()));
+    at = comma + 1;
+  }
+  return found;
+}
+
+bool has_fused_multiply_add(const KernelTable& table) { return std::strcmp(table.isa, "baseline") != 0; }
+
+// Rows padded as the engine pads them, the padding filled with NaN: no kernel may let it into a result.
+struct Matrix {
+  int rows, width, stride;
+  std::vector<float> values;
+  Matrix(int rows, int width)
+      : rows(rows),
+        width(width),
+        stride(row_stride(width)),
+        values(static_cast<size_t>(rows) * stride + kSlackFloats, NAN) {}
+  float* row(int r) { return values.data() + static_cast<size_t>(r) * stride; }
+  const float* row(int r) const { return values.data() + static_cast<size_t>(r) * stride; }
+};
+
+Matrix random_matrix(int rows, int width, float scale = 1.0f) {
+  std::normal_distribution<float> normal(0.0f, scale);
+  Matrix m(rows, width);
+  for (int r = 0; r < rows; ++r)
+    for (int c = 0; c < width; ++c) m.row(r)[c] = normal(rng);
+  return m;
+}
+
+// Rows that break careless code: zeros, one huge value, all equal, all negative, tiny.
+Matrix awkward_matrix(int rows, int width) {
+  Matrix m = random_matrix(rows, width);
+  for (int r = 0; r < rows; ++r)
+    for (int c = 0; c < width; ++c) {
+      float& x = m.row(r)[c];
+      switch (r % 6) {
+        case 1:
+          x = 0.0f;
+          break;
+        case 2:
+          x = c == width / 2 ? 3.0e4f : x;
+          break;
+        case 3:
+          x = 0.75f;
+          break;
+        case 4:
+          x = -std::fabs(x) - 1.0f;
+          break;
+        case 5:
+          x *= 1e-20f;
+          break;
+        default:
+          break;
+      }
+    }
+  return m;
+}
+
+std::vector<float> random_vector(int n, float mean, float scale) {
+  std::normal_distribution<float> normal(mean, scale);
+  std::vector<float> v(n);
+  for (float& x : v) x = normal(rng);
+  return v;
+}
+
+// The error is held against the largest value, or against `floor` where that is larger: the activations' polynomials
+// have an absolute error (math-inl.h).
+void expect_close(const Matrix& got, const std::function<double(int, int)>& want, double tolerance, const char* what,
+                  double floor = 1e-30) {
+  double largest = floor;
+  for (int r = 0; r < got.rows; ++r)
+    for (int c = 0; c < got.width; ++c) largest = std::max(largest, std::fabs(want(r, c)));
+  for (int r = 0; r < got.rows; ++r)
+    for (int c = 0; c < got.width; ++c) {
+      const double error = std::fabs(got.row(r)[c] - want(r, c));
+      if (!(error <= tolerance * largest)) {
+        std::fprintf(stderr, "%s [%d, %d] of [%d, %d]: got %g, want %g, error over largest %g\n", what, r, c, got.rows,
+                     got.width, got.row(r)[c], want(r, c), error / largest);
+        std::exit(1);
+      }
+    }
+}
+
+bool same_bits(const Matrix& a, const Matrix& b) {
+  for (int r = 0; r < a.rows; ++r)
+    if (std::memcmp(a.row(r), b.row(r), sizeof(float) * a.width) != 0) return false;
+  return true;
+}
+
+// The last result of each case, to compare the next ISA's with.
+struct SameBits {
+  std::vector<Matrix> of_first;
+  size_t next = 0;
+  void start() { next = 0; }
+  void check(const KernelTable& table, const Matrix& got, bool includes_baseline = false) {
+    if (next == of_first.size()) of_first.push_back(got);
+    if (includes_baseline || has_fused_multiply_add(table)) CHECK(same_bits(of_first[next], got));
+    ++next;
+  }
+};
+
+// Codes by the contract, written out as edgebert/quant.py has it.
+struct Codes {
+  std::vector<uint8_t> q;
+  std::vector<float> a_scale;
+  std::vector<int32_t> zn;
+};
+Codes reference_codes(const Matrix& x, const float* inv_smooth) {
+  Codes codes;
+  for (int r = 0; r < x.rows; ++r) {
+    std::vector<float> v(x.row(r), x.row(r) + x.width);
+    float lo = -1e-12f, hi = 0.0f;
+    for (int c = 0; c < x.width; ++c) {
+      if (inv_smooth) v[c] = v[c] * inv_smooth[c];
+      lo = std::min(lo, v[c]);
+      hi = std::max(hi, v[c]);
+    }
+    const float span = hi - lo, inverse = 255.0f / span, zn = std::nearbyint(lo * inverse);
+    codes.a_scale.push_back(span / 255.0f);
+    codes.zn.push_back(static_cast<int32_t>(zn));
+    for (float value : v)
+      codes.q.push_back(static_cast<uint8_t>(std::clamp(std::nearbyint(value * inverse - zn), 0.0f, 255.0f)));
+  }
+  return codes;
+}
+
+// Buffers for CodeRows.
+struct CodeBuffer {
+  std::vector<uint8_t> bytes;
+  std::vector<float> a_scale;
+  std::vector<int32_t> neg_zero;
+  CodeRows rows;
+  CodeBuffer(int count, int width)
+      : bytes(static_cast<size_t>(count) * round_up(width, 64) + 64), a_scale(count), neg_zero(count) {
+    rows = {bytes.data(), round_up(width, 64), a_scale.data(), neg_zero.data()};
+  }
+  // An ISA may store code - 128 and carry 128 in neg_zero.
+  void check(const Codes& want, int width) const {
+    for (size_t r = 0; r < a_scale.size(); ++r) {
+      CHECK(a_scale[r] == want.a_scale[r]);
+      const int flip = neg_zero[r] - want.zn[r];
+      CHECK(flip == 0 || flip == 128);
+      for (int c = 0; c < width; ++c) CHECK((bytes[r * rows.stride + c] ^ flip) == want.q[r * width + c]);
+    }
+  }
+};
+
+TensorView view(const std::vector<float>& v, std::vector<int64_t> shape) {
+  return {reinterpret_cast<const uint8_t*>(v.data()), DType::kF32, std::move(shape), v.size() * 4};
+}
+TensorView view(const std::vector<int32_t>& v) {
+  return {reinterpret_cast<const uint8_t*>(v.data()), DType::kS32, {static_cast<int64_t>(v.size())}, v.size() * 4};
+}
+TensorView view(const std::vector<int8_t>& v, std::vector<int64_t> shape) {
+  return {reinterpret_cast<const uint8_t*>(v.data()), DType::kS8, std::move(shape), v.size()};
+}
+
+double gelu_erf(double x) { return 0.5 * x * std::erfc(-x / std::sqrt(2.0)); }
+double gelu_tanh(double x) { return 0.5 * x * (1 + std::tanh(std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x))); }
+double activate(Epilogue epilogue, double x) {
+  switch (epilogue) {
+    case Epilogue::kBias:
+      return x;
+    case Epilogue::kGeluErf:
+      return gelu_erf(x);
+    case Epilogue::kGeluTanh:
+      return gelu_tanh(x);
+    case Epilogue::kRelu:
+      return std::max(x, 0.0);
+    case Epilogue::kTanh:
+      return std::tanh(x);
+  }
+  return 0;
+}
+constexpr Epilogue kEpilogues[] = {Epilogue::kBias, Epilogue::kGeluErf, Epilogue::kGeluTanh, Epilogue::kRelu,
+                                   Epilogue::kTanh};
+
+void test_quantize_rows() {
+  for (const int rows : {1, 2, 7, 97})
+    for (const int width : {1, 15, 16, 17, 31, 384, 385}) {
+      const Matrix x = awkward_matrix(rows, width);
+      const std::vector<float> inv_smooth = random_vector(width, 1.0f, 0.3f);
+      for (const float* smooth : {static_cast<const float*>(nullptr), inv_smooth.data()}) {
+        const Codes want = reference_codes(x, smooth);
+        for (const KernelTable* table : tables()) {
+          CodeBuffer got(rows, width);
+          table->quantize_rows({x.values.data(), x.stride, width, smooth, got.rows}, 0, rows);
+          got.check(want, width);
+        }
+      }
+    }
+}
+
+void test_linear_u8s8_f32() {
+  SameBits activations;
+  for (const KernelTable* table : tables()) {
+    rng.seed(1);
+    activations.start();
+    const int nr = table->s8_nr;
+    for (const int rows : {1, 2, 3, 5, 6, 7, 13, 97})
+      for (const int inputs : {1, 3, 4, 33, 384})
+        for (const int outputs : {1, 15, 16, 17, 63, 64, 65, 200}) {
+          const Matrix x = awkward_matrix(rows, inputs);
+          std::vector<int8_t> weight(static_cast<size_t>(inputs) * outputs);
+          std::vector<int32_t> colsum(outputs);
+          for (size_t i = 0; i < weight.size(); ++i) {
+            weight[i] = static_cast<int8_t>(i % 5 == 0 ? 127 : i % 7 == 0 ? -127 : static_cast<int>(rng() % 255) - 127);
+            colsum[i % outputs] += weight[i];
+          }
+          const std::vector<float> scale = random_vector(outputs, 0.01f, 0.002f), bias = random_vector(outputs, 0, 1);
+          Arena arena;
+          const PackedLinearU8S8 packed =
+              pack_linear_u8s8(view(weight, {inputs, outputs}), view(scale, {outputs}), view(colsum),
+                               view(bias, {outputs}), WeightLayout::kInputsByOutputs, nr, arena);
+          CodeBuffer codes(rows, inputs);
+          table->quantize_rows({x.values.data(), x.stride, inputs, nullptr, codes.rows}, 0, rows);
+          const Codes reference = reference_codes(x, nullptr);
+          const auto sum = [&](int r, int n) {
+            int32_t acc = reference.zn[r] * colsum[n];
+            for (int k = 0; k < inputs; ++k) acc += reference.q[r * inputs + k] * weight[k * outputs + n];
+            return (static_cast<float>(acc) * scale[n]) * reference.a_scale[r] + bias[n];
+          };
+          for (const Epilogue epilogue : kEpilogues) {
+            if (epilogue != Epilogue::kBias && outputs != 65) continue;
+            Matrix y(rows, outputs);
+            // two row ranges and single panels must give what one call gives
+            const int panels = (outputs + nr - 1) / nr;
+            for (int p = 0; p < panels; ++p) {
+              table->linear_u8s8_f32({codes.rows, packed, epilogue, y.values.data(), y.stride},
+                                     {0, rows / 2, p, p + 1});
+              table->linear_u8s8_f32({codes.rows, packed, epilogue, y.values.data(), y.stride},
+                                     {rows / 2, rows, p, p + 1});
+            }
+            if (epilogue == Epilogue::kBias) {
+              for (int r = 0; r < rows; ++r)
+                for (int n = 0; n < outputs; ++n) CHECK(y.row(r)[n] == sum(r, n));
+            } else {
+              expect_close(
+                  y, [&](int r, int n) { return activate(epilogue, sum(r, n)); }, 3e-7, "linear_u8s8_f32", 1.0);
+            }
+            activations.check(*table, y, epilogue == Epilogue::kBias);
+          }
+        }
+  }
+}
+
+void test_linear_f32() {
+  SameBits bits;
+  for (const KernelTable* table : tables()) {
+    rng.seed(2);
+    bits.start();
+    for (const int rows : {1, 2, 5, 6, 7, 97})
+      for (const int inputs : {1, 3, 64, 385})
+        for (const int outputs : {1, 15, 16, 17, 65}) {
+          const Matrix x = random_matrix(rows, inputs);
+          const std::vector<float> weight = random_vector(inputs * outputs, 0, 0.05f),
+                                   bias = random_vector(outputs, 0, 1);
+          std::vector<float> transposed(weight.size());
+          for (int k = 0; k < inputs; ++k)
+            for (int n = 0; n < outputs; ++n) transposed[n * inputs + k] = weight[k * outputs + n];
+          Arena arena;
+          const PackedLinearF32 packed = pack_linear_f32(view(weight, {inputs, outputs}), view(bias, {outputs}),
+                                                         WeightLayout::kInputsByOutputs, table->f32_nr, arena);
+          const PackedLinearF32 packed_transposed =
+              pack_linear_f32(view(transposed, {outputs, inputs}), view(bias, {outputs}),
+                              WeightLayout::kOutputsByInputs, table->f32_nr, arena);
+          const int panels = (outputs + table->f32_nr - 1) / table->f32_nr;
+          for (const Epilogue epilogue : kEpilogues) {
+            Matrix y(rows, outputs), again(rows, outputs);
+            table->linear_f32({x.values.data(), x.stride, packed, epilogue, y.values.data(), y.stride},
+                              {0, rows, 0, panels});
+            table->linear_f32({x.values.data(), x.stride, packed_transposed, epilogue, again.values.data(), y.stride},
+                              {0, rows, 0, panels});
+            CHECK(same_bits(y, again));
+            const auto want = [&](int r, int n) {
+              double sum = 0;
+              for (int k = 0; k < inputs; ++k) sum += static_cast<double>(x.row(r)[k]) * weight[k * outputs + n];
+              return activate(epilogue, sum + bias[n]);
+            };
+            // roundings of 2**-24 add up like a random walk over the inputs
+            const double tolerance = 4e-7 + 4 * 6e-8 * std::sqrt(static_cast<double>(inputs));
+            expect_close(y, want, tolerance, "linear_f32", epilogue == Epilogue::kBias ? 1e-30 : 1.0);
+            bits.check(*table, y);
+          }
+        }
+  }
+}
+
+// Scores, softmax and values in type T, in the plainest order.
+template <class T>
+std::vector<T> naive_attention(const Matrix& qkv, int first, int length, int size, int head_dim, int head) {
+  std::vector<T> out(static_cast<size_t>(length) * head_dim);
+  std::vector<T> p(length);
+  for (int i = 0; i < length; ++i) {
+    const float* q = qkv.row(first + i) + head * head_dim;
+    T top = -INFINITY, sum = 0;
+    for (int j = 0; j < length; ++j) {
+      const float* k = qkv.row(first + j) + size + head * head_dim;
+      p[j] = 0;
+      for (int d = 0; d < head_dim; ++d) p[j] += static_cast<T>(q[d]) * static_cast<T>(k[d]);
+      p[j] /= std::sqrt(static_cast<T>(head_dim));
+      top = std::max(top, p[j]);
+    }
+    for (int j = 0; j < length; ++j) sum += p[j] = std::exp(p[j] - top);
+    for (int j = 0; j < length; ++j)
+      for (int d = 0; d < head_dim; ++d)
+        out[i * head_dim + d] += p[j] / sum * static_cast<T>(qkv.row(first + j)[2 * size + head * head_dim + d]);
+  }
+  return out;
+}
+
+// The error against f64 is at most twice that of naive f32 code, and two roundings of the largest value.
+void test_attention_varlen() {
+  SameBits bits;
+  for (const KernelTable* table : tables()) {
+    rng.seed(3);
+    bits.start();
+    for (const int head_dim : {32, 64, 7, 48, 80}) {
+      const int heads = 2, size = heads * head_dim;
+      std::vector<int32_t> cu_seqlens{0};
+      for (const int length : {1, 2, 5, 63, 64, 65, 130, 3}) cu_seqlens.push_back(cu_seqlens.back() + length);
+      const int tokens = cu_seqlens.back();
+      Matrix qkv = random_matrix(tokens, 3 * size, 1.5f);
+      for (int c = 0; c < 3 * size; ++c) qkv.row(3)[c] *= 20.0f;  // a softmax with one large score
+      Matrix context(tokens, size);
+      std::vector<float> scratch(attention_scratch(130, head_dim));
+      const AttentionArgs args{qkv.values.data(),     qkv.stride,    size, head_dim, cu_seqlens.data(),
+                               context.values.data(), context.stride};
+      for (size_t s = 0; s + 1 < cu_seqlens.size(); ++s)
+        for (int head = 0; head < heads; ++head) {
+          table->attention_varlen(args, static_cast<int>(s), head, scratch.data());
+          const int first = cu_seqlens[s], length = cu_seqlens[s + 1] - first;
+          const auto exact = naive_attention<double>(qkv, first, length, size, head_dim, head);
+          const auto naive = naive_attention<float>(qkv, first, length, size, head_dim, head);
+          double naive_error = 0, error = 0, largest_value = 0;
+          for (int i = 0; i < length; ++i)
+            for (int d = 0; d < head_dim; ++d) {
+              const double want = exact[i * head_dim + d];
+              const float value = qkv.row(first + i)[2 * size + head * head_dim + d];
+              largest_value = std::max(largest_value, std::fabs(static_cast<double>(value)));
+              naive_error = std::max(naive_error, std::fabs(naive[i * head_dim + d] - want));
+              error = std::max(error, std::fabs(context.row(first + i)[head * head_dim + d] - want));
+            }
+          if (!(error <= 2 * naive_error + 1.2e-7 * largest_value)) {
+            std::fprintf(stderr, "attention_varlen %s head_dim %d length %d: error %g, naive f32 %g\n", table->isa,
+                         head_dim, length, error, naive_error);
+            std::exit(1);
+          }
+        }
+      bits.check(*table, context);
+    }
+  }
+}
+
+double norm_of_row(const std::vector<double>& x, int c, const std::vector<float>& weight,
+                   const std::vector<float>& bias, double eps) {
+  double mean = 0, variance = 0;
+  for (double v : x) mean += v / x.size();
+  for (double v : x) variance += (v - mean) * (v - mean) / x.size();
+  return (x[c] - mean) / std::sqrt(variance + eps) * weight[c] + bias[c];
+}
+
+void test_add_layernorm() {
+  SameBits bits;
+  for (const KernelTable* table : tables()) {
+    rng.seed(4);
+    bits.start();
+    for (const int rows : {1, 7})
+      for (const int width : {1, 15, 16, 17, 384, 385}) {
+        const Matrix x = random_matrix(rows, width, 3.0f), residual = random_matrix(rows, width);
+        const std::vector<float> weight = random_vector(width, 1, 0.1f), bias = random_vector(width, 0, 0.1f),
+                                 inv_smooth = random_vector(width, 1, 0.2f);
+        for (const bool adds : {false, true}) {
+          Matrix out(rows, width);
+          CodeBuffer codes(rows, width);
+          AddLayerNormArgs args{};
+          args.x = x.values.data();
+          args.x_stride = x.stride;
+          if (adds) {
+            args.residual = residual.values.data();
+            args.residual_stride = residual.stride;
+          }
+          args.norm = {weight.data(), bias.data(), width, 1e-5f};
+          args.out = out.values.data();
+          args.out_stride = out.stride;
+          args.quantize = true;
+          args.inv_smooth = inv_smooth.data();
+          args.codes = codes.rows;
+          table->add_layernorm(args, 0, rows);
+          const auto want = [&](int r, int c) {
+            std::vector<double> row(width);
+            for (int i = 0; i < width; ++i) row[i] = x.row(r)[i] + (adds ? residual.row(r)[i] : 0.0f);
+            return norm_of_row(row, c, weight, bias, 1e-5);
+          };
+          expect_close(out, want, 2e-6, "add_layernorm");
+          codes.check(reference_codes(out, inv_smooth.data()), width);  // fused codes = codes of its own output
+          bits.check(*table, out);
+        }
+      }
+  }
+}
+
+void test_embed_layernorm() {
+  SameBits bits;
+  for (const KernelTable* table : tables()) {
+    rng.seed(5);
+    bits.start();
+    for (const int width : {5, 16, 40}) {
+      const int vocab = 11, positions = 9, types = 2, tokens = 6, offset = 2;
+      const int rows_of[] = {vocab, positions, types};
+      std::vector<float> f32[3], scale[3];
+      std::vector<int8_t> s8[3];
+      for (int t = 0; t < 3; ++t) {
+        scale[t] = random_vector(rows_of[t], 0.02f, 0.003f);
+        for (int i = 0; i < rows_of[t] * width; ++i) {
+          s8[t].push_back(static_cast<int8_t>(static_cast<int>(rng() % 255) - 127));
+          f32[t].push_back(static_cast<float>(s8[t][i]) * scale[t][i / width]);
+        }
+      }
+      const std::vector<float> weight = random_vector(width, 1, 0.1f), bias = random_vector(width, 0, 0.1f);
+      const int32_t ids[] = {0, 10, 3, 3, 7, 1}, type_ids[] = {0, 1, 1, 0, 1, 0}, position_ids[] = {0, 1, 2, 0, 1, 6};
+      Matrix outs[2] = {Matrix(tokens, width), Matrix(tokens, width)};
+      for (const bool is_s8 : {false, true}) {
+        EmbedArgs args{};
+        EmbeddingTable* to[] = {&args.word, &args.position, &args.token_type};
+        for (int t = 0; t < 3; ++t)
+          *to[t] = is_s8 ? EmbeddingTable{nullptr, s8[t].data(), scale[t].data()}
+                         : EmbeddingTable{f32[t].data(), nullptr, nullptr};
+        args.num_token_types = types;
+        args.position_offset = offset;
+        args.norm = {weight.data(), bias.data(), width, 1e-12f};
+        args.input_ids = ids;
+        args.token_type_ids = type_ids;
+        args.position_ids = position_ids;
+        args.out = outs[is_s8].values.data();
+        args.out_stride = outs[is_s8].stride;
+        table->embed_layernorm(args, 0, tokens);
+      }
+      CHECK(same_bits(outs[0], outs[1]));  // a row times its scale, in the table or at the look-up
+      const auto want = [&](int r, int c) {
+        std::vector<double> row(width);
+        for (int i = 0; i < width; ++i)
+          row[i] = (f32[0][ids[r] * width + i] + f32[2][type_ids[r] * width + i]) +
+                   f32[1][(offset + position_ids[r]) * width + i];
+        return norm_of_row(row, c, weight, bias, 1e-12);
+      };
+      expect_close(outs[0], want, 2e-6, "embed_layernorm");
+      bits.check(*table, outs[0]);
+    }
+  }
+}
+
+void test_pool() {
+  SameBits bits;
+  for (const KernelTable* table : tables()) {
+    rng.seed(6);
+    bits.start();
+    for (const int width : {1, 17, 384}) {
+      const std::vector<int32_t> cu_seqlens{0, 1, 6, 70};
+      const Matrix x = random_matrix(70, width);
+      for (const bool is_mean : {false, true})
+        for (const bool normalizes : {false, true}) {
+          Matrix out(3, width);
+          table->pool(
+              {x.values.data(), x.stride, width, cu_seqlens.data(), is_mean, normalizes, out.values.data(), out.stride},
+              0, 3);
+          const auto pooled = [&](int s, int c) {
+            const int count = is_mean ? cu_seqlens[s + 1] - cu_seqlens[s] : 1;
+            double sum = 0;
+            for (int t = 0; t < count; ++t) sum += x.row(cu_seqlens[s] + t)[c];
+            return sum / count;
+          };
+          const auto want = [&](int s, int c) {
+            double squares = 0;
+            for (int i = 0; i < width; ++i) squares += pooled(s, i) * pooled(s, i);
+            return normalizes ? pooled(s, c) / std::sqrt(squares) : pooled(s, c);
+          };
+          expect_close(out, want, 1e-6, "pool");
+          bits.check(*table, out);
+        }
+    }
+  }
+}
+
+}  // namespace
+
+int main() {
+  test_quantize_rows();
+  test_linear_u8s8_f32();
+  test_linear_f32();
+  test_attention_varlen();
+  test_add_layernorm();
+  test_embed_layernorm();
+  test_pool();
+  std::printf("kernels checked on %s\n", usable_isas());
+}
