@@ -251,6 +251,8 @@ class EncoderSpec:
             raise ModelFormatError(f"edgebert.spec: there is no prompt named {self.default_prompt_name!r:.100}")
         if not all(isinstance(label, str) for label in self.labels):
             raise ModelFormatError("edgebert.spec: labels must be strings")
+        if self.task == "embedding" and self.labels:
+            raise ModelFormatError(f"edgebert.spec: an embedding has no labels, got {len(self.labels)}")
         if self.task in ("text-classification", "next-sentence", "pretraining"):
             if self.pooling != "cls":
                 raise ModelFormatError(f"edgebert.spec: {self.task} reads the first token, pooling must be cls")

@@ -133,6 +133,7 @@ LayerSpec parse_layer(const Json& json, size_t index) {
 }
 
 void check_head(const EncoderSpec& spec) {
+  if (spec.task == Task::kEmbedding && spec.num_labels > 0) fail("an embedding has no labels");
   if (spec.has_sequence_head() && spec.task != Task::kEmbedding) {
     if (spec.pooling != Pooling::kCls) fail("the head reads the first token, pooling must be cls");
     if (spec.task != Task::kTextClassification && spec.num_labels != 2) {

@@ -164,6 +164,8 @@ void test_spec() {
   refused("\"task\":\"fill-mask\"", "\"task\":\"translation\"", "task must be one of");
   refused("\"task\":\"fill-mask\"", "\"task\":\"next-sentence\",\"labels\":[\"a\",\"b\"]", "pooling must be cls");
   refused("\"task\":\"fill-mask\"", "\"task\":\"token-classification\"", "number of labels");
+  // it would write rows as wide as its labels where rows of the hidden size are expected
+  refused("\"task\":\"fill-mask\"", "\"task\":\"embedding\",\"pooling\":\"cls\",\"labels\":[\"a\"]", "no labels");
   refused("\"prompts\"", "\"labels\":[1],\"prompts\"", "labels must be a list of strings");
   refused("\"prompts\"", "\"layer_norm_eps\":0,\"prompts\"", "layer_norm_eps");
   refused("\"prompts\"", "\"colour\":1,\"prompts\"", "'colour' is not known");
