@@ -1,9 +1,8 @@
 // The layer loop. A batch is cut into micro-batches whose activations fit a core's cache; each runs on one thread from
-// embedding to output, and what does not fill every thread runs on all threads together, with barriers between steps.
+// embedding to output, and what does not fill every thread runs on all threads together, step by step.
 #include "engine/encoder.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cstring>
 #include <string>
 #include <vector>
@@ -91,6 +90,7 @@ class Encoder::Impl {
   struct Loader;
   struct Pass;
 
+  static void place(Workspace& workspace, const eb_batch& batch, const Slice& slice);
   void reserve(Workspace& workspace, int tokens, int sequences, int max_seqlen, int threads) const;
 
   const EncoderSpec spec_;
@@ -101,7 +101,7 @@ class Encoder::Impl {
   Linear projection_, dense_, out_, mlm_dense_, mlm_decoder_;
   LayerNormWeights mlm_norm_{};
   std::vector<Layer> layers_;
-  std::vector<Workspace> workspaces_;  // one a thread; the first also serves the whole team
+  std::vector<Workspace> workspaces_;  // the team's, then each thread's own
   int max_width_ = 0;                  // widest row that is ever quantized
 };
 
@@ -199,7 +199,7 @@ struct Encoder::Impl::Loader {
 };
 
 Encoder::Impl::Impl(const EncoderSpec& spec, const EncoderWeights& weights, const KernelTable& kernels, int num_threads)
-    : spec_(spec), kernels_(kernels), pool_(num_threads), workspaces_(num_threads) {
+    : spec_(spec), kernels_(kernels), pool_(num_threads), workspaces_(1 + num_threads) {
   Loader{*this, weights}.load();
 }
 
@@ -259,11 +259,22 @@ void Encoder::Impl::reserve(Workspace& workspace, int tokens, int sequences, int
   workspace.scratch_stride = scratch_stride;
 }
 
+// Where each sequence of the slice begins, and each token's position in its sequence.
+void Encoder::Impl::place(Workspace& workspace, const eb_batch& batch, const Slice& slice) {
+  for (int s = 0; s <= slice.num_sequences; ++s)
+    workspace.cu_seqlens[s] = batch.cu_seqlens[slice.first_sequence + s] - slice.first_token;
+  for (int s = 0; s < slice.num_sequences; ++s)
+    for (int t = workspace.cu_seqlens[s]; t < workspace.cu_seqlens[s + 1]; ++t)
+      workspace.position_ids[t] = t - workspace.cu_seqlens[s];
+}
+
 // ---- One forward pass of a slice, on a team -----------------------------------------------------------------------
 
+// The steps of a pass: each is shared out by rows, by weight panels or by (sequence, head) pairs, and is over before
+// the next one begins.
 struct Encoder::Impl::Pass {
   const Impl& model;
-  const Team& team;
+  Team& team;
   Workspace& w;
   const eb_batch& batch;
   const Slice slice;
@@ -274,10 +285,10 @@ struct Encoder::Impl::Pass {
   const KernelTable& kernels = model.kernels_;
   const int tokens = slice.num_tokens;
 
-  int row_begin() const { return team.begin(tokens); }
-  int row_end() const { return team.end(tokens); }
+  static int max_steps(const EncoderSpec& spec, int tokens) {
+    return 16 + 9 * static_cast<int>(spec.layers.size()) + (spec.has_mlm_head() ? 2 * (tokens / kDecoderRows + 1) : 0);
+  }
 
-  // Every step ends with a barrier: the next one may read any row.
   void run() {
     embed();
     for (size_t i = 0; i < model.layers_.size(); ++i)
@@ -286,21 +297,13 @@ struct Encoder::Impl::Pass {
   }
 
   void embed() {
-    if (team.rank == 0) {
-      for (int s = 0; s <= slice.num_sequences; ++s)
-        w.cu_seqlens[s] = batch.cu_seqlens[slice.first_sequence + s] - slice.first_token;
-      for (int s = 0; s < slice.num_sequences; ++s)
-        for (int t = w.cu_seqlens[s]; t < w.cu_seqlens[s + 1]; ++t) w.position_ids[t] = t - w.cu_seqlens[s];
-    }
-    team.barrier();
     EmbedArgs args = model.embed_;
     args.input_ids = batch.input_ids + slice.first_token;
     args.token_type_ids = batch.token_type_ids ? batch.token_type_ids + slice.first_token : nullptr;
     args.position_ids = w.position_ids;
     args.out = model.projection_.has_weight() ? w.wide : w.hidden;
     args.out_stride = row_stride(spec.embedding_size);
-    kernels.embed_layernorm(args, row_begin(), row_end());
-    team.barrier();
+    team.share(tokens, [&](int begin, int end) { kernels.embed_layernorm(args, begin, end); });
     const int stride = row_stride(spec.hidden_size);
     if (model.projection_.has_weight())
       linear(model.projection_, w.wide, args.out_stride, tokens, Epilogue::kBias, w.hidden, stride);
@@ -329,47 +332,33 @@ struct Encoder::Impl::Pass {
   // Codes of x for `next`, if it takes codes.
   void quantize_for(const Linear& next, const float* x, int x_stride) {
     if (!next.takes_codes()) return;
-    kernels.quantize_rows({x, x_stride, next.inputs(), next.inv_smooth, w.codes}, row_begin(), row_end());
-    team.barrier();
+    const QuantizeArgs args{x, x_stride, next.inputs(), next.inv_smooth, w.codes};
+    team.share(tokens, [&](int begin, int end) { kernels.quantize_rows(args, begin, end); });
   }
 
   // out = epilogue(x @ weight + bias); an s8 linear reads the codes made for it instead of x.
   void linear(const Linear& l, const float* x, int x_stride, int rows, Epilogue epilogue, float* out, int out_stride) {
-    const auto compute = [&](const TileRange& range) {
-      if (l.takes_codes())
-        kernels.linear_u8s8_f32({w.codes, l.s8, epilogue, out, out_stride}, range);
-      else
-        kernels.linear_f32({x, x_stride, l.f32, epilogue, out, out_stride}, range);
-    };
+    linear(l, w.codes, x, x_stride, rows, epilogue, out, out_stride);
+  }
+  void linear(const Linear& l, const CodeRows& codes, const float* x, int x_stride, int rows, Epilogue epilogue,
+              float* out, int out_stride) {
     const int nr = l.takes_codes() ? kernels.s8_nr : kernels.f32_nr;
     const int panels = (l.outputs() + nr - 1) / nr;
-    if (panels % team.size == 0 || panels >= 8 * team.size) {
-      compute({0, rows, team.begin(panels), team.end(panels)});
-    } else {  // few panels: share out (panel, block of rows) pairs instead
-      const int blocks = std::min(team.size, rows), pairs = panels * blocks;
-      for (int i = team.begin(pairs); i < team.end(pairs); ++i) {
-        const int panel = i / blocks, block = i % blocks;
-        compute({rows * block / blocks, rows * (block + 1) / blocks, panel, panel + 1});
-      }
-    }
-    team.barrier();
+    team.share(panels, [&](int begin, int end) {
+      const TileRange range{0, rows, begin, end};
+      if (l.takes_codes())
+        kernels.linear_u8s8_f32({codes, l.s8, epilogue, out, out_stride}, range);
+      else
+        kernels.linear_f32({x, x_stride, l.f32, epilogue, out, out_stride}, range);
+    });
   }
 
-  // Each thread takes the (sequence, head) pairs that start in its share of the work, which grows with length squared.
   void attention(const Layer& l, int qkv_stride, int context_stride) {
     const AttentionArgs args{w.wide, qkv_stride, l.attention_size, l.head_dim, w.cu_seqlens, w.context, context_stride};
-    int64_t total = 0, done = 0;
-    const auto cost = [this](int s) {
-      const int64_t length = w.cu_seqlens[s + 1] - w.cu_seqlens[s];
-      return length * length;
-    };
-    for (int s = 0; s < slice.num_sequences; ++s) total += cost(s) * l.num_heads;
-    const int64_t begin = total * team.rank / team.size, end = total * (team.rank + 1) / team.size;
-    float* scratch = w.scratch + w.scratch_stride * team.rank;
-    for (int s = 0; s < slice.num_sequences; ++s)
-      for (int head = 0; head < l.num_heads; ++head, done += cost(s))
-        if (done >= begin && done < end) kernels.attention_varlen(args, s, head, scratch);
-    team.barrier();
+    float* scratch = w.scratch + w.scratch_stride * team.rank();
+    team.share(slice.num_sequences * l.num_heads, [&](int begin, int end) {
+      for (int i = begin; i < end; ++i) kernels.attention_varlen(args, i / l.num_heads, i % l.num_heads, scratch);
+    });
   }
 
   // hidden = LayerNorm(hidden + what `from` wrote to w.wide, or its bias), and codes for `next` if it takes codes.
@@ -377,10 +366,17 @@ struct Encoder::Impl::Pass {
     const int stride = row_stride(spec.hidden_size);
     const bool quantize = next && next->takes_codes();
     const bool is_bias_only = from.kind == Linear::Kind::kBiasOnly;
-    kernels.add_layernorm({is_bias_only ? from.bias_row : w.wide, is_bias_only ? 0 : stride, w.hidden, stride, norm,
-                           w.hidden, stride, quantize, quantize ? next->inv_smooth : nullptr, w.codes},
-                          row_begin(), row_end());
-    team.barrier();
+    const AddLayerNormArgs args{is_bias_only ? from.bias_row : w.wide,
+                                is_bias_only ? 0 : stride,
+                                w.hidden,
+                                stride,
+                                norm,
+                                w.hidden,
+                                stride,
+                                quantize,
+                                quantize ? next->inv_smooth : nullptr,
+                                w.codes};
+    team.share(tokens, [&](int begin, int end) { kernels.add_layernorm(args, begin, end); });
   }
 
   // ---- Heads ----
@@ -391,11 +387,13 @@ struct Encoder::Impl::Pass {
     return nullptr;
   }
 
-  // Copies this thread's share of `rows` rows into an output whose rows are not padded.
-  void copy_rows(const float* from, int stride, int rows, int first_row, int width, float* to) const {
-    for (int r = team.begin(rows); r < team.end(rows); ++r)
-      std::memcpy(to + (static_cast<size_t>(first_row) + r) * width, from + static_cast<size_t>(r) * stride,
-                  sizeof(float) * width);
+  // Copies rows into an output whose rows are not padded.
+  void copy_rows(const float* from, int stride, int rows, int first_row, int width, float* to) {
+    team.share(rows, [&](int begin, int end) {
+      for (int r = begin; r < end; ++r)
+        std::memcpy(to + (static_cast<size_t>(first_row) + r) * width, from + static_cast<size_t>(r) * stride,
+                    sizeof(float) * width);
+    });
   }
 
   void heads() {
@@ -418,10 +416,10 @@ struct Encoder::Impl::Pass {
     const int n = slice.num_sequences;
     const bool ends_pooled = !model.dense_.has_weight() && !model.out_.has_weight();
     int width = spec.hidden_size;
-    kernels.pool({w.hidden, row_stride(width), width, w.cu_seqlens, spec.pooling == Pooling::kMean,
-                  spec.normalize && ends_pooled, w.pooled, row_stride(width)},
-                 team.begin(n), team.end(n));
-    team.barrier();
+    const PoolArgs args{
+        w.hidden, row_stride(width), width, w.cu_seqlens, spec.pooling == Pooling::kMean, spec.normalize && ends_pooled,
+        w.pooled, row_stride(width)};
+    team.share(n, [&](int begin, int end) { kernels.pool(args, begin, end); });
     float *x = w.pooled, *y = w.pooled_dense;
     for (const Linear* l : {&model.dense_, &model.out_}) {
       if (!l->has_weight()) continue;
@@ -437,11 +435,12 @@ struct Encoder::Impl::Pass {
   // Divides rows by their L2 norm: pooling over "sequences" of one row each.
   void normalize(float* x, int width, int n) {
     static constexpr int32_t kOneRow[2] = {0, 1};
-    for (int r = team.begin(n); r < team.end(n); ++r) {
-      float* row = x + static_cast<size_t>(r) * row_stride(width);
-      kernels.pool({row, row_stride(width), width, kOneRow, false, true, row, row_stride(width)}, 0, 1);
-    }
-    team.barrier();
+    team.share(n, [&](int begin, int end) {
+      for (int r = begin; r < end; ++r) {
+        float* row = x + static_cast<size_t>(r) * row_stride(width);
+        kernels.pool({row, row_stride(width), width, kOneRow, false, true, row, row_stride(width)}, 0, 1);
+      }
+    });
   }
 
   void token_head() {
@@ -451,11 +450,13 @@ struct Encoder::Impl::Pass {
       if (float* to = output("logits")) copy_rows(w.logits, stride, tokens, slice.first_token, labels, to);
       return;
     }
-    float *start = output("start_logits"), *end = output("end_logits");
-    for (int r = row_begin(); r < row_end(); ++r) {
-      if (start) start[slice.first_token + r] = w.logits[static_cast<size_t>(r) * stride];
-      if (end) end[slice.first_token + r] = w.logits[static_cast<size_t>(r) * stride + 1];
-    }
+    float *start = output("start_logits"), *end_logits = output("end_logits");
+    team.share(tokens, [&](int begin, int end) {
+      for (int r = begin; r < end; ++r) {
+        if (start) start[slice.first_token + r] = w.logits[static_cast<size_t>(r) * stride];
+        if (end_logits) end_logits[slice.first_token + r] = w.logits[static_cast<size_t>(r) * stride + 1];
+      }
+    });
   }
 
   void mlm_head(float* to) {
@@ -463,31 +464,18 @@ struct Encoder::Impl::Pass {
     linear(model.mlm_dense_, w.hidden, row_stride(spec.hidden_size), tokens, epilogue_of(spec.mlm_activation), w.wide,
            stride);
     const Linear& decoder = model.mlm_decoder_;
-    kernels.add_layernorm({w.wide, stride, nullptr, 0, model.mlm_norm_, w.wide, stride, decoder.takes_codes(),
-                           decoder.inv_smooth, w.codes},
-                          row_begin(), row_end());
-    team.barrier();
-    const CodeRows codes = w.codes;
+    const AddLayerNormArgs args{
+        w.wide, stride, nullptr, 0, model.mlm_norm_, w.wide, stride, decoder.takes_codes(), decoder.inv_smooth,
+        w.codes};
+    team.share(tokens, [&](int begin, int end) { kernels.add_layernorm(args, begin, end); });
     for (int first = 0; first < tokens; first += kDecoderRows) {
       const int rows = std::min(kDecoderRows, tokens - first);
-      Pass chunk = *this;
-      const CodeRows of_chunk{codes.codes + static_cast<size_t>(first) * codes.stride, codes.stride,
-                              codes.a_scale + first, codes.neg_zero + first};
-      chunk.decode(decoder, of_chunk, w.wide + static_cast<size_t>(first) * stride, stride, rows, logits_stride);
+      const CodeRows codes{w.codes.codes + static_cast<size_t>(first) * w.codes.stride, w.codes.stride,
+                           w.codes.a_scale + first, w.codes.neg_zero + first};
+      linear(decoder, codes, w.wide + static_cast<size_t>(first) * stride, stride, rows, Epilogue::kBias, w.logits,
+             logits_stride);
       copy_rows(w.logits, logits_stride, rows, slice.first_token + first, spec.vocab_size, to);
-      team.barrier();
     }
-  }
-
-  void decode(const Linear& l, const CodeRows& codes, const float* x, int x_stride, int rows, int logits_stride) {
-    const int nr = l.takes_codes() ? kernels.s8_nr : kernels.f32_nr;
-    const int panels = (l.outputs() + nr - 1) / nr;
-    const TileRange range{0, rows, team.begin(panels), team.end(panels)};
-    if (l.takes_codes())
-      kernels.linear_u8s8_f32({codes, l.s8, Epilogue::kBias, w.logits, logits_stride}, range);
-    else
-      kernels.linear_f32({x, x_stride, l.f32, Epilogue::kBias, w.logits, logits_stride}, range);
-    team.barrier();
   }
 };
 
@@ -515,22 +503,23 @@ void Encoder::Impl::run(const eb_batch& batch, const eb_output* outputs, int num
     together = {first.first_sequence, batch.num_sequences - first.first_sequence, first.first_token,
                 batch.cu_seqlens[batch.num_sequences] - first.first_token};
   }
-  for (int rank = 0; rank < threads; ++rank) {
-    const bool is_shared = rank == 0 && together.num_sequences;
-    if (!is_shared && !num_alone) continue;
-    reserve(workspaces_[rank], std::max(num_alone ? largest_tokens : 0, is_shared ? together.num_tokens : 0),
-            std::max(num_alone ? largest_sequences : 0, is_shared ? together.num_sequences : 0), max_seqlen,
-            is_shared ? threads : 1);
+  if (together.num_sequences) {
+    reserve(workspaces_[0], together.num_tokens, together.num_sequences, max_seqlen, threads);
+    place(workspaces_[0], batch, together);
   }
-  std::atomic<int> next{0};
-  pool_.run([&](const Team& team) {
-    const Team alone{0, 1, nullptr};
-    for (int i = next.fetch_add(1, std::memory_order_relaxed); i < num_alone;
-         i = next.fetch_add(1, std::memory_order_relaxed))
-      Pass{*this, alone, workspaces_[team.rank], batch, slices[i], outputs, num_outputs}.run();
-    if (!together.num_sequences) return;
-    team.barrier();
-    Pass{*this, team, workspaces_[0], batch, together, outputs, num_outputs}.run();
+  for (int rank = 0; rank < threads && num_alone; ++rank)
+    reserve(workspaces_[1 + rank], largest_tokens, largest_sequences, max_seqlen, 1);
+  const int max_steps = 1 + Pass::max_steps(spec_, together.num_tokens);
+  pool_.run(max_steps, [&](Team& team) {
+    team.share(num_alone, [&](int begin, int end) {
+      Team alone;
+      Workspace& workspace = workspaces_[1 + team.rank()];
+      for (int i = begin; i < end; ++i) {
+        place(workspace, batch, slices[i]);
+        Pass{*this, alone, workspace, batch, slices[i], outputs, num_outputs}.run();
+      }
+    });
+    if (together.num_sequences) Pass{*this, team, workspaces_[0], batch, together, outputs, num_outputs}.run();
   });
 }
 

@@ -61,10 +61,11 @@ class FieldReader {
       if (rest_.empty()) fail("it ends inside a number");
       const uint64_t byte = static_cast<uint8_t>(rest_.front());
       rest_.remove_prefix(1);
+      if (shift == 63 && byte > 1) break;
       value |= (byte & 0x7F) << shift;
       if (byte < 0x80) return value;
     }
-    fail("a number is longer than 10 bytes");
+    fail("a number is longer than 64 bits");
   }
 
  private:

@@ -1,6 +1,10 @@
 #include "engine/thread_pool.h"
 
 #include <chrono>
+#include <condition_variable>
+#include <mutex>
+#include <thread>
+#include <vector>
 
 #if defined(__unix__)
 #include <unistd.h>
@@ -9,7 +13,7 @@
 namespace edgebert {
 namespace {
 
-constexpr int kBarrierSpins = 4000;                         // then yield: somebody else has the CPU
+constexpr int kSpins = 4000;                                // then yield: somebody else has the CPU
 constexpr auto kIdleSpin = std::chrono::microseconds(100);  // then sleep: the next run is not near
 
 inline void pause() {
@@ -29,7 +33,7 @@ int64_t current_pid() {
 template <class Done>
 void spin_then_yield(Done done) {
   for (int spins = 0; !done(); ++spins) {
-    if (spins < kBarrierSpins)
+    if (spins < kSpins)
       pause();
     else
       std::this_thread::yield();
@@ -38,28 +42,36 @@ void spin_then_yield(Done done) {
 
 }  // namespace
 
-void Barrier::wait() {
-  const uint32_t phase = phase_.load(std::memory_order_relaxed);
-  if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
-    arrived_.store(0, std::memory_order_relaxed);
-    phase_.store(phase + 1, std::memory_order_release);
-    return;
-  }
-  spin_then_yield([&] { return phase_.load(std::memory_order_acquire) != phase; });
+void Team::await(const std::atomic<int>& value, int wanted) {
+  spin_then_yield([&] { return value.load(std::memory_order_acquire) == wanted; });
 }
 
 struct ThreadPool::Workers {
-  explicit Workers(int size) : barrier(size) {
-    for (int rank = 1; rank < size; ++rank) threads.emplace_back([this, rank, size] { work(rank, size); });
+  explicit Workers(int size) : size(size) {
+    for (int rank = 1; rank < size; ++rank) threads.emplace_back([this, rank] { work(rank); });
   }
   ~Workers() {
     stopping = true;
-    signal();
+    announce();
     for (std::thread& thread : threads) thread.join();
   }
 
-  // seq_cst on both sides: either the signaller sees the sleeper, or the sleeper sees the new generation.
-  void signal() {
+  void prepare(int max_steps) {
+    const size_t cursors = static_cast<size_t>(max_steps) * (size + 1);
+    if (steps.size() < static_cast<size_t>(max_steps)) {
+      memory = std::vector<Cursor>(cursors);
+      steps.resize(max_steps);
+      for (int i = 0; i < max_steps; ++i) {
+        Cursor* first = &memory[static_cast<size_t>(i) * (size + 1)];
+        steps[i] = {first, first + size};
+      }
+    } else {
+      for (size_t i = 0; i < cursors; ++i) memory[i].value.store(0, std::memory_order_relaxed);
+    }
+  }
+
+  // Sequentially consistent on both sides: either the announcer sees the sleeper, or the sleeper the new generation.
+  void announce() {
     generation.fetch_add(1);
     if (sleepers.load() == 0) return;
     {
@@ -82,20 +94,33 @@ struct ThreadPool::Workers {
     sleepers.fetch_sub(1);
   }
 
-  void work(int rank, int size) {
+  void work(int rank) {
     for (uint32_t seen = 0;;) {
       await_generation_after(seen);
-      ++seen;
+      seen = generation.load();
       if (stopping) return;
-      (*body)(Team{rank, size, &barrier});
-      running.fetch_sub(1, std::memory_order_acq_rel);
+      // Likewise: either close() sees this thread inside, or this thread sees that the run is closed.
+      inside.fetch_add(1);
+      if (is_open.load()) {
+        Team team(rank, size, steps.data());
+        (*body)(team);
+      }
+      inside.fetch_sub(1);
     }
   }
 
-  Barrier barrier;
-  const std::function<void(const Team&)>* body = nullptr;
+  void close() {
+    is_open.store(false);
+    spin_then_yield([&] { return inside.load() == 0; });
+  }
+
+  const int size;
+  const std::function<void(Team&)>* body = nullptr;
+  std::vector<Cursor> memory;
+  std::vector<Step> steps;
   alignas(64) std::atomic<uint32_t> generation{0};
-  alignas(64) std::atomic<int> running{0};
+  alignas(64) std::atomic<bool> is_open{false};
+  alignas(64) std::atomic<int> inside{0};
   std::atomic<int> sleepers{0};
   std::atomic<bool> stopping{false};
   std::mutex mutex;
@@ -109,20 +134,21 @@ ThreadPool::~ThreadPool() {
   if (workers_ && owner_pid_ != current_pid()) workers_.release();  // a forked child has no threads to join
 }
 
-void ThreadPool::start() {
-  if (workers_) workers_.release();  // the parent's, whose threads are not in this process
-  workers_ = std::make_unique<Workers>(size_);
-  owner_pid_ = current_pid();
-}
-
-void ThreadPool::run(const std::function<void(const Team&)>& body) {
-  if (size_ == 1) return body(Team{0, 1, nullptr});
-  if (!workers_ || owner_pid_ != current_pid()) start();
+void ThreadPool::run(int max_steps, const std::function<void(Team&)>& body) {
+  Team alone;
+  if (size_ == 1) return body(alone);
+  if (!workers_ || owner_pid_ != current_pid()) {
+    workers_.release();  // the parent's, if any: its threads are not in this process
+    workers_ = std::make_unique<Workers>(size_);
+    owner_pid_ = current_pid();
+  }
+  workers_->prepare(max_steps);
   workers_->body = &body;
-  workers_->running.store(size_ - 1, std::memory_order_release);
-  workers_->signal();
-  body(Team{0, size_, &workers_->barrier});
-  spin_then_yield([&] { return workers_->running.load(std::memory_order_acquire) == 0; });
+  workers_->is_open.store(true);
+  workers_->announce();
+  Team team(0, size_, workers_->steps.data());
+  body(team);
+  workers_->close();
 }
 
 }  // namespace edgebert

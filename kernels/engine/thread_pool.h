@@ -1,42 +1,72 @@
-// ThreadPool: runs one body on a fixed team of threads at once; the team meets at barriers inside.
+// ThreadPool: runs one body on a fixed team of threads at once; the team shares out the items of each step.
 //
-// One fork and join a forward pass, not one a kernel. Threads spin for a short, bounded time, then sleep (between runs)
-// or yield (at a barrier), so that a busy machine or a tight CPU quota is not made worse.
+// One fork and join a forward pass, not one a kernel. A step ends when its items are done, not when every thread has
+// arrived: a thread that the machine has taken away holds up nobody but for the item in its hands, and one that comes
+// late finds the step closed and goes on. Waiting threads spin for a short, bounded time, then yield (inside a run) or
+// sleep (between runs), so that a busy machine or a tight CPU quota is not made worse.
 #pragma once
 
 #include <atomic>
-#include <condition_variable>
 #include <cstdint>
 #include <functional>
 #include <memory>
-#include <mutex>
-#include <thread>
-#include <vector>
 
 namespace edgebert {
 
-class Barrier {
- public:
-  explicit Barrier(int size) : size_(size) {}
-  void wait();
-
- private:
-  const int size_;
-  alignas(64) std::atomic<int> arrived_{0};
-  alignas(64) std::atomic<uint32_t> phase_{0};
+// Counters of one step: how far each rank's share has been claimed, and how many items are done.
+struct alignas(64) Cursor {
+  std::atomic<int> value{0};
+};
+struct Step {
+  Cursor* claimed;  // [team size]
+  Cursor* done;
 };
 
 // A thread's view of the team it works in.
-struct Team {
-  int rank;
-  int size;
-  Barrier* barrier_;  // nullptr: a team of one
-  void barrier() const {
-    if (barrier_) barrier_->wait();
+class Team {
+ public:
+  Team() = default;  // a team of one
+  Team(int rank, int size, const Step* steps) : rank_(rank), size_(size), step_(steps) {}
+  int rank() const { return rank_; }
+
+  // Calls body(begin, end) for ranges that cover [0, items) once, on all threads; returns when all items are done.
+  // Every thread of the team makes the same calls in the same order.
+  template <class Body>
+  void share(int items, Body body) {
+    if (size_ == 1) {
+      if (items > 0) body(0, items);
+      return;
+    }
+    const Step& step = *step_++;
+    int finished = 0;
+    for (int i = 0; i < size_; ++i) finished += drain(step, (rank_ + i) % size_, items, body);  // own share first
+    if (finished > 0) step.done->value.fetch_add(finished, std::memory_order_release);
+    await(step.done->value, items);
   }
-  // This thread's share of `count` items, in order.
-  int begin(int count) const { return static_cast<int>(static_cast<int64_t>(count) * rank / size); }
-  int end(int count) const { return static_cast<int>(static_cast<int64_t>(count) * (rank + 1) / size); }
+
+ private:
+  int share_begin(int rank, int items) const { return static_cast<int>(static_cast<int64_t>(items) * rank / size_); }
+
+  // Claims what is left of one rank's share, a quarter of the rest at a time.
+  template <class Body>
+  int drain(const Step& step, int rank, int items, Body& body) {
+    const int begin = share_begin(rank, items), count = share_begin(rank + 1, items) - begin;
+    std::atomic<int>& claimed = step.claimed[rank].value;
+    int finished = 0;
+    for (int at = claimed.load(std::memory_order_relaxed); at < count;) {
+      const int end = at + (count - at + 3) / 4;
+      if (!claimed.compare_exchange_weak(at, end, std::memory_order_relaxed)) continue;
+      body(begin + at, begin + end);
+      finished += end - at;
+      at = claimed.load(std::memory_order_relaxed);
+    }
+    return finished;
+  }
+
+  static void await(const std::atomic<int>& value, int wanted);
+
+  int rank_ = 0, size_ = 1;
+  const Step* step_ = nullptr;
 };
 
 class ThreadPool {
@@ -44,13 +74,12 @@ class ThreadPool {
   explicit ThreadPool(int num_threads);
   ~ThreadPool();
   int size() const { return size_; }
-  // Calls body(team) on every thread of the team, rank 0 being the caller, and returns when all have. `body` must not
-  // throw.
-  void run(const std::function<void(const Team&)>& body);
+  // Calls body(team) on the calling thread, rank 0, and on those workers that come in time; returns when all that came
+  // are through. `body` must not throw, and calls share() at most `max_steps` times.
+  void run(int max_steps, const std::function<void(Team&)>& body);
 
  private:
   struct Workers;
-  void start();
 
   const int size_;
   std::unique_ptr<Workers> workers_;  // started at the first run, and anew in a forked child

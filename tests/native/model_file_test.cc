@@ -197,7 +197,8 @@ void test_damaged_file() {
   CHECK_ERROR(read_model_file(varint_field(1, 8) + bytes_field(7, "")), EB_MODEL_FORMAT, "backend='onnxruntime'");
   CHECK_ERROR(read_model_file(bytes + bytes_field(7, "")), EB_MODEL_FORMAT, "two graphs");
   CHECK_ERROR(read_model_file(bytes + metadata_field("edgebert.spec", "{}")), EB_MODEL_FORMAT, "given twice");
-  CHECK_ERROR(read_model_file(bytes + std::string(11, '\xff')), EB_MODEL_FORMAT, "longer than 10 bytes");
+  CHECK_ERROR(read_model_file(bytes + std::string(11, '\xff')), EB_MODEL_FORMAT, "longer than 64 bits");
+  CHECK_ERROR(read_model_file(bytes + "\x08" + std::string(9, '\x80') + "\x02"), EB_MODEL_FORMAT, "64 bits");
   CHECK_ERROR(read_model_file(bytes + varint(9 << 3 | 2) + varint(~uint64_t{0})), EB_MODEL_FORMAT, "truncated");
   CHECK_ERROR(read_model_file(bytes + varint(9 << 3 | 3)), EB_MODEL_FORMAT, "wire type 3");
 }
