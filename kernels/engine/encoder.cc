@@ -60,10 +60,12 @@ struct Slice {
   int first_token, num_tokens;
 };
 
-// Activations of one team, and attention scratch for each of its threads. Grows to the largest slice seen.
+// Activations of one team, and attention scratch for each of its threads. Each size grows by itself, so that the
+// memory is flat once the largest of each was seen.
 struct Workspace {
   AlignedBytes memory;
   size_t capacity = 0;
+  int tokens = 0, sequences = 0, max_seqlen = 0;
 
   float *hidden, *wide, *context, *ffn, *pooled, *pooled_dense, *logits;
   CodeRows codes;
@@ -206,6 +208,9 @@ Encoder::Impl::Impl(const EncoderSpec& spec, const EncoderWeights& weights, cons
 // ---- Workspace --------------------------------------------------------------------------------------------------
 
 void Encoder::Impl::reserve(Workspace& workspace, int tokens, int sequences, int max_seqlen, int threads) const {
+  tokens = std::max(workspace.tokens, tokens);
+  sequences = std::max(workspace.sequences, sequences);
+  max_seqlen = std::max(workspace.max_seqlen, max_seqlen);
   int wide = std::max(spec_.hidden_size, spec_.embedding_size), context = 0, ffn = 0, head_dim = 0;
   for (const Layer& layer : layers_) {
     wide = std::max(wide, 3 * layer.attention_size);
@@ -240,6 +245,9 @@ void Encoder::Impl::reserve(Workspace& workspace, int tokens, int sequences, int
     workspace.capacity = 0;
     workspace.memory = allocate_aligned(total, 64);
     workspace.capacity = total;
+    workspace.tokens = tokens;
+    workspace.sequences = sequences;
+    workspace.max_seqlen = max_seqlen;
     std::memset(workspace.memory.get(), 0, total);  // touch every page now, so that memory is flat from here on
   }
   unsigned char* base = workspace.memory.get();
