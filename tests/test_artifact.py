@@ -476,3 +476,17 @@ def test_metadata_appended_to_a_file_belongs_to_it() -> None:
     assert read_artifact(appended).report == json.loads(text)
     entries = {entry.key: entry.value for entry in onnx.load_from_string(appended).metadata_props}
     assert entries["edgebert.report"] == text
+
+
+def test_a_source_that_transformers_cannot_load_is_named(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load_checkpoint = export_module.load_checkpoint
+
+    def load(*arguments: Any) -> Any:
+        return dataclasses.replace(load_checkpoint(*arguments), folder=tmp_path)
+
+    monkeypatch.setattr(export_module, "load_checkpoint", load)
+    with pytest.raises(GateError, match="transformers .* cannot load"):
+        edgebert.export(checkpoint, tmp_path / "model.onnx")
+    assert not os.listdir(tmp_path)

@@ -79,7 +79,6 @@ def check(
             runs[name], details[name] = backend.run(batch, spec.outputs), backend.detail
     if reference and not spec.is_int8:
         runs.update(reference)
-        details.update({name: name for name in reference})
     if len(runs) < 2:
         raise GateError(
             f"only {', '.join(runs)} can run the file here, agreement takes two: install edgebert[ort], "
@@ -97,7 +96,7 @@ def check(
             name, fp32 = next(iter(reference.items()))
             report["mean_cosine_to_fp32"] = _check_distance(spec, batch, runs, name, fp32)
     else:
-        report["max_relative_error"] = _check_fp32(spec, runs)
+        report["max_relative_error"] = compare_fp32(spec, runs)
     if stored is not None:
         _check_stored(spec, batch.take(range(_NUM_STORED)), stored, runs["numpy"])
     return report
@@ -181,11 +180,15 @@ def _check_stored(spec: EncoderSpec, first: PackedBatch, stored: dict[str, F32],
     if spec.is_int8:
         _check_int8(spec, first, runs)
     else:
-        _check_fp32(spec, runs)
+        compare_fp32(spec, runs)
 
 
-def _check_fp32(spec: EncoderSpec, runs: Mapping[str, Outputs]) -> dict[str, float]:
-    """The largest max|a - b| / max|b| of any two runs, by output."""
+def compare_fp32(spec: EncoderSpec, runs: Mapping[str, Outputs]) -> dict[str, float]:
+    """The largest max|a - b| / max|b| of any two runs, by output.
+
+    Raises:
+        GateError: it exceeds FP32_TOLERANCE.
+    """
     worst: dict[str, float] = {}
     for name in spec.outputs:
         for (a_name, a), (b_name, b) in itertools.combinations(_holders(runs, name), 2):

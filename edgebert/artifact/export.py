@@ -8,16 +8,18 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edgebert.artifact.check import check, encode_probe, probe_batch
+from edgebert import __version__
+from edgebert.artifact.check import GateError, check, compare_fp32, encode_probe, probe_batch
 from edgebert.artifact.checkpoint import Checkpoint, load_checkpoint
 from edgebert.artifact.folder import write_folder
+from edgebert.artifact.quantize import quantize
 from edgebert.artifact.reader import read_artifact
-from edgebert.artifact.spec import EncoderSpec
 from edgebert.artifact.writer import build_model, encode_metadata
 from edgebert.backends.base import Outputs
 from edgebert.backends.numpy_backend import NumpyBackend
@@ -82,17 +84,18 @@ def export(
     checkpoint = load_checkpoint(source if isinstance(source, str) else Path(source), task, family)
     spec, tensors, quantization = checkpoint.spec, checkpoint.tensors, None
     batch = probe_batch(spec, checkpoint.tokenizer_json)
+    outputs = NumpyBackend(spec, tensors).run(batch, spec.outputs)
     reference = {}
     if importlib.util.find_spec("torch") and importlib.util.find_spec("transformers"):
         reference["pytorch"] = run_transformers(checkpoint, batch)
+    conversion = compare_fp32(spec, {"numpy": outputs, **reference})
     if int8:
-        from edgebert.artifact.quantize import quantize
-
-        reference.setdefault("numpy", _run_oracle(spec, tensors, batch))
+        reference = {"numpy": outputs}
         spec, tensors, quantization = quantize(
             spec, tensors, _calibration_batches(checkpoint, texts), portable=portable
         )
-    metadata = {"edgebert.probe": encode_probe(batch, _run_oracle(spec, tensors, batch), spec)}
+        outputs = NumpyBackend(spec, tensors).run(batch, spec.outputs)
+    metadata = {"edgebert.probe": encode_probe(batch, outputs, spec)}
     if checkpoint.tokenizer_json is not None:
         metadata["edgebert.tokenizer"] = checkpoint.tokenizer_json
     model = build_model(spec, tensors, metadata)
@@ -100,8 +103,11 @@ def export(
         path = scratch / "model.onnx"
         path.write_bytes(model)
         del model
-        report = check(path, reference)
+        report = {"edgebert": __version__, **check(path, reference)}
+        if conversion:
+            report["runtimes"]["pytorch"] = f"torch {version('torch')}, transformers {version('transformers')}"
         if quantization is not None:
+            report["fp32_max_relative_error_to_pytorch"] = conversion
             report["quantization"] = quantization
         with path.open("ab") as file:
             file.write(encode_metadata({"edgebert.report": json.dumps(report, ensure_ascii=False)}))
@@ -118,6 +124,9 @@ def run_transformers(checkpoint: Checkpoint, batch: PackedBatch) -> Outputs:
     """What transformers gives for the checkpoint's folder, one sequence at a time, in the shapes of `Backend.run`.
 
     Of an embedding model these are the hidden states: pooling is not part of transformers' model.
+
+    Raises:
+        GateError: transformers cannot load the folder.
     """
     import torch
     import transformers
@@ -125,14 +134,19 @@ def run_transformers(checkpoint: Checkpoint, batch: PackedBatch) -> Outputs:
     spec = checkpoint.spec
     class_name, names = _TRANSFORMERS[spec.task]
     config = {key: value for key, value in checkpoint.config.items() if key != "model_type"}
-    with _quiet(transformers):
-        model = getattr(transformers, class_name).from_pretrained(
-            checkpoint.folder,
-            config=transformers.AutoConfig.for_model(spec.family, **config),
-            dtype=torch.float32,
-            attn_implementation="eager",
-            local_files_only=True,
-        )
+    try:
+        with _quiet(transformers):
+            model = getattr(transformers, class_name).from_pretrained(
+                checkpoint.folder,
+                config=transformers.AutoConfig.for_model(spec.family, **config),
+                dtype=torch.float32,
+                attn_implementation="eager",
+                local_files_only=True,
+            )
+    except Exception as error:  # its errors share no base
+        raise GateError(
+            f"transformers {transformers.__version__} cannot load the source to compare: {error}"
+        ) from error
     model.eval()
     rows: dict[str, list[Any]] = {name: [] for name in spec.outputs[: len(names)]}
     for i in range(batch.num_sequences):
@@ -161,10 +175,6 @@ def _quiet(transformers: Any) -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if has_bars:
             logging.enable_progress_bar()
-
-
-def _run_oracle(spec: EncoderSpec, tensors: dict[str, Any], batch: PackedBatch) -> Outputs:
-    return NumpyBackend(spec, tensors).run(batch, spec.outputs)
 
 
 # Calibration

@@ -106,13 +106,13 @@ def _write_tokenizer_config(folder: Path, spec: EncoderSpec, checkpoint: Checkpo
         for role, names in _SPECIAL_TOKENS.items()
         if any(tokenizer.token_to_id(name) is not None for name in names)
     }
+    if (pad := tokenizer.id_to_token(spec.pad_token_id)) is not None:
+        special.setdefault("pad_token", pad)
     for role in _SPECIAL_TOKENS:
         stated = config.get(role)
         stated = stated.get("content") if isinstance(stated, dict) else stated
         if isinstance(stated, str):
             special[role] = stated
-    if (pad := tokenizer.id_to_token(spec.pad_token_id)) is not None:
-        special["pad_token"] = pad
     config |= special | {"model_max_length": spec.max_length}
     config.setdefault("model_input_names", ["input_ids", *["token_type_ids"] * spec.has_token_types, "attention_mask"])
     # Names and forms that only some releases of transformers write are left out: others cannot read them.
