@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -373,6 +374,29 @@ def test_export_to_a_folder_makes_a_whole_one(checkpoint: Path, tmp_path: Path) 
     assert json.loads((target / "config.json").read_text())["label2id"]["who knows"] == 2
     assert (target / "notes.txt").read_text() == "mine"
     assert os.listdir(tmp_path) == ["model"]
+
+
+def test_a_folder_tells_other_tokenizers_what_the_file_does(checkpoint: Path, tmp_path: Path) -> None:
+    """The source names no tokenizer class; a cased BERT's options must not fall back to transformers' lowercasing."""
+    source = tmp_path / "cased"
+    shutil.copytree(checkpoint, source)
+    tokenizer = json.loads((source / "tokenizer.json").read_text(encoding="utf-8"))
+    tokenizer["normalizer"] |= {"lowercase": False, "strip_accents": False, "handle_chinese_chars": False}
+    (source / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    edgebert.export(source, tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "tokenizer_config.json").read_text(encoding="utf-8"))
+    assert config["tokenizer_class"] == "BertTokenizer"
+    assert not (config["do_lower_case"] or config["strip_accents"] or config["tokenize_chinese_chars"])
+
+    from transformers import AutoTokenizer
+
+    model = edgebert.load(tmp_path / "model", backend="numpy")
+    assert model.tokenizer is not None
+    for pair in (("the Router", "is slow"), ("thé router 路由", "Roses")):
+        batch, _ = model.tokenizer.tokenize([pair])
+        theirs = AutoTokenizer.from_pretrained(tmp_path / "model")(*pair)
+        assert theirs["input_ids"] == batch.input_ids.tolist()
+        assert theirs["token_type_ids"] == batch.token_type_ids.tolist()
 
 
 def _fail(*_: object, **__: object) -> None:

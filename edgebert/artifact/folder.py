@@ -35,6 +35,12 @@ _SPECIAL_TOKENS = {
     "cls_token": ("[CLS]", "<s>"),
     "mask_token": ("[MASK]", "<mask>"),
 }
+# What transformers calls the settings of a BertNormalizer.
+_NORMALIZER_SETTINGS = {
+    "do_lower_case": "lowercase",
+    "strip_accents": "strip_accents",
+    "tokenize_chinese_chars": "handle_chinese_chars",
+}
 _DENSE_ACTIVATIONS = {
     "tanh": "torch.nn.modules.activation.Tanh",
     "relu": "torch.nn.modules.activation.ReLU",
@@ -118,6 +124,14 @@ def _write_tokenizer_config(folder: Path, spec: EncoderSpec, checkpoint: Checkpo
     # Names and forms that only some releases of transformers write are left out: others cannot read them.
     if not str(config.get("tokenizer_class", "")).endswith(("Tokenizer", "TokenizerFast")):
         config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    parts = json.loads(str(checkpoint.tokenizer_json))
+    if (parts.get("normalizer") or {}).get("type") == "BertNormalizer":
+        # transformers' BERT classes overwrite the normalizer's settings with these, or with defaults
+        for name, key in _NORMALIZER_SETTINGS.items():
+            config[name] = parts["normalizer"][key]
+        is_bert = parts["model"]["type"] == "WordPiece" and parts["pre_tokenizer"] == {"type": "BertPreTokenizer"}
+        if is_bert and spec.has_token_types and config["tokenizer_class"] == "PreTrainedTokenizerFast":
+            config["tokenizer_class"] = "BertTokenizer"  # the general class of transformers.js drops pairs' types
     if isinstance(config.get("extra_special_tokens"), list):
         config["additional_special_tokens"] = config.pop("extra_special_tokens")
     _write_json(folder / "tokenizer_config.json", config)
