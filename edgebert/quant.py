@@ -66,7 +66,7 @@ def linear_u8s8_f32(q: U8, a_scale: F32, zn: F32, weight: S8, w_scale: F32, cols
 
 
 def weight_scale(weight: F32, limit: int = WEIGHT_LIMIT) -> F32:
-    """Scale of each output channel: absmax over the inputs / limit; 1 for a channel of zeros. weight f32 [K, N] -> f32 [N]."""
+    """Scale of each output channel, f32 [K, N] -> f32 [N]: absmax over the inputs / limit; 1 for a channel of zeros."""
     absmax = np.abs(weight).max(axis=0)
     return np.where(absmax > 0, absmax / np.float32(limit), np.float32(1.0)).astype(np.float32)
 
@@ -81,7 +81,7 @@ def column_sums(weight: S8) -> S32:
     return weight.sum(axis=0, dtype=np.int32)
 
 
-def quantize_table(table: F32) -> tuple[S8, F32]:
+def quantize_table(table: F32, limit: int = WEIGHT_LIMIT) -> tuple[S8, F32]:
     """An embedding table as s8 codes with one scale a row: f32 [rows, width] -> (s8 [rows, width], f32 [rows])."""
-    scale = weight_scale(table.T)
-    return np.ascontiguousarray(round_weight(table.T, scale).T), scale
+    scale = weight_scale(table.T, limit)
+    return np.ascontiguousarray(round_weight(table.T, scale, limit).T), scale

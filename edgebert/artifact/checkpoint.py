@@ -573,7 +573,9 @@ def _task_head(config: dict[str, Any], table: _Family, task: str, raw: _Weights)
         problem_type = config.get("problem_type")
         if problem_type is not None and problem_type not in PROBLEM_TYPES:
             _refuse("problem_type", problem_type, PROBLEM_TYPES)
-        head["problem_type"] = problem_type or "single_label_classification"
+        # a single label is a yes or no: transformers' pipeline gives its sigmoid, and takes no softmax over one
+        is_single = len(head["labels"]) == 1 and problem_type != "regression"
+        head["problem_type"] = PROBLEM_TYPES[1] if is_single else problem_type or PROBLEM_TYPES[0]
     if task in ("next-sentence", "pretraining"):
         head |= {
             "pooling": "cls",
@@ -877,6 +879,7 @@ def _roberta_tokenizer(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
     tokenizer.add_special_tokens(
         [AddedToken(token, special=True, lstrip=name == "mask_token") for name, token in special.items()]
     )
-    sep, cls = ((special[name], tokenizer.token_to_id(special[name])) for name in ("sep_token", "cls_token"))
+    ids = tokenizer.get_vocab(with_added_tokens=True)
+    sep, cls = ((special[name], ids[special[name]]) for name in ("sep_token", "cls_token"))
     tokenizer.post_processor = processors.RobertaProcessing(sep, cls, trim_offsets, add_prefix_space)
     return dict(json.loads(tokenizer.to_str()))
