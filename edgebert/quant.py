@@ -85,3 +85,44 @@ def quantize_table(table: F32, limit: int = WEIGHT_LIMIT) -> tuple[S8, F32]:
     """An embedding table as s8 codes with one scale a row: f32 [rows, width] -> (s8 [rows, width], f32 [rows])."""
     scale = weight_scale(table.T, limit)
     return np.ascontiguousarray(round_weight(table.T, scale, limit).T), scale
+
+
+def quantize_symmetric(x: F32, axis: int) -> tuple[F32, F32]:
+    """Integer-valued codes in +-127 and their scale, one for each slice along `axis`.
+
+    top = max(max|x|, 1e-12); scale = top / 127; codes = round_half_even(x * (127 / top)).
+
+    Args:
+        x: f32 [rows, columns].
+        axis: 1 for a scale a row, 0 for a scale a column.
+
+    Returns:
+        (codes f32 like x, scale f32 with `axis` kept as 1).
+    """
+    top = np.maximum(np.abs(x).max(axis=axis, keepdims=True), np.float32(1e-12))
+    limit = np.float32(WEIGHT_LIMIT)
+    codes: F32 = np.rint(x * (limit / top))
+    return codes, top / limit
+
+
+def attention_u8s8_f32(query: F32, key: F32, value: F32) -> F32:
+    """Attention of one head of one sequence with both products in int8 (`attention_dtype` "s8").
+
+    Queries and keys have a scale a row, values one a column, all symmetric; the softmax's numerators are codes in
+    0 to 255 of their own largest value, and their sum normalises: softmax(q kT / sqrt(head_dim)) v.
+
+    Args:
+        query, key, value: f32 [length, head_dim].
+
+    Returns:
+        f32 [length, head_dim].
+    """
+    query_codes, query_scale = quantize_symmetric(query, 1)
+    key_codes, key_scale = quantize_symmetric(key, 1)
+    value_codes, value_scale = quantize_symmetric(value, 0)
+    # float64 holds every sum exactly
+    sums = (query_codes.astype(np.float64) @ key_codes.T.astype(np.float64)).astype(np.float32)
+    scores = ((sums * key_scale.T) * query_scale) * np.float32(1.0 / np.sqrt(query.shape[1]))
+    weights = np.rint(np.exp(scores - scores.max(axis=1, keepdims=True)) * _LEVELS)
+    context = (weights.astype(np.float64) @ value_codes.astype(np.float64)).astype(np.float32)
+    return (context * value_scale) * (np.float32(1.0) / weights.sum(axis=1, keepdims=True))

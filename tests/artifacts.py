@@ -38,6 +38,7 @@ def random_spec(
     vocab_size: int = 101,
     num_positions: int = 80,
     family: str = "bert",
+    attention_dtype: str = "f32",
 ) -> EncoderSpec:
     """A spec of the given shape; `dense_size` None means `hidden` for labels of a sequence, none for embeddings."""
     dtype = "s8" if int8 else "f32"
@@ -49,6 +50,7 @@ def random_spec(
     return EncoderSpec(
         family=family,
         task=task,
+        attention_dtype=attention_dtype,
         vocab_size=vocab_size,
         hidden_size=hidden,
         embedding_size=embedding_size or hidden,

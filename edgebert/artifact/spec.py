@@ -118,8 +118,8 @@ class EncoderSpec:
 
     @property
     def is_int8(self) -> bool:
-        """Whether any weight of the encoder is stored as s8."""
-        return self.embedding_dtype == "s8" or any(
+        """Whether any of the encoder's products or tables is in int8."""
+        return "s8" in (self.embedding_dtype, self.attention_dtype) or any(
             layer.dtype(name) == "s8" for layer in self.layers for name in LINEARS
         )
 

@@ -38,13 +38,13 @@ def build_model(spec: EncoderSpec, tensors: Mapping[str, NDArray[Any]], metadata
 
     Raises:
         ModelFormatError: a tensor is missing, extra, or has the wrong dtype or shape.
-        UnsupportedModelError: the file would exceed 2 GiB, or attention is not f32.
+        UnsupportedModelError: the file would exceed 2 GiB, or attention is neither f32 nor s8.
     """
     import onnx
     from onnx import helper
 
-    if spec.attention_dtype != "f32":
-        raise UnsupportedModelError(f"attention_dtype {spec.attention_dtype} cannot be written as ONNX: use f32")
+    if spec.attention_dtype not in ("f32", "s8"):
+        raise UnsupportedModelError(f"attention_dtype {spec.attention_dtype} cannot be written as ONNX: use f32 or s8")
     _check_tensors(spec, tensors)
     graph = _Graph()
     outputs = _build_encoder(graph, spec)
@@ -241,7 +241,10 @@ def _build_layer(g: _Graph, spec: EncoderSpec, i: int, x: str, padding: str, ids
     if layer.num_heads:
         qkv = linear(x, "qkv", spec.hidden_size)
         g.scope = f"layer.{i}.attention"
-        context = _attention(g, qkv, layer.num_heads, layer.head_dim, padding, ids_shape)
+        attention = _attention_s8 if spec.attention_dtype == "s8" else _attention
+        context = attention(g, _split_heads(g, qkv, layer.num_heads, layer.head_dim, ids_shape), layer.head_dim, padding)
+        rows = g.constant(f"attention_rows_{layer.attention_size}", [-1, layer.attention_size], np.int64)
+        context = g.add("Reshape", g.add("Transpose", context, perm=[0, 2, 1, 3]), rows)
     out = linear(context, "attention_output", layer.attention_size)
     x = _layer_norm(g, spec, g.add("Add", out, x), f"layer.{i}.attention.layer_norm")
     up = ""
@@ -252,17 +255,54 @@ def _build_layer(g: _Graph, spec: EncoderSpec, i: int, x: str, padding: str, ids
     return _layer_norm(g, spec, g.add("Add", down, x), f"layer.{i}.ffn.layer_norm")
 
 
-def _attention(g: _Graph, qkv: str, num_heads: int, head_dim: int, padding: str, ids_shape: str) -> str:
-    """softmax(q kᵀ / sqrt(head_dim) + padding) v, from [tokens, 3 * size] to [tokens, size]."""
-    heads = [_restore(g, part, ids_shape, [num_heads, head_dim]) for part in g.split(qkv, 3)]
-    query, value = (g.add("Transpose", part, perm=[0, 2, 1, 3]) for part in (heads[0], heads[2]))
-    key = g.add("Transpose", heads[1], perm=[0, 2, 3, 1])
+def _split_heads(g: _Graph, qkv: str, num_heads: int, head_dim: int, ids_shape: str) -> tuple[str, str, str]:
+    """Query and value [batch, heads, sequence, head_dim], key [batch, heads, head_dim, sequence]."""
+    query, key, value = (_restore(g, part, ids_shape, [num_heads, head_dim]) for part in g.split(qkv, 3))
+    return (
+        g.add("Transpose", query, perm=[0, 2, 1, 3]),
+        g.add("Transpose", key, perm=[0, 2, 3, 1]),
+        g.add("Transpose", value, perm=[0, 2, 1, 3]),
+    )
+
+
+def _attention(g: _Graph, heads: tuple[str, str, str], head_dim: int, padding: str) -> str:
+    """softmax(q kᵀ / sqrt(head_dim) + padding) v."""
+    query, key, value = heads
     factor = g.constant(f"attention_scale_{head_dim}", 1.0 / math.sqrt(head_dim))
     scores = g.add("Mul", g.add("MatMul", query, key), factor)
     weights = g.add("Softmax", g.add("Add", scores, padding), axis=-1)
-    context = g.add("Transpose", g.add("MatMul", weights, value), perm=[0, 2, 1, 3])
-    rows = g.constant(f"attention_rows_{num_heads * head_dim}", [-1, num_heads * head_dim], np.int64)
-    return g.add("Reshape", context, rows)
+    return g.add("MatMul", weights, value)
+
+
+def _attention_s8(g: _Graph, heads: tuple[str, str, str], head_dim: int, padding: str) -> str:
+    """`quant.attention_u8s8_f32` in nodes."""
+    query, key, value = heads
+    middle, levels = g.constant("u8_middle", 128, np.uint8), g.constant("levels", 255.0)
+    # padding is 0 for a token and far below 0 for none: what is not there must not set the scale of the values
+    is_token = g.add("Cast", g.add("Equal", padding, g.constant("zero", 0.0)), to=ONNX_DTYPES["f32"])
+    value = g.add("Mul", value, g.add("Transpose", is_token, perm=[0, 1, 3, 2]))
+    query_codes, query_scale = _quantize_symmetric(g, query, 3, middle)
+    key_codes, key_scale = _quantize_symmetric(g, key, 2, g.constant("s8_zero", 0, np.int8))
+    value_codes, value_scale = _quantize_symmetric(g, value, 2, g.constant("s8_zero", 0, np.int8))
+    sums = g.add("Cast", g.add("MatMulInteger", query_codes, key_codes, middle), to=ONNX_DTYPES["f32"])
+    factor = g.constant(f"attention_scale_{head_dim}", 1.0 / math.sqrt(head_dim))
+    scores = g.add("Mul", g.add("Mul", g.add("Mul", sums, key_scale), query_scale), factor)
+    scores = g.add("Add", scores, padding)
+    weights = g.add("Exp", g.add("Sub", scores, g.add("ReduceMax", scores, axes=[3], keepdims=1)))
+    codes = g.add(
+        "QuantizeLinear", g.add("Mul", weights, levels), g.constant("one", 1.0), g.constant("u8_zero", 0, np.uint8)
+    )
+    total = g.add("ReduceSum", g.add("Cast", codes, to=ONNX_DTYPES["f32"]), g.constant("keys_axis", [3], np.int64))
+    sums = g.add("Cast", g.add("MatMulInteger", codes, value_codes), to=ONNX_DTYPES["f32"])
+    return g.add("Mul", g.add("Mul", sums, value_scale), g.add("Div", g.constant("one", 1.0), total))
+
+
+def _quantize_symmetric(g: _Graph, x: str, axis: int, zero_point: str) -> tuple[str, str]:
+    """`quant.quantize_symmetric` in nodes: codes of `zero_point`'s dtype, shifted by it, and their scale."""
+    limit = g.constant("limit", 127.0)
+    top = g.add("Max", g.add("ReduceMax", g.add("Abs", x), axes=[axis], keepdims=1), g.constant("tiny", 1e-12))
+    scaled = g.add("Mul", x, g.add("Div", limit, top))
+    return g.add("QuantizeLinear", scaled, g.constant("one", 1.0), zero_point), g.add("Div", top, limit)
 
 
 def _linear(g: _Graph, x: str, prefix: str) -> str:

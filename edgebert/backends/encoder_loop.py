@@ -61,6 +61,9 @@ class EncoderOps(Protocol):
     def attention_varlen(self, qkv: F32, cu_seqlens: I32, num_heads: int) -> F32:
         """Self-attention inside each sequence."""
 
+    def attention_varlen_u8s8(self, qkv: F32, cu_seqlens: I32, num_heads: int) -> F32:
+        """The same with both products in int8, for `attention_dtype` s8."""
+
     def add_layernorm(self, x: F32, residual: F32 | None, norm: LayerNorm) -> F32:
         """LayerNorm of x + residual."""
 
@@ -93,11 +96,11 @@ def run_encoder(
         name -> f32 array with the shapes of `Backend.run`.
 
     Raises:
-        UnsupportedModelError: the file asks for an attention dtype other than f32.
+        UnsupportedModelError: the file asks for an attention dtype other than f32 and s8.
     """
-    if spec.attention_dtype != "f32":
+    if spec.attention_dtype not in ("f32", "s8"):
         raise UnsupportedModelError(
-            f"attention_dtype {spec.attention_dtype!r} is not supported here, only 'f32': re-export the model"
+            f"attention_dtype {spec.attention_dtype!r} is not supported, only 'f32' and 's8': re-export the model"
         )
 
     def norm(prefix: str) -> LayerNorm:
@@ -120,6 +123,7 @@ def run_encoder(
             capture(prefix, x)
         return linear(prefix, x, activation, residual)
 
+    attention = ops.attention_varlen_u8s8 if spec.attention_dtype == "s8" else ops.attention_varlen
     lookups = [(table("word"), batch.input_ids)]
     if spec.num_token_types:
         types = batch.token_type_ids if spec.has_token_types else np.zeros_like(batch.token_type_ids)
@@ -133,7 +137,7 @@ def run_encoder(
     for i, layer in enumerate(spec.layers):
         if layer.num_heads:
             qkv = layer_linear(i, "qkv", x)
-            context = ops.attention_varlen(qkv, batch.cu_seqlens, layer.num_heads)
+            context = attention(qkv, batch.cu_seqlens, layer.num_heads)
             x = layer_linear(i, "attention_output", context, residual=x)
         else:
             x = x + tensors[f"layer.{i}.attention.output.bias"]

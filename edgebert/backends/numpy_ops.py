@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from edgebert.backends.encoder_loop import LayerNorm, Linear, QuantizedRows, Table
 from edgebert.batch import I32
-from edgebert.quant import F32, linear_u8s8_f32, quantize_rows
+from edgebert.quant import F32, attention_u8s8_f32, linear_u8s8_f32, quantize_rows
 
 __all__ = [
     "add_layernorm",
     "attention_varlen",
+    "attention_varlen_u8s8",
     "embed_layernorm",
     "linear",
     "normalize",
@@ -94,17 +95,29 @@ def attention_varlen(qkv: F32, cu_seqlens: I32, num_heads: int) -> F32:
     Returns:
         f32 [tokens, num_heads * head_dim].
     """
+    return _attend(_attention_f32, qkv, cu_seqlens, num_heads)
+
+
+def attention_varlen_u8s8(qkv: F32, cu_seqlens: I32, num_heads: int) -> F32:
+    """`attention_varlen` with `quant.attention_u8s8_f32` for each sequence and head; the same shapes."""
+    return _attend(attention_u8s8_f32, qkv, cu_seqlens, num_heads)
+
+
+def _attention_f32(query: F32, key: F32, value: F32) -> F32:
+    scores = (query @ key.T) * np.float32(1.0 / math.sqrt(query.shape[1]))
+    scores = np.exp(scores - scores.max(axis=1, keepdims=True))
+    context: F32 = (scores / scores.sum(axis=1, keepdims=True)) @ value
+    return context
+
+
+def _attend(attention: Callable[[F32, F32, F32], F32], qkv: F32, cu_seqlens: I32, num_heads: int) -> F32:
     size = qkv.shape[1] // 3
     head_dim = size // num_heads
-    scale = np.float32(1.0 / math.sqrt(head_dim))
     context = np.empty((len(qkv), size), np.float32)
     for first, last in itertools.pairwise(cu_seqlens):
         for head in range(num_heads):
             query, key, value = (qkv[first:last, part * size + head * head_dim :][:, :head_dim] for part in range(3))
-            scores = (query @ key.T) * scale
-            scores = np.exp(scores - scores.max(axis=1, keepdims=True))
-            weights = scores / scores.sum(axis=1, keepdims=True)
-            context[first:last, head * head_dim :][:, :head_dim] = weights @ value
+            context[first:last, head * head_dim :][:, :head_dim] = attention(query, key, value)
     return context
 
 

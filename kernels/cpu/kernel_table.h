@@ -105,10 +105,10 @@ struct AttentionArgs {
   float* context;
   int context_stride;
 };
-// Floats of scratch that attention_varlen needs for a sequence of `length` tokens.
+// Floats of scratch that either attention kernel needs for a sequence of `length` tokens.
 constexpr int kAttentionRows = 8;  // at least the rows of any ISA's query tile
 constexpr size_t attention_scratch(int length, int head_dim) {
-  return static_cast<size_t>(round_up(length, 64)) * (round_up(head_dim, 16) + kAttentionRows);
+  return (static_cast<size_t>(round_up(length, 16)) + 16) * (round_up(head_dim, 16) + kAttentionRows + 4);
 }
 
 // out = LayerNorm(x + residual); with `quantize`, its codes too. `residual` nullptr: none; `out` may be `residual`.

@@ -364,8 +364,9 @@ struct Encoder::Impl::Pass {
   void attention(const Layer& l, int qkv_stride, int context_stride) {
     const AttentionArgs args{w.wide, qkv_stride, l.attention_size, l.head_dim, w.cu_seqlens, w.context, context_stride};
     float* scratch = w.scratch + w.scratch_stride * team.rank();
+    const auto attend = spec.is_attention_s8 ? kernels.attention_varlen_u8s8 : kernels.attention_varlen;
     team.share(slice.num_sequences * l.num_heads, [&](int begin, int end) {
-      for (int i = begin; i < end; ++i) kernels.attention_varlen(args, i / l.num_heads, i % l.num_heads, scratch);
+      for (int i = begin; i < end; ++i) attend(args, i / l.num_heads, i % l.num_heads, scratch);
     });
   }
 

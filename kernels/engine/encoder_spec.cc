@@ -181,10 +181,12 @@ EncoderSpec parse_encoder_spec(std::string_view text) {
   spec.pooling = static_cast<Pooling>(members.take_choice("pooling", {"none", "mean", "cls"}, 0));
   spec.normalize = members.take_bool("normalize");
   spec.is_embedding_s8 = members.take_choice("embedding_dtype", {"f32", "s8"}, 0) == 1;
-  if (members.take_choice("attention_dtype", {"f32", "bf16", "s8"}, 0) != 0) {
+  const size_t attention_dtype = members.take_choice("attention_dtype", {"f32", "s8", "bf16"}, 0);
+  if (attention_dtype > 1) {
     throw Error(EB_UNSUPPORTED,
-                "the model's attention_dtype is not f32, which is what the native backend runs: re-export");
+                "the model's attention_dtype is neither f32 nor s8, which the native backend runs: re-export");
   }
+  spec.is_attention_s8 = attention_dtype == 1;
   members.take_choice("problem_type", {"single_label_classification", "multi_label_classification", "regression"}, 0);
   members.take_bool("portable");
 

@@ -51,6 +51,7 @@ struct EncoderSpec {
   Pooling pooling = Pooling::kNone;
   bool normalize = false;
   bool is_embedding_s8 = false;
+  bool is_attention_s8 = false;
   std::vector<LayerSpec> layers;
 
   int usable_positions() const { return num_positions - position_offset; }

@@ -377,6 +377,73 @@ void test_attention_varlen() {
   }
 }
 
+// Attention by the contract of attention_dtype s8: edgebert/quant.py attention_u8s8_f32, written out. A code of
+// the softmax may fall one off where exp2 and std::exp differ in the last place: two such flips a row are allowed.
+void test_attention_varlen_u8s8() {
+  SameBits bits;
+  for (const KernelTable* table : tables()) {
+    rng.seed(8);
+    bits.start();
+    for (const int head_dim : {32, 64, 7, 48, 80}) {
+      const int heads = 2, size = heads * head_dim;
+      std::vector<int32_t> cu_seqlens{0};
+      for (const int length : {1, 2, 5, 15, 16, 17, 63, 64, 65, 130}) cu_seqlens.push_back(cu_seqlens.back() + length);
+      Matrix qkv = random_matrix(cu_seqlens.back(), 3 * size, 1.0f);
+      for (int c = 0; c < 3 * size; ++c) qkv.row(4)[c] = 0.0f;
+      Matrix context(cu_seqlens.back(), size);
+      std::vector<float> scratch(attention_scratch(130, head_dim), NAN);
+      const AttentionArgs args{qkv.values.data(),     qkv.stride,    size, head_dim, cu_seqlens.data(),
+                               context.values.data(), context.stride};
+      for (size_t s = 0; s + 1 < cu_seqlens.size(); ++s)
+        for (int head = 0; head < heads; ++head) {
+          table->attention_varlen_u8s8(args, static_cast<int>(s), head, scratch.data());
+          const int first = cu_seqlens[s], length = cu_seqlens[s + 1] - first;
+          const auto at = [&](int t, int part, int d) { return qkv.row(first + t)[part * size + head * head_dim + d]; };
+          std::vector<float> scale[3];
+          std::vector<int> codes[3];
+          for (int part = 0; part < 3; ++part) {
+            scale[part].assign(part == 2 ? head_dim : length, 1e-12f);
+            for (int t = 0; t < length; ++t)
+              for (int d = 0; d < head_dim; ++d) {
+                float& top = scale[part][part == 2 ? d : t];
+                top = std::max(top, std::fabs(at(t, part, d)));
+              }
+            for (int t = 0; t < length; ++t)
+              for (int d = 0; d < head_dim; ++d)
+                codes[part].push_back(
+                    static_cast<int>(std::nearbyint(at(t, part, d) * (127.0f / scale[part][part == 2 ? d : t]))));
+            for (float& x : scale[part]) x = x / 127.0f;
+          }
+          for (int i = 0; i < length; ++i) {
+            std::vector<double> score(length), context_of(head_dim);
+            double top = -INFINITY, sum = 0;
+            for (int j = 0; j < length; ++j) {
+              int acc = 0;
+              for (int d = 0; d < head_dim; ++d) acc += codes[0][i * head_dim + d] * codes[1][j * head_dim + d];
+              score[j] =
+                  static_cast<double>(acc) * scale[1][j] * scale[0][i] / std::sqrt(static_cast<double>(head_dim));
+              top = std::max(top, score[j]);
+            }
+            double largest_value = 0;
+            for (int j = 0; j < length; ++j) {
+              const double p = std::nearbyint(255 * std::exp(score[j] - top));
+              sum += p;
+              for (int d = 0; d < head_dim; ++d) {
+                const double value = static_cast<double>(codes[2][j * head_dim + d]) * scale[2][d];
+                context_of[d] += p * value;
+                largest_value = std::max(largest_value, std::fabs(value));
+              }
+            }
+            for (int d = 0; d < head_dim; ++d)
+              CHECK(std::fabs(context.row(first + i)[head * head_dim + d] - context_of[d] / sum) <=
+                    1e-6 * largest_value + 2 * largest_value / sum);  // two codes of `sum` may have flipped
+          }
+        }
+      bits.check(*table, context);
+    }
+  }
+}
+
 double norm_of_row(const std::vector<double>& x, int c, const std::vector<float>& weight,
                    const std::vector<float>& bias, double eps) {
   double mean = 0, variance = 0;
@@ -514,6 +581,7 @@ int main() {
   test_linear_u8s8_f32();
   test_linear_f32();
   test_attention_varlen();
+  test_attention_varlen_u8s8();
   test_add_layernorm();
   test_embed_layernorm();
   test_pool();

@@ -12,19 +12,21 @@
 namespace edgebert {
 namespace EB_ISA {
 
+// block = transpose of the 16 x 16 values at x, zeros beyond `rows` and `columns`.
+inline void load_transposed(const float* x, int stride, int rows, int columns, F32x16* block) {
+  for (int i = 0; i < 16; ++i)
+    block[i] = i < rows ? load_lanes(x + static_cast<size_t>(i) * stride, min_of(16, columns)) : set1(0.0f);
+  transpose_16x16(block);
+}
+
 // keys [head_dim][length padded to 16] = transpose of the length x head_dim block at k.
 inline void transpose_keys(const float* k, int stride, int length, int head_dim, float* keys, int keys_stride) {
-  for (int j = 0; j < length; j += 16) {
+  for (int j = 0; j < length; j += 16)
     for (int d = 0; d < head_dim; d += 16) {
       F32x16 block[16];
-      for (int i = 0; i < 16; ++i) {
-        const float* from = k + static_cast<size_t>(j + i) * stride + d;
-        block[i] = j + i >= length ? set1(0.0f) : load_lanes(from, head_dim - d < 16 ? head_dim - d : 16);
-      }
-      transpose_16x16(block);
+      load_transposed(k + static_cast<size_t>(j) * stride + d, stride, length - j, head_dim - d, block);
       for (int i = 0; i < 16; ++i) store(keys + static_cast<size_t>(d + i) * keys_stride + j, block[i]);
     }
-  }
 }
 
 // Replaces scores[0 .. length) by 2**(scale2 * (score - the largest score)); returns 1 / their sum.

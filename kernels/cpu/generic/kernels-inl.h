@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cpu/generic/attention_varlen-inl.h"
+#include "cpu/generic/attention_varlen_u8s8-inl.h"
 #include "cpu/generic/linear-inl.h"
 #include "cpu/generic/math-inl.h"
 #include "cpu/generic/rows-inl.h"

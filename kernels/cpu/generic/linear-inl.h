@@ -10,20 +10,22 @@ namespace EB_ISA {
 
 inline int min_of(int a, int b) { return a < b ? a : b; }
 
-// Sums of kRows rows with one panel of 16 * kVectors columns into tile [kRows][16 * kVectors].
+// Sums of kRows rows of codes with 16 * kVectors columns, four inputs a step, into tile [kRows][16 * kVectors]. The
+// columns of a step lie together as [16 * kVectors][4], the steps `step_stride` bytes apart. Sums start at `start`
+// [16 * kVectors], or at zero.
 template <int kRows, int kVectors>
-inline void dot_tile(const uint8_t* codes, int stride, const int8_t* panel, int steps, int32_t* tile) {
+inline void dot_tile(const uint8_t* codes, int stride, const int8_t* columns, size_t step_stride, int steps,
+                     const int32_t* start, int32_t* tile) {
   I32x16 acc[kRows][kVectors];
 #pragma GCC unroll 16
   for (int m = 0; m < kRows; ++m)
 #pragma GCC unroll 16
-    for (int v = 0; v < kVectors; ++v) acc[m][v] = zero_i32();
+    for (int v = 0; v < kVectors; ++v) acc[m][v] = start ? load_i32(start + v * 16) : zero_i32();
 #pragma GCC unroll 1
-  for (int k = 0; k < steps; ++k) {
+  for (int k = 0; k < steps; ++k, columns += step_stride) {
     I32x16 b[kVectors];
 #pragma GCC unroll 16
-    for (int v = 0; v < kVectors; ++v)
-      b[v] = load_i32(reinterpret_cast<const int32_t*>(panel) + (static_cast<size_t>(k) * kVectors + v) * 16);
+    for (int v = 0; v < kVectors; ++v) b[v] = load_i32(reinterpret_cast<const int32_t*>(columns) + v * 16);
 #pragma GCC unroll 16
     for (int m = 0; m < kRows; ++m) {
       const DotLeft a = dot_left(codes + static_cast<size_t>(m) * stride + 4 * k);
@@ -103,7 +105,7 @@ inline void linear_u8s8_f32_as(const LinearU8S8Args& args, const TileRange& rang
       with_rows<kDotRows>(min_of(kDotRows, range.row_end - row), [&](auto tag) {
         constexpr int kRows = decltype(tag)::value;
         dot_tile<kRows, kDotVectors>(args.in.codes + static_cast<size_t>(row) * args.in.stride, args.in.stride, panel,
-                                     steps, tile);
+                                     kNr * 4, steps, nullptr, tile);
         for (int v = 0; v < vectors; ++v) {
           const int column = p * kNr + v * 16;
           const F32x16 w_scale = load(w.w_scale + column), bias = load(w.bias + column);

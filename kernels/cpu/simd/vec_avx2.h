@@ -126,6 +126,20 @@ inline void store_codes(uint8_t* p, F32x16 x, uint8_t flip) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm_xor_si128(bytes, _mm_set1_epi8(static_cast<char>(flip))));
 }
 
+// Lane i: the bytes a, b, c, d of lane i, for integer-valued lanes in [-128, 127].
+inline __m256i combine_s8(__m256 a, __m256 b, __m256 c, __m256 d) {
+  const __m256i byte = _mm256_set1_epi32(0xFF);
+  const __m256i ia = _mm256_and_si256(_mm256_cvtps_epi32(a), byte);
+  const __m256i ib = _mm256_slli_epi32(_mm256_and_si256(_mm256_cvtps_epi32(b), byte), 8);
+  const __m256i ic = _mm256_slli_epi32(_mm256_and_si256(_mm256_cvtps_epi32(c), byte), 16);
+  const __m256i id = _mm256_slli_epi32(_mm256_cvtps_epi32(d), 24);
+  return _mm256_or_si256(_mm256_or_si256(ia, ib), _mm256_or_si256(ic, id));
+}
+inline I32x16 combine_s8(F32x16 a, F32x16 b, F32x16 c, F32x16 d) {
+  return {combine_s8(a.lo, b.lo, c.lo, d.lo), combine_s8(a.hi, b.hi, c.hi, d.hi)};
+}
+inline I32x16 to_i32(F32x16 a) { return {_mm256_cvtps_epi32(a.lo), _mm256_cvtps_epi32(a.hi)}; }
+
 inline void transpose_8x8(__m256* r) {
   __m256 t[8], s[8];
   for (int i = 0; i < 4; ++i) {

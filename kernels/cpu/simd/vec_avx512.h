@@ -66,6 +66,17 @@ inline void store_codes(uint8_t* p, F32x16 x, uint8_t flip) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm_xor_si128(bytes, _mm_set1_epi8(static_cast<char>(flip))));
 }
 
+// Lane i: the bytes a, b, c, d of lane i, for integer-valued lanes in [-128, 127].
+inline I32x16 combine_s8(F32x16 a, F32x16 b, F32x16 c, F32x16 d) {
+  const __m512i byte = _mm512_set1_epi32(0xFF);
+  const __m512i ia = _mm512_and_si512(_mm512_cvtps_epi32(a.v), byte);
+  const __m512i ib = _mm512_slli_epi32(_mm512_and_si512(_mm512_cvtps_epi32(b.v), byte), 8);
+  const __m512i ic = _mm512_slli_epi32(_mm512_and_si512(_mm512_cvtps_epi32(c.v), byte), 16);
+  const __m512i id = _mm512_slli_epi32(_mm512_cvtps_epi32(d.v), 24);
+  return {_mm512_or_si512(_mm512_or_si512(ia, ib), _mm512_or_si512(ic, id))};
+}
+inline I32x16 to_i32(F32x16 a) { return {_mm512_cvtps_epi32(a.v)}; }
+
 inline void transpose_16x16(F32x16* r) {
   __m512 t[16], s[16];
   for (int i = 0; i < 8; ++i) {

@@ -137,6 +137,25 @@ inline void store_codes(uint8_t* p, F32x16 x, uint8_t flip) {
   }
 }
 
+// Lane i: the bytes a, b, c, d of lane i, for integer-valued lanes in [-128, 127].
+inline I32x16 combine_s8(F32x16 a, F32x16 b, F32x16 c, F32x16 d) {
+  int8_t bytes[64];
+  EB_LANES {
+    bytes[4 * i] = static_cast<int8_t>(a.v[i]);
+    bytes[4 * i + 1] = static_cast<int8_t>(b.v[i]);
+    bytes[4 * i + 2] = static_cast<int8_t>(c.v[i]);
+    bytes[4 * i + 3] = static_cast<int8_t>(d.v[i]);
+  }
+  I32x16 r;
+  memcpy(r.v, bytes, sizeof r.v);
+  return r;
+}
+inline I32x16 to_i32(F32x16 a) {
+  I32x16 r;
+  EB_LANES r.v[i] = static_cast<int32_t>(a.v[i]);
+  return r;
+}
+
 inline void transpose_16x16(F32x16* r) {
   for (int i = 0; i < 16; ++i)
     for (int j = 0; j < i; ++j) {

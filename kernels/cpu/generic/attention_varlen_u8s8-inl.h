@@ -1,0 +1,204 @@
+// attention_varlen_u8s8: attention of one head of one sequence with both products in int8 (attention_dtype "s8").
+// Oracle: edgebert/quant.py attention_u8s8_f32, which states the rounding.
+//
+// K is quantized by key and V by column, over the sequence alone, so a text's result does not depend on its batch. An
+// ISA whose codes are stored less 128 (kCodeFlip) starts its sums where that makes them equal.
+#pragma once
+
+#include "cpu/generic/attention_varlen-inl.h"
+#include "cpu/generic/linear-inl.h"
+#include "cpu/generic/math-inl.h"
+#include "cpu/generic/rows-inl.h"
+
+namespace edgebert {
+namespace EB_ISA {
+
+inline float largest_magnitude(const float* x, int width) {
+  F32x16 top = set1(1e-12f);
+  for_vectors(width, [&](int c, int lanes) { top = max(top, abs(load_lanes(x + c, lanes))); });
+  return reduce_max(top);
+}
+
+// Scratch of one sequence and head; `length` padded to 16, head_dim to 16.
+struct PackedKeysValues {
+  int length, head_dim, padded, padded_dim;
+  float *key_scale, *value_scale;      // [padded], [padded_dim]
+  int32_t *key_start, *value_start;    // where the sums of a key, of a column start
+  int8_t* keys;                        // [padded_dim / 4][padded][4]
+  int8_t* values;                      // [padded / 4][padded_dim][4]
+  uint8_t *query_codes, *score_codes;  // [kTileRows][padded_dim], [kTileRows][padded]
+  float* scores;                       // [kTileRows][padded]
+
+  PackedKeysValues(int length, int head_dim, float* scratch)
+      : length(length), head_dim(head_dim), padded(round_up(length, 16)), padded_dim(round_up(head_dim, 16)) {
+    const auto take = [&scratch](size_t floats) {
+      float* at = scratch;
+      scratch += floats;
+      return at;
+    };
+    const size_t product = static_cast<size_t>(padded) * padded_dim / 4;
+    key_scale = take(padded);
+    value_scale = take(padded_dim);
+    key_start = reinterpret_cast<int32_t*>(take(padded));
+    value_start = reinterpret_cast<int32_t*>(take(padded_dim));
+    keys = reinterpret_cast<int8_t*>(take(product));
+    values = reinterpret_cast<int8_t*>(take(product));
+    query_codes = reinterpret_cast<uint8_t*>(take(kTileRows * padded_dim / 4));
+    score_codes = reinterpret_cast<uint8_t*>(take(kTileRows * padded / 4));
+    scores = take(static_cast<size_t>(kTileRows) * padded);
+  }
+
+  void pack_keys(const float* k, int stride) {
+    for (int j = 0; j < padded; j += 16) {
+      float top[16];
+      for (int i = 0; i < 16; ++i)
+        top[i] = j + i < length ? largest_magnitude(k + static_cast<size_t>(j + i) * stride, head_dim) : 1.0f;
+      store(key_scale + j, div(load(top), set1(127.0f)));
+      const F32x16 r = div(set1(127.0f), load(top));
+      F32x16 sums = set1(0.0f);
+      for (int d = 0; d < head_dim; d += 16) {
+        F32x16 block[16];
+        load_transposed(k + static_cast<size_t>(j) * stride + d, stride, length - j, head_dim - d, block);
+        for (int i = 0; i < 16; ++i) {
+          block[i] = round(mul(block[i], r));
+          sums = add(sums, block[i]);
+        }
+        for (int i = 0; i < 16; i += 4)
+          store_i32(reinterpret_cast<int32_t*>(keys) + static_cast<size_t>(d + i) / 4 * padded + j,
+                    combine_s8(block[i], block[i + 1], block[i + 2], block[i + 3]));
+      }
+      store_i32(key_start + j, kCodeFlip ? zero_i32() : to_i32(mul(sums, set1(-128.0f))));
+    }
+  }
+
+  void pack_values(const float* v, int stride) {
+    for (int d = 0; d < head_dim; d += 16) {
+      const int lanes = min_of(16, head_dim - d);
+      const auto row = [&](int j) {
+        return j < length ? load_lanes(v + static_cast<size_t>(j) * stride + d, lanes) : set1(0.0f);
+      };
+      F32x16 top = set1(1e-12f);
+      for (int j = 0; j < length; ++j) top = max(top, abs(row(j)));
+      store(value_scale + d, div(top, set1(127.0f)));
+      const F32x16 r = div(set1(127.0f), top);
+      F32x16 sums = set1(0.0f);
+      for (int j = 0; j < padded; j += 4) {
+        F32x16 codes[4];
+        for (int i = 0; i < 4; ++i) {
+          codes[i] = round(mul(row(j + i), r));
+          sums = add(sums, codes[i]);
+        }
+        store_i32(reinterpret_cast<int32_t*>(values) + static_cast<size_t>(j) / 4 * padded_dim + d,
+                  combine_s8(codes[0], codes[1], codes[2], codes[3]));
+      }
+      store_i32(value_start + d, kCodeFlip ? to_i32(mul(sums, set1(128.0f))) : zero_i32());
+    }
+  }
+
+  // Codes of one query, 128 added; returns its scale.
+  float quantize_query(const float* q, uint8_t* codes) const {
+    const float top = largest_magnitude(q, head_dim);
+    const F32x16 r = set1(127.0f / top);
+    for_vectors(head_dim, [&](int c, int lanes) {
+      store_codes(codes + c, add(round(mul(load_lanes(q + c, lanes), r)), set1(128.0f)), kCodeFlip);
+    });
+    return top / 127.0f;
+  }
+
+  // scores[m][j] = (sum of codes) * key_scale[j]; top[m] is the largest of row m.
+  template <int kRows>
+  void multiply_keys(float* top) const {
+    alignas(64) int32_t tile[kRows * 16 * kTileVectors];
+    F32x16 tops[kRows];
+    for (int m = 0; m < kRows; ++m) tops[m] = set1(-3.0e38f);
+    for (int j = 0; j < length; j += 16 * kTileVectors) {
+      with_rows<kTileVectors>(min_of((length - j + 15) / 16, kTileVectors), [&](auto tag) {
+        constexpr int kVectors = decltype(tag)::value;
+        dot_tile<kRows, kVectors>(query_codes, padded_dim, keys + 4 * static_cast<size_t>(j),
+                                  4 * static_cast<size_t>(padded), (head_dim + 3) / 4, key_start + j, tile);
+        for (int v = 0; v < kVectors; ++v) {
+          const F32x16 scale = load(key_scale + j + 16 * v);
+          const int lanes = min_of(16, length - j - 16 * v);
+          for (int m = 0; m < kRows; ++m) {
+            const F32x16 s = mul(to_f32(load_i32(tile + (m * kVectors + v) * 16)), scale);
+            store(scores + static_cast<size_t>(m) * padded + j + 16 * v, s);
+            tops[m] = max(tops[m], keep_lanes(s, lanes, -3.0e38f));
+          }
+        }
+      });
+    }
+    for (int m = 0; m < kRows; ++m) top[m] = reduce_max(tops[m]);
+  }
+
+  // score_codes = round(255 * 2**(scale2 * (score - top))); returns 1 / their sum.
+  float softmax_codes(int m, float top, float scale2) const {
+    const F32x16 c2 = set1(scale2), shift = set1(7.99435344f - top * scale2);  // log2(255)
+    const float* row = scores + static_cast<size_t>(m) * padded;
+    uint8_t* codes = score_codes + static_cast<size_t>(m) * padded;
+    F32x16 sums = set1(0.0f);
+    int j = 0;
+    for (; j + 16 * kMathWidth <= length; j += 16 * kMathWidth) {
+      Wide<kMathWidth> p;
+      for (int i = 0; i < kMathWidth; ++i) p.v[i] = fma(load(row + j + 16 * i), c2, shift);
+      p = round(exp2(p));
+      for (int i = 0; i < kMathWidth; ++i) {
+        store_codes(codes + j + 16 * i, p.v[i], kCodeFlip);
+        sums = add(sums, p.v[i]);
+      }
+    }
+    for_vectors(length - j, [&](int rest, int lanes) {
+      const F32x16 p = round(exp2(Wide<1>{{fma(load(row + j + rest), c2, shift)}}).v[0]);
+      store_codes(codes + j + rest, keep_lanes(p, lanes, 0.0f), kCodeFlip);
+      sums = add(sums, keep_lanes(p, lanes, 0.0f));
+    });
+    return 1.0f / reduce_add(sums);
+  }
+
+  template <int kRows>
+  void multiply_values(const float* inv_sums, float* context, int context_stride) const {
+    alignas(64) int32_t tile[kRows * 16 * kTileVectors];
+    for (int d = 0; d < head_dim; d += 16 * kTileVectors) {
+      with_rows<kTileVectors>(min_of((head_dim - d + 15) / 16, kTileVectors), [&](auto tag) {
+        constexpr int kVectors = decltype(tag)::value;
+        dot_tile<kRows, kVectors>(score_codes, padded, values + 4 * d, 4 * static_cast<size_t>(padded_dim),
+                                  (length + 3) / 4, value_start + d, tile);
+        for (int v = 0; v < kVectors; ++v) {
+          const int at = d + 16 * v, lanes = min_of(16, head_dim - at);
+          const F32x16 scale = load(value_scale + at);
+          for (int m = 0; m < kRows; ++m) {
+            const F32x16 y = mul(mul(to_f32(load_i32(tile + (m * kVectors + v) * 16)), scale), set1(inv_sums[m]));
+            float* out = context + static_cast<size_t>(m) * context_stride + at;
+            lanes == 16 ? store(out, y) : store_n(out, y, lanes);
+          }
+        }
+      });
+    }
+  }
+};
+
+inline void attention_varlen_u8s8(const AttentionArgs& args, int sequence, int head, float* scratch) {
+  const int first = args.cu_seqlens[sequence], length = args.cu_seqlens[sequence + 1] - first;
+  const int head_dim = args.head_dim, stride = args.qkv_stride;
+  const float* q = args.qkv + static_cast<size_t>(first) * stride + head * head_dim;
+  float* context = args.context + static_cast<size_t>(first) * args.context_stride + head * head_dim;
+  PackedKeysValues packed(length, head_dim, scratch);
+  packed.pack_keys(q + args.attention_size, stride);
+  packed.pack_values(q + 2 * args.attention_size, stride);
+  const float scale2 = 1.44269504f / __builtin_sqrtf(static_cast<float>(head_dim));  // log2(e) / sqrt(d)
+  for (int i = 0; i < length; i += kTileRows) {
+    with_rows<kTileRows>(min_of(kTileRows, length - i), [&](auto tag) {
+      constexpr int kRows = decltype(tag)::value;
+      float query_scale[kRows], top[kRows], inv_sums[kRows];
+      for (int m = 0; m < kRows; ++m)
+        query_scale[m] = packed.quantize_query(q + static_cast<size_t>(i + m) * stride,
+                                               packed.query_codes + static_cast<size_t>(m) * packed.padded_dim);
+      packed.multiply_keys<kRows>(top);
+      for (int m = 0; m < kRows; ++m) inv_sums[m] = packed.softmax_codes(m, top[m], scale2 * query_scale[m]);
+      packed.multiply_values<kRows>(inv_sums, context + static_cast<size_t>(i) * args.context_stride,
+                                    args.context_stride);
+    });
+  }
+}
+
+}  // namespace EB_ISA
+}  // namespace edgebert
