@@ -1,0 +1,65 @@
+"""The most operations a second that this machine can do, measured; what a model's run is compared with."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from edgebert.errors import EdgeBertError
+
+Roof = dict[str, Any]
+
+
+def measure_roof(program: Path, threads: Sequence[int]) -> Roof:
+    """Run `edgebert_roof` (CMake option EDGEBERT_BENCHMARKS).
+
+    Args:
+        program: its path.
+        threads: counts of threads.
+
+    Returns:
+        {str(count): {"isas": {isa, best first: {"int8_gops", "fp32_gops"}}, "read": [{"mb", "gb_per_s"}]}}; operations
+        are multiplications and additions, on registers alone; "mb" is the size of what is read again and again.
+
+    Raises:
+        EdgeBertError: it cannot be run.
+    """
+    try:
+        done = subprocess.run([program, *map(str, threads)], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise EdgeBertError(
+            f"the roof could not be measured: {error}; build it with -DEDGEBERT_BENCHMARKS=ON"
+        ) from None
+    roof: Roof = json.loads(done.stdout)
+    return roof
+
+
+def take_higher(first: Roof, second: Roof) -> Roof:
+    """Of two measurements, before and after a run, the higher of each figure: shares are never flattered."""
+    return {
+        threads: {
+            "isas": {
+                isa: {key: max(value, second[threads]["isas"][isa][key]) for key, value in figures.items()}
+                for isa, figures in entry["isas"].items()
+            },
+            "read": [
+                {**a, "gb_per_s": max(a["gb_per_s"], b["gb_per_s"])}
+                for a, b in zip(entry["read"], second[threads]["read"], strict=True)
+            ],
+        }
+        for threads, entry in first.items()
+    }
+
+
+def roof_of(roof: Roof, threads: int, precision: str, isa: str | None = None) -> float | None:
+    """Operations a second / 1e9 that `threads` threads can do in "int8" or "fp32"; None for other precisions.
+
+    `isa`: one instruction set; None for the best.
+    """
+    isas = roof[str(threads)]["isas"]
+    figures = isas[isa] if isa else next(iter(isas.values()))
+    value: float | None = figures.get(f"{precision}_gops")
+    return value
