@@ -60,6 +60,7 @@ def _export(args: argparse.Namespace) -> None:
         args.output,
         int8=args.int8,
         portable=args.portable,
+        int8_attention=args.int8_attention,
         calibrate=args.calibrate,
         task=args.task,
         family=args.family,
@@ -89,6 +90,7 @@ def _info(args: argparse.Namespace) -> None:
         "family": spec.family,
         "outputs": ", ".join(spec.outputs),
         "weights": ("int8" + (" (portable)" if spec.portable else "")) if spec.is_int8 else "fp32",
+        "attention": "int8" if spec.attention_dtype == "s8" else spec.attention_dtype,
         "sizes": f"{spec.num_layers} layers, hidden_size {spec.hidden_size}, num_heads {_span(heads)}, "
         f"intermediate_size {_span(widths)}, vocab_size {spec.vocab_size}",
         "tokenizer": "in the file" if artifact.tokenizer_json is not None else "none: the file takes token ids",
@@ -150,6 +152,7 @@ def _build_parser() -> argparse.ArgumentParser:
     export.add_argument("-o", "--output", required=True, help="a file, or a folder for the Hugging Face layout")
     export.add_argument("--int8", action="store_true", help="int8 weights and activations")
     export.add_argument("--portable", action="store_true", help="int8 weights in +-63, for x86 CPUs without VNNI")
+    export.add_argument("--int8-attention", action="store_true", help="attention in int8 too, for long texts")
     export.add_argument("--calibrate", metavar="FILE", help="calibration texts, one a line (default: built in)")
     export.add_argument("--task", help="the head to export (default: what the checkpoint says)")
     export.add_argument("--family", help="the model family (default: what the checkpoint says)")

@@ -1,4 +1,4 @@
-"""The exceptions EdgeBERT raises; every message says what happened, what was expected, what was found and what to do."""
+"""The exceptions EdgeBERT raises; every message says what was expected, what was found and what to do."""
 
 
 class EdgeBertError(Exception):

@@ -73,12 +73,14 @@ def weight_scale(weight: F32, limit: int = WEIGHT_LIMIT) -> F32:
 
 def round_weight(weight: F32, scale: F32, limit: int = WEIGHT_LIMIT) -> S8:
     """Nearest codes of weight f32 [K, N] at scale f32 [N]: clamp(round_half_even(w / scale), -limit, limit)."""
-    return np.clip(np.rint(weight / scale), -limit, limit).astype(np.int8)
+    codes: S8 = np.clip(np.rint(weight / scale), -limit, limit).astype(np.int8)
+    return codes
 
 
 def column_sums(weight: S8) -> S32:
     """Sums of the codes over the inputs: s8 [K, N] -> s32 [N]."""
-    return weight.sum(axis=0, dtype=np.int32)
+    sums: S32 = weight.sum(axis=0, dtype=np.int32)
+    return sums
 
 
 def quantize_table(table: F32, limit: int = WEIGHT_LIMIT) -> tuple[S8, F32]:
@@ -125,4 +127,5 @@ def attention_u8s8_f32(query: F32, key: F32, value: F32) -> F32:
     scores = ((sums * key_scale.T) * query_scale) * np.float32(1.0 / np.sqrt(query.shape[1]))
     weights = np.rint(np.exp(scores - scores.max(axis=1, keepdims=True)) * _LEVELS)
     context = (weights.astype(np.float64) @ value_codes.astype(np.float64)).astype(np.float32)
-    return (context * value_scale) * (np.float32(1.0) / weights.sum(axis=1, keepdims=True))
+    rows: F32 = (context * value_scale) * (np.float32(1.0) / weights.sum(axis=1, keepdims=True))
+    return rows

@@ -34,6 +34,7 @@ CASES: dict[str, dict[str, Any]] = {
     "fill-mask": {"task": "fill-mask", "activation": "gelu_tanh", "embedding_size": 20},
     "next-sentence": {"task": "next-sentence", "layers": ((1, 64, 257),), "hidden": 65},
     "pretraining": {"task": "pretraining", "vocab_size": 67},
+    "int8-attention": {"attention_dtype": "s8", "layers": ((2, 32, 40), (3, 7, 33)), "hidden": 64},
 }
 
 OTHERS = [name for name in BACKENDS if name != "numpy"]
@@ -56,13 +57,13 @@ def assert_same_bits(a: np.ndarray, b: np.ndarray) -> None:
     np.testing.assert_array_equal(a.view(np.uint32), b.view(np.uint32))
 
 
-def assert_agree(oracle: Backend, other: Backend, batch: PackedBatch, int8: bool) -> None:
+def assert_agree(oracle: Backend, other: Backend, batch: PackedBatch) -> None:
     expected, found = outputs_of(oracle, batch), outputs_of(other, batch)
     assert found.keys() == expected.keys()
     for name, values in expected.items():
         assert found[name].shape == values.shape
         assert found[name].dtype == np.float32
-        if not int8:
+        if not oracle.spec.is_int8:
             assert np.abs(found[name] - values).max() <= 1e-5 * np.abs(values).max()
             continue
         for a, b in zip(per_text(oracle, batch, name, found[name]), per_text(oracle, batch, name, values), strict=True):
@@ -77,17 +78,17 @@ def test_agrees_with_the_oracle(name: str, case: str, int8: bool, tmp_path: Path
     random_artifact(path, int8=int8, num_positions=514, **CASES[case])
     oracle = load_backend(path, "numpy")
     batch = random_batch(oracle.spec, LENGTHS)
-    assert_agree(oracle, load_backend(path, name), batch, int8)
+    assert_agree(oracle, load_backend(path, name), batch)
 
 
 @pytest.mark.parametrize("int8", [False, True], ids=["f32", "int8"])
 def test_every_isa_agrees_with_the_oracle(isa: str, int8: bool, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
-    for case in ("pruned", "pretraining", "question-answering"):
+    for case in ("pruned", "pretraining", "question-answering", "int8-attention"):
         random_artifact(path, int8=int8, num_positions=514, **CASES[case])
         oracle, native = load_backend(path, "numpy"), load_backend(path, "native")
         assert isa in native.detail
-        assert_agree(oracle, native, random_batch(oracle.spec, LENGTHS), int8)
+        assert_agree(oracle, native, random_batch(oracle.spec, LENGTHS))
 
 
 def assert_invariant(load: Callable[[int], Backend], lengths: Sequence[int]) -> None:
@@ -108,7 +109,7 @@ def assert_invariant(load: Callable[[int], Backend], lengths: Sequence[int]) -> 
 
 
 @pytest.mark.parametrize("int8", [False, True], ids=["f32", "int8"])
-@pytest.mark.parametrize("case", ["embedding", "pruned", "pretraining", "question-answering"])
+@pytest.mark.parametrize("case", ["embedding", "pruned", "pretraining", "question-answering", "int8-attention"])
 def test_numpy_gives_the_same_bits_in_any_batch(case: str, int8: bool, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     random_artifact(path, int8=int8, **CASES[case])
@@ -116,7 +117,7 @@ def test_numpy_gives_the_same_bits_in_any_batch(case: str, int8: bool, tmp_path:
 
 
 @pytest.mark.parametrize("int8", [False, True], ids=["f32", "int8"])
-@pytest.mark.parametrize("case", ["embedding", "pruned", "pretraining", "question-answering"])
+@pytest.mark.parametrize("case", ["embedding", "pruned", "pretraining", "question-answering", "int8-attention"])
 def test_native_gives_the_same_bits_in_any_batch(isa: str, case: str, int8: bool, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     random_artifact(path, int8=int8, num_positions=514, **CASES[case])

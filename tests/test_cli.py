@@ -164,7 +164,8 @@ def test_export_passes_its_options(capsys: pytest.CaptureFixture[str], monkeypat
     monkeypatch.setattr(edgebert, "export", lambda *args, **options: calls.append((args, options)) or {"agreed": True})
     status, out, _ = run(capsys, "export", "folder", "-o", "out.onnx", "--int8", "--calibrate", "texts.txt")
     assert status == 0
-    options = {"int8": True, "portable": False, "calibrate": "texts.txt", "task": None, "family": None}
+    options = {"int8": True, "portable": False, "int8_attention": False, "calibrate": "texts.txt"}
+    options |= {"task": None, "family": None}
     assert calls == [(("folder", "out.onnx"), options)]
     assert out == "agreed: True\nwrote out.onnx\n"
 

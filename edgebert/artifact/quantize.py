@@ -49,7 +49,7 @@ def quantize(
     Pooler and heads stay f32, except the tied MLM decoder, which reads the word table's codes.
 
     Args:
-        spec: of an f32 model.
+        spec: of an f32 model; its attention_dtype may be s8 already.
         tensors: its canonical f32 tensors; they are not changed.
         batches: calibration batches, at least one token in all. A few thousand tokens of ordinary text do.
         portable: keep the codes of every integer product in +-63 instead of +-127.
@@ -62,7 +62,7 @@ def quantize(
         InvalidInputError: no calibration tokens.
         UnsupportedModelError: the model is quantized already.
     """
-    if spec.is_int8:
+    if spec.replace(attention_dtype="f32").is_int8:
         raise UnsupportedModelError("the model is int8 already: quantize the f32 checkpoint")
     batches = [batch for batch in batches if batch.num_sequences]
     if not batches:

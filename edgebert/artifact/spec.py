@@ -156,7 +156,7 @@ class EncoderSpec:
         }[self.task]
 
     def output_width(self, name: str) -> tuple[bool, int]:
-        """Of output `name`: whether it has one row a token (else one row a sequence), and its row width (0: a scalar a token)."""
+        """Of an output: whether it has one row a token (else one a sequence), and its width (0: a scalar a token)."""
         if name not in self.outputs:
             raise KeyError(name)
         if name == "last_hidden_state":

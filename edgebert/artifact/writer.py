@@ -242,7 +242,8 @@ def _build_layer(g: _Graph, spec: EncoderSpec, i: int, x: str, padding: str, ids
         qkv = linear(x, "qkv", spec.hidden_size)
         g.scope = f"layer.{i}.attention"
         attention = _attention_s8 if spec.attention_dtype == "s8" else _attention
-        context = attention(g, _split_heads(g, qkv, layer.num_heads, layer.head_dim, ids_shape), layer.head_dim, padding)
+        heads = _split_heads(g, qkv, layer.num_heads, layer.head_dim, ids_shape)
+        context = attention(g, heads, layer.head_dim, padding)
         rows = g.constant(f"attention_rows_{layer.attention_size}", [-1, layer.attention_size], np.int64)
         context = g.add("Reshape", g.add("Transpose", context, perm=[0, 2, 1, 3]), rows)
     out = linear(context, "attention_output", layer.attention_size)
