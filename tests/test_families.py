@@ -1,0 +1,451 @@
+"""Checkpoints of every family and head, as transformers computes them, on every backend; others refused by name."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import tokenizers
+import torch
+import transformers
+from checkpoints import (
+    HIDDEN_SIZE,
+    VOCAB_SIZE,
+    add_sentence_modules,
+    change_config,
+    make_checkpoint,
+    random_batch,
+    run_transformers,
+    write_json,
+)
+from conftest import BACKENDS
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+
+import edgebert
+from edgebert.artifact.checkpoint import Checkpoint, load_checkpoint
+from edgebert.artifact.names import weight_tensors
+from edgebert.backends.numpy_backend import NumpyBackend
+from edgebert.batch import PackedBatch
+from edgebert.errors import ModelFormatError, UnsupportedModelError
+
+F32 = NDArray[np.float32]
+
+FAMILIES = ("bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra")
+TASKS = ("embedding", "text-classification", "token-classification", "question-answering", "fill-mask")
+MEAN = {"word_embedding_dimension": HIDDEN_SIZE, "pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False}
+CLS = {"word_embedding_dimension": HIDDEN_SIZE, "pooling_mode_mean_tokens": False, "pooling_mode_cls_token": True}
+
+
+class Case(NamedTuple):
+    family: str
+    task: str
+    config: dict[str, Any]
+
+    def __str__(self) -> str:
+        return "-".join([self.family, self.task, *(f"{key}={value}" for key, value in self.config.items())])
+
+
+HEADS = [Case(family, task, {}) for family in FAMILIES for task in TASKS]
+HEADS += [Case("bert", task, {}) for task in ("next-sentence", "pretraining")]
+VARIANTS = [Case(family, "fill-mask", {"activation": act}) for family in FAMILIES for act in ("gelu_new", "relu")]
+VARIANTS += [
+    Case("bert", "embedding", {"type_vocab_size": 1}),
+    Case("roberta", "embedding", {"type_vocab_size": 2}),
+    Case("roberta", "embedding", {"pad_token_id": 4}),
+    Case("electra", "embedding", {"type_vocab_size": 1}),
+    Case("electra", "fill-mask", {"embedding_size": HIDDEN_SIZE}),
+    Case("bert", "text-classification", {"num_labels": 1}),
+    Case("bert", "text-classification", {"problem_type": "multi_label_classification"}),
+    Case("bert", "text-classification", {"problem_type": "regression", "num_labels": 1}),
+]
+
+
+def assert_close(ours: dict[str, F32], theirs: dict[str, F32]) -> None:
+    for name, value in ours.items():
+        expected = theirs[name].reshape(value.shape)
+        assert np.abs(value - expected).max() <= 1e-5 * np.abs(expected).max(), name
+
+
+def run_oracle(checkpoint: Checkpoint, batch: PackedBatch) -> dict[str, F32]:
+    return NumpyBackend(checkpoint.spec, checkpoint.tensors).run(batch, checkpoint.spec.outputs)
+
+
+@pytest.mark.parametrize("case", [*HEADS, *VARIANTS], ids=str)
+def test_fp32_equals_transformers(case: Case, tmp_path: Path) -> None:
+    model = make_checkpoint(tmp_path / "source", case.family, case.task, **case.config)
+    task = "embedding:none" if case.task == "embedding" else None
+    checkpoint = load_checkpoint(tmp_path / "source", task=task)
+    assert checkpoint.tokenizer_json is None
+    assert {name: ("f32", t.shape) for name, t in checkpoint.tensors.items()} == weight_tensors(checkpoint.spec)
+    batch = random_batch(model)
+    expected = run_transformers(model, batch)
+    assert_close(run_oracle(checkpoint, batch), expected)
+    edgebert.export(tmp_path / "source", tmp_path / "model.onnx", task=task)
+    for backend in BACKENDS:
+        loaded = edgebert.load(tmp_path / "model.onnx", backend=backend)
+        assert loaded.spec == checkpoint.spec
+        assert_close(loaded.forward(batch), expected)
+
+
+@pytest.mark.parametrize("case", HEADS, ids=str)
+def test_int8_passes_the_gate(case: Case, tmp_path: Path) -> None:
+    model = make_checkpoint(tmp_path / "source", case.family, case.task, **case.config)
+    edgebert.export(tmp_path / "source", tmp_path / "model.onnx", int8=True)
+    batch = random_batch(model)
+    expected = run_transformers(model, batch)
+    int8 = edgebert.load(tmp_path / "model.onnx", backend="numpy").forward(batch)
+    for name in int8.keys() & expected.keys():
+        a, b = int8[name].ravel(), expected[name].ravel()
+        assert a @ b > 0.99 * np.linalg.norm(a) * np.linalg.norm(b), name
+
+
+# Sentence embeddings
+
+
+def pooled(model: transformers.PreTrainedModel, batch: PackedBatch, pool: Callable[[F32], F32]) -> F32:
+    rows = run_transformers(model, batch)["last_hidden_state"]
+    return np.stack([pool(rows[a:b]) for a, b in zip(batch.cu_seqlens, batch.cu_seqlens[1:], strict=False)])
+
+
+@pytest.mark.parametrize(
+    ("pooling", "pool"),
+    [
+        (MEAN, lambda rows: rows.mean(0)),
+        (CLS, lambda rows: rows[0]),
+        ({"pooling_mode": "cls"}, lambda rows: rows[0]),
+    ],
+    ids=["mean", "cls", "cls by name"],
+)
+def test_sentence_transformers_folder(pooling: dict[str, Any], pool: Callable[[F32], F32], tmp_path: Path) -> None:
+    model = make_checkpoint(tmp_path, "bert", "fill-mask")  # its architecture does not matter beside modules.json
+    rng = np.random.default_rng(0)
+    dense = {"linear.weight": rng.normal(size=(12, HIDDEN_SIZE)).astype(np.float32)}
+    prompts = {"query": "query: ", "passage": "passage: "}
+    add_sentence_modules(
+        tmp_path,
+        pooling,
+        dense=dense,
+        normalize=True,
+        sentence_bert_config={"max_seq_length": 24},
+        config_sentence_transformers={"prompts": prompts, "default_prompt_name": "passage"},
+        tokenizer_config={"model_max_length": 33},
+    )
+    checkpoint = load_checkpoint(tmp_path)
+    spec = checkpoint.spec
+    assert (spec.task, spec.dense_size, spec.normalize, spec.max_length) == ("embedding", 12, True, 24)
+    assert (spec.prompts, spec.default_prompt_name) == (prompts, "passage")
+    assert {"modules.json", "1_Pooling/config.json", "sentence_bert_config.json"} <= checkpoint.source_files.keys()
+    batch = random_batch(model)
+    expected = np.tanh(pooled(model.base_model, batch, pool) @ dense["linear.weight"].T)
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    assert_close({"x": run_oracle(checkpoint, batch)["sentence_embedding"]}, {"x": expected})
+
+
+@pytest.mark.parametrize("family", ["bert", "electra"])
+def test_poolings_by_name(family: str, tmp_path: Path) -> None:
+    model = make_checkpoint(tmp_path, family)
+    batch = random_batch(model)
+    expected = {
+        "mean": pooled(model, batch, lambda rows: rows.mean(0)),
+        "cls": pooled(model, batch, lambda rows: rows[0]),
+    }
+    if family == "bert":
+        expected["pooler"] = run_transformers(model, batch)["pooler_output"]
+    for name, value in expected.items():
+        ours = run_oracle(load_checkpoint(tmp_path, task=f"embedding:{name}"), batch)
+        assert_close({"x": ours["sentence_embedding"]}, {"x": value})
+    assert load_checkpoint(tmp_path).spec.pooling == "mean"
+    assert load_checkpoint(tmp_path, task="embedding:none").spec.outputs == ("last_hidden_state",)
+
+
+@pytest.mark.parametrize(
+    ("max_seq_length", "model_max_length", "expected"),
+    [(None, None, 38), (16, 20, 16), (None, 20, 20), (None, 10**30, 38), (100, None, 38)],
+)
+def test_length_limit(max_seq_length: int | None, model_max_length: int | None, expected: int, tmp_path: Path) -> None:
+    make_checkpoint(tmp_path, "roberta")  # 40 positions, the first two taken by the pad token
+    files = {"sentence_bert_config": {"max_seq_length": max_seq_length}}
+    add_sentence_modules(tmp_path, MEAN, **files, tokenizer_config={"model_max_length": model_max_length})
+    assert load_checkpoint(tmp_path).spec.max_length == expected
+
+
+# How a checkpoint may be saved
+
+
+def test_names_of_older_releases_and_other_dtypes(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    old = {name.replace("LayerNorm.weight", "LayerNorm.gamma"): value for name, value in state.items()}
+    old = {"bert." + name.replace("LayerNorm.bias", "LayerNorm.beta"): value for name, value in old.items()}
+    old["bert.embeddings.position_ids"] = torch.arange(40)[None]
+    new = load_checkpoint(tmp_path)
+    save_file(old, tmp_path / "model.safetensors")
+    same = load_checkpoint(tmp_path)
+    for name, tensor in new.tensors.items():
+        assert np.array_equal(tensor, same.tensors[name]), name
+    for dtype in (torch.float16, torch.bfloat16, torch.float64):
+        narrow = {name: value.to(dtype) if value.is_floating_point() else value for name, value in old.items()}
+        save_file(narrow, tmp_path / "model.safetensors")
+        loaded = load_checkpoint(tmp_path).tensors["embeddings.word.weight"]
+        assert np.array_equal(loaded, narrow["bert.embeddings.word_embeddings.weight"].float().numpy())
+
+
+def test_shards_and_pytorch_files(tmp_path: Path) -> None:
+    model = make_checkpoint(tmp_path / "one")
+    model.save_pretrained(tmp_path / "shards", max_shard_size="20KB")
+    assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 1
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "config.json").write_text((tmp_path / "one" / "config.json").read_text())
+    torch.save(model.state_dict(), tmp_path / "torch" / "pytorch_model.bin")
+    one = load_checkpoint(tmp_path / "one")
+    for name in ("shards", "torch"):
+        other = load_checkpoint(tmp_path / name)
+        assert all(np.array_equal(tensor, other.tensors[key]) for key, tensor in one.tensors.items())
+
+
+def test_installed_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "tiny_model_package"
+    make_checkpoint(package / "model")
+    (package / "__init__.py").write_text("raise RuntimeError('must not be imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert load_checkpoint("tiny_model_package").folder == package / "model"
+    assert "tiny_model_package" not in sys.modules
+    make_checkpoint(package / "other")
+    with pytest.raises(ModelFormatError, match="holds 2 checkpoints"):
+        load_checkpoint("tiny_model_package")
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"id2label": {"1": "no", "0": "yes", "2": "maybe"}}, ("yes", "no", "maybe")),
+        ({"id2label": {"0": "a", "1": "b"}, "num_labels": 3}, ("LABEL_0", "LABEL_1", "LABEL_2")),
+        ({"id2label": None, "num_labels": 3}, ("LABEL_0", "LABEL_1", "LABEL_2")),
+    ],
+)
+def test_labels(config: dict[str, Any], expected: tuple[str, ...], tmp_path: Path) -> None:
+    make_checkpoint(tmp_path, "bert", "text-classification")
+    change_config(tmp_path, **config)
+    assert load_checkpoint(tmp_path).spec.labels == expected
+
+
+def test_family_and_task_by_hand(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path, "bert", "pretraining")
+    change_config(tmp_path, model_type=None, architectures=None)
+    with pytest.raises(UnsupportedModelError, match="no model_type: name the family"):
+        load_checkpoint(tmp_path, task="pretraining")
+    with pytest.raises(UnsupportedModelError, match="no `architectures`: name the task"):
+        load_checkpoint(tmp_path, family="bert")
+    for task in ("pretraining", "fill-mask", "next-sentence", "embedding:pooler"):
+        assert load_checkpoint(tmp_path, task=task, family="bert").spec.task == task.partition(":")[0]
+
+
+# Tokenizers
+
+TEXTS = ("The Réd fox, isn't it?", "中文 abc", " [MASK] x\ty  ", "<mask> tail", "", "ÀÉ ab\u0300c")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{}, {"do_lower_case": False}, {"strip_accents": False}, {"tokenize_chinese_chars": False}, {"cls_token": "the"}],
+    ids=str,
+)
+def test_vocab_txt(config: dict[str, Any], tmp_path: Path) -> None:
+    make_checkpoint(tmp_path)
+    words = (
+        "[PAD] [UNK] [CLS] [SEP] [MASK] the red fox , ' t isn it ? 中 文 ab ##c Ré réd Réd ##d àé ae a 中文 x y tail"
+    )
+    (tmp_path / "vocab.txt").write_text(words.replace(" ", "\n") + "\n", encoding="utf-8")
+    write_json(tmp_path / "tokenizer_config.json", config)
+    check_tokenizer(tmp_path, transformers.BertTokenizerFast.from_pretrained(tmp_path))
+
+
+@pytest.mark.parametrize("config", [{}, {"add_prefix_space": True}], ids=str)
+def test_vocab_json_and_merges(config: dict[str, Any], tmp_path: Path) -> None:
+    make_checkpoint(tmp_path, "roberta")
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    tokens = ["<s>", "<pad>", "</s>", "<unk>", *alphabet, "Ġt", "he", "Ġthe", "ta", "il", "<mask>"]
+    write_json(tmp_path / "vocab.json", {token: i for i, token in enumerate(tokens)})
+    (tmp_path / "merges.txt").write_text("#version: 0.2\nĠ t\nh e\nĠt he\nt a\ni l\n", encoding="utf-8")
+    write_json(tmp_path / "tokenizer_config.json", config)
+    check_tokenizer(tmp_path, transformers.RobertaTokenizerFast.from_pretrained(tmp_path))
+
+
+def check_tokenizer(folder: Path, expected: Any) -> None:
+    tokenizer_json = load_checkpoint(folder).tokenizer_json
+    assert tokenizer_json is not None
+    ours = tokenizers.Tokenizer.from_str(tokenizer_json)
+    for text in TEXTS:
+        single, pair = ours.encode(text), ours.encode(text, "the fox")
+        assert single.ids == expected(text)["input_ids"], text
+        assert pair.ids == expected(text, "the fox")["input_ids"], text
+
+
+def test_tokenizer_json_is_cleared(tmp_path: Path, tokenizer_json: str) -> None:
+    make_checkpoint(tmp_path)
+    tokenizer = tokenizers.Tokenizer.from_str(tokenizer_json)
+    tokenizer.enable_truncation(8)
+    tokenizer.enable_padding(length=128)
+    tokenizer.save(str(tmp_path / "tokenizer.json"), pretty=True)
+    write_json(tmp_path / "tokenizer_config.json", {"do_lower_case": False})
+    add_sentence_modules(tmp_path, MEAN)
+    stored = json.loads(str(load_checkpoint(tmp_path).tokenizer_json))
+    assert (stored["truncation"], stored["padding"]) == (None, None)
+    assert stored["normalizer"]["lowercase"] is False  # transformers lets tokenizer_config.json win
+    write_json(tmp_path / "sentence_bert_config.json", {"do_lower_case": True})
+    lowered = tokenizers.Tokenizer.from_str(str(load_checkpoint(tmp_path).tokenizer_json))
+    assert lowered.encode("THE Router").tokens == ["[CLS]", "the", "router", "[SEP]"]
+
+
+def test_sentencepiece_model_alone_is_refused(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path, "camembert")
+    (tmp_path / "sentencepiece.bpe.model").write_bytes(b"model")
+    with pytest.raises(UnsupportedModelError, match="no tokenizer.json"):
+        load_checkpoint(tmp_path)
+
+
+# Refused by name
+
+
+@pytest.mark.parametrize(
+    ("config", "task", "message"),
+    [
+        ({"model_type": "albert"}, None, "model family 'albert' is not supported; supported: bert"),
+        ({"architectures": ["BertForMultipleChoice"]}, None, "architecture 'BertForMultipleChoice' is not supported"),
+        ({"architectures": ["BertLMHeadModel"]}, None, "supported: BertModel, BertForSequenceClassification"),
+        ({"is_decoder": True}, None, "is_decoder"),
+        ({"add_cross_attention": True}, None, "add_cross_attention"),
+        ({"position_embedding_type": "relative_key"}, None, "'relative_key' is not supported; supported: absolute"),
+        ({"hidden_act": "silu"}, None, "hidden_act 'silu' is not supported; supported: gelu, gelu_new"),
+        ({"pruned_heads": {"0": [1]}}, None, "pruned_heads"),
+        ({"num_attention_heads": 5}, None, "not a multiple of the 5 attention heads"),
+        ({}, "summarization", "task 'summarization' is not supported; supported: embedding"),
+        ({}, "embedding:max", "supported: embedding:mean, embedding:cls, embedding:none, embedding:pooler"),
+        ({}, "text-classification", "no tensor classifier.weight"),
+        ({}, "fill-mask", "no tensor cls.predictions.transform.dense.weight"),
+        ({"vocab_size": 121}, None, r"word_embeddings.weight has shape \(120, 32\), the config asks for \(121, 32\)"),
+        ({"num_hidden_layers": 3}, None, "no tensor bert.encoder.layer.2.attention.self.query.weight"),
+        ({"num_hidden_layers": 1}, None, "its config does not account for"),
+    ],
+)
+def test_refused_configs(config: dict[str, Any], task: str | None, message: str, tmp_path: Path) -> None:
+    make_checkpoint(tmp_path)
+    change_config(tmp_path, **config)
+    with pytest.raises(UnsupportedModelError, match=message):
+        load_checkpoint(tmp_path, task=task)
+
+
+@pytest.mark.parametrize(
+    ("family", "task", "message"),
+    [
+        ("electra", "pretraining", "Electra has no pretraining head"),
+        ("roberta", "next-sentence", "Roberta has no next-sentence head"),
+        ("distilbert", "embedding:pooler", "DistilBert models have no pooler"),
+    ],
+)
+def test_refused_heads(family: str, task: str, message: str, tmp_path: Path) -> None:
+    make_checkpoint(tmp_path, family)
+    with pytest.raises(UnsupportedModelError, match=message):
+        load_checkpoint(tmp_path, task=task)
+
+
+@pytest.mark.parametrize(
+    ("pooling", "message"),
+    [
+        ({"pooling_mode_max_tokens": True}, "the pooling 'pooling_mode_max_tokens' is not supported"),
+        ({"pooling_mode_lasttoken": True}, "lasttoken"),
+        ({"pooling_mode": "weightedmean"}, "weightedmean"),
+        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True}, r"cls_token \+ pooling_mode_mean_tokens"),
+        ({**MEAN, "include_prompt": False}, "include_prompt"),
+    ],
+)
+def test_refused_poolings(pooling: dict[str, Any], message: str, tmp_path: Path) -> None:
+    make_checkpoint(tmp_path)
+    add_sentence_modules(tmp_path, pooling, config_sentence_transformers={"prompts": {"query": "query: "}})
+    with pytest.raises(UnsupportedModelError, match=message):
+        load_checkpoint(tmp_path)
+
+
+def test_refused_modules(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path)
+    dense = {"linear.weight": np.ones((4, HIDDEN_SIZE), np.float32)}
+    add_sentence_modules(tmp_path, MEAN, dense=dense, activation="torch.nn.modules.activation.SiLU")
+    with pytest.raises(UnsupportedModelError, match="'SiLU' is not supported; supported: Tanh, Identity"):
+        load_checkpoint(tmp_path)
+    modules = json.loads((tmp_path / "modules.json").read_text())
+    modules[2]["type"] = "sentence_transformers.models.LayerNorm"
+    write_json(tmp_path / "modules.json", modules)
+    with pytest.raises(UnsupportedModelError, match="'Pooling, LayerNorm' is not supported; supported: Pooling"):
+        load_checkpoint(tmp_path)
+    modules[1]["path"] = "../1_Pooling"
+    write_json(tmp_path / "modules.json", modules)
+    with pytest.raises(ModelFormatError, match="leaves the folder"):
+        load_checkpoint(tmp_path)
+
+
+def test_untied_decoder_is_refused(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path, "bert", "fill-mask")
+    state = load_file(tmp_path / "model.safetensors")
+    state["cls.predictions.decoder.weight"] = torch.randn(VOCAB_SIZE, HIDDEN_SIZE)
+    save_file(state, tmp_path / "model.safetensors")
+    with pytest.raises(UnsupportedModelError, match="untied MLM decoder: cls.predictions.decoder.weight"):
+        load_checkpoint(tmp_path)
+
+
+def test_adapters_in_the_encoder_are_refused(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    state["encoder.layer.0.attention.self.query.lora_A.weight"] = torch.randn(4, HIDDEN_SIZE)
+    save_file(state, tmp_path / "model.safetensors")
+    with pytest.raises(UnsupportedModelError, match="lora_A"):
+        load_checkpoint(tmp_path)
+
+
+# Missing and damaged
+
+
+def test_missing_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ModelFormatError, match="no such folder"):
+        load_checkpoint(tmp_path / "nowhere")
+    with pytest.raises(ModelFormatError, match="expected a folder with config.json and model.safetensors"):
+        load_checkpoint(tmp_path)
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(ModelFormatError, match="give the folder"):
+        load_checkpoint(tmp_path / "file")
+    with pytest.raises(ModelFormatError, match="neither a folder nor an installed package"):
+        load_checkpoint("nobody/no-such-model")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(ModelFormatError, match="install huggingface_hub"):
+        load_checkpoint("nobody/no-such-model")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin", "config.json"])
+def test_damaged_files(name: str, tmp_path: Path) -> None:
+    make_checkpoint(tmp_path)
+    if name == "pytorch_model.bin":
+        (tmp_path / "model.safetensors").rename(tmp_path / name)
+    data = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(data[: len(data) // 2])
+    with pytest.raises(ModelFormatError, match=name):
+        load_checkpoint(tmp_path)
+
+
+def test_pickled_code_is_not_run(tmp_path: Path) -> None:
+    class Bomb:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return Path.touch, (tmp_path / "ran",)
+
+    make_checkpoint(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save({"bert.embeddings.word_embeddings.weight": Bomb()}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(ModelFormatError, match="cannot be read"):
+        load_checkpoint(tmp_path)
+    assert not (tmp_path / "ran").exists()
