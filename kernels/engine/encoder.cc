@@ -208,7 +208,7 @@ Encoder::Impl::Impl(const EncoderSpec& spec, const EncoderWeights& weights, cons
 // ---- Workspace --------------------------------------------------------------------------------------------------
 
 void Encoder::Impl::reserve(Workspace& workspace, int tokens, int sequences, int max_seqlen, int threads) const {
-  tokens = std::max(workspace.tokens, tokens);
+  tokens = std::max({workspace.tokens, tokens, kMicroBatchTokens});  // so that small batches make it grow once
   sequences = std::max(workspace.sequences, sequences);
   max_seqlen = std::max(workspace.max_seqlen, max_seqlen);
   int wide = std::max(spec_.hidden_size, spec_.embedding_size), context = 0, ffn = 0, head_dim = 0;
