@@ -302,7 +302,10 @@ def try_loader(
         "unchanged": snapshot(folder) == before,
         "versions": answer["versions"],
         "equal": all(equal for call, equal in is_equal.items() if not call.startswith(OVERLONG)),
-        "truncates_alike": all(equal for call, equal in is_equal.items() if call.startswith(OVERLONG)),
+        # int8's limit would not notice one token
+        "truncates_alike": None
+        if job["is_int8"]
+        else all(equal for call, equal in is_equal.items() if call.startswith(OVERLONG)),
         "calls": calls,
     }
 
@@ -338,7 +341,7 @@ def summarize(row: dict[str, Any]) -> str:
     if errors := [call["error"] for call in calls if "error" in call]:
         return str(errors[0])
     worst = max(call["max_abs_difference"] for call in calls)
-    notes = {"CHANGED the folder": not row["unchanged"], "truncates otherwise": not row["truncates_alike"]}
+    notes = {"CHANGED the folder": not row["unchanged"], "truncates otherwise": row["truncates_alike"] is False}
     return ", ".join(
         [
             ("equal" if row["equal"] else "DIFFERS"),
