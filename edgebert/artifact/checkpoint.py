@@ -6,9 +6,6 @@ name. Layouts and head arithmetic follow transformers' `modeling_*.py`; `modules
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,9 +13,11 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from edgebert.artifact.checkpoint_files import find_checkpoint_folder, read_json, read_object, read_weights
+from edgebert.artifact.checkpoint_tokenizer import read_tokenizer_json
 from edgebert.artifact.names import linear_name, weight_tensors
 from edgebert.artifact.spec import FAMILIES, POOLINGS, PROBLEM_TYPES, TASKS, EncoderSpec, LayerSpec
-from edgebert.errors import EdgeBertError, ModelFormatError, UnsupportedModelError
+from edgebert.errors import ModelFormatError, UnsupportedModelError
 from edgebert.quant import F32
 
 HIDDEN_ACTS = {"gelu": "gelu_erf", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}
@@ -209,12 +208,12 @@ def load_checkpoint(source: str | Path, task: str | None = None, family: str | N
     root = find_checkpoint_folder(source)
     modules = _read_modules(root)
     folder = root / modules[0][1] if modules else root
-    config = _read_object(folder / "config.json")
+    config = read_object(folder / "config.json")
     family = _choose_family(config, family)
     table = _TABLES[family]
     task, pooling = _choose_task(config, table, task, has_modules=bool(modules))
     spec = _body_spec(config, table, family, task)
-    raw = _Weights(_read_weights(folder), table)
+    raw = _Weights(read_weights(folder), table)
     head, dense = _sentence_head(root, modules) if modules and task == "embedding" and pooling is None else ({}, None)
     if task == "embedding" and not head:
         pooling = pooling or "mean"
@@ -222,181 +221,26 @@ def load_checkpoint(source: str | Path, task: str | None = None, family: str | N
         if pooling == "pooler":
             head |= {"dense_size": spec.hidden_size, "dense_activation": "tanh"}
     spec = spec.replace(**head, **_task_head(config, table, task, raw))
-    tokenizer_config = _read_object(folder / "tokenizer_config.json", {})
+    tokenizer_config = read_object(folder / "tokenizer_config.json", {})
     spec = spec.replace(max_length=_max_length(spec, root, tokenizer_config), **_prompts(root, task))
     tensors = _canonical_tensors(spec, table, raw, dense)
     return Checkpoint(
         spec=spec,
         tensors=tensors,
-        tokenizer_json=_tokenizer_json(folder, family, tokenizer_config, _lowercases_text(root, task)),
+        tokenizer_json=read_tokenizer_json(folder, tokenizer_config, _lowercases_text(root, task)),
         config=config,
         source_files=_source_files(root, folder, modules),
         folder=folder,
     )
 
 
-# Where the files are
-
-
-def find_checkpoint_folder(source: str | Path) -> Path:
-    """The folder of a source: itself, the one inside an installed package, or a download from the hub.
-
-    Raises:
-        ModelFormatError: the source is none of these, or a package holds no checkpoint or several.
-    """
-    path = Path(source)
-    if path.is_dir():
-        if not _is_checkpoint(path) and not (path / "modules.json").is_file():
-            raise ModelFormatError(
-                f"{path}: expected a folder with config.json and model.safetensors or pytorch_model.bin, "
-                f"found {', '.join(sorted(p.name for p in path.iterdir())[:12]) or 'nothing'}"
-            )
-        return path
-    if path.exists():
-        raise ModelFormatError(f"{path} is a file: give the folder that holds config.json and the weights")
-    name = str(source)
-    folders = _package_checkpoints(name)
-    if folders:
-        if len(folders) > 1:
-            raise ModelFormatError(
-                f"package {name} holds {len(folders)} checkpoints, give the path of one: {', '.join(map(str, folders))}"
-            )
-        return folders[0]
-    if isinstance(source, Path) or name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise ModelFormatError(f"no such folder: {name}")
-    return _download(name)
-
-
-def _is_checkpoint(folder: Path) -> bool:
-    weights = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-    return (folder / "config.json").is_file() and any((folder / name).is_file() for name in weights)
-
-
-def _package_checkpoints(name: str) -> list[Path]:
-    """Checkpoint folders inside the installed distribution or module of this name; nothing is imported."""
-    candidates: Iterable[Path] = ()
-    try:
-        files = importlib.metadata.distribution(name).files or []
-        candidates = [Path(str(file.locate())).parent for file in files if file.name == "config.json"]
-    except (importlib.metadata.PackageNotFoundError, ValueError):
-        pass
-    if not candidates and name.isidentifier():
-        module = importlib.util.find_spec(name)
-        roots = module.submodule_search_locations or [] if module else []
-        candidates = [path.parent for root in roots for path in Path(root).rglob("config.json")]
-    folders = sorted({folder for folder in candidates if _is_checkpoint(folder)})
-    # a sentence-transformers module inside another checkpoint (2_Dense) is a part of it
-    return [folder for folder in folders if not any(other in folder.parents for other in folders)]
-
-
-def _download(name: str) -> Path:
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError:
-        raise ModelFormatError(
-            f"{name} is neither a folder nor an installed package with a checkpoint in it; to take it from the "
-            "Hugging Face hub install huggingface_hub, or give a folder"
-        ) from None
-    patterns = ["*.json", "*.txt", "*.safetensors", "*.model"]
-    ignored = ["onnx/*", "openvino/*"]
-    try:
-        folder = Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=ignored))
-        if not list(folder.rglob("*.safetensors")):
-            folder = Path(
-                snapshot_download(name, allow_patterns=[*patterns, "pytorch_model*.bin"], ignore_patterns=ignored)
-            )
-    except Exception as error:  # the hub client's own errors differ between its versions
-        raise ModelFormatError(
-            f"{name} is neither a folder nor an installed package with a checkpoint in it, and the Hugging Face hub "
-            f"did not give it ({type(error).__name__}: {str(error).partition(chr(10))[0]}); give a folder"
-        ) from None
-    return folder
-
-
-def _read_object(path: Path, default: dict[str, Any] | None = None) -> dict[str, Any]:
-    value = _read_json(path) if default is None or path.is_file() else default
-    if not isinstance(value, dict):
-        raise ModelFormatError(f"{path}: expected a JSON object, found {type(value).__name__}")
-    return value
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelFormatError(f"{path} is missing") from None
-    except (ValueError, RecursionError) as error:
-        raise ModelFormatError(f"{path} is not valid JSON: {error}") from None
+# Files and weights
 
 
 def _source_files(root: Path, folder: Path, modules: list[tuple[str, str]]) -> dict[str, Path]:
     files = [folder / name for name in TEXT_FILES] + [root / name for name in TEXT_FILES]
     files += sorted(root.glob("sentence_*_config.json")) + [root / path / "config.json" for _, path in modules if path]
     return {str(path.relative_to(root)): path for path in files if path.is_file()}
-
-
-# Weights
-
-
-def _read_weights(folder: Path) -> dict[str, F32]:
-    """Every tensor of the folder's safetensors or PyTorch files, as f32."""
-    for pattern, read in (("model.safetensors", _read_safetensors), ("pytorch_model.bin", _read_torch)):
-        index = folder / f"{pattern}.index.json"
-        if index.is_file():
-            names = sorted(set(_read_object(index).get("weight_map", {}).values()))
-        elif (folder / pattern).is_file():
-            names = [pattern]
-        else:
-            continue
-        tensors: dict[str, F32] = {}
-        for name in names:
-            if Path(name).name != name or not (folder / name).is_file():
-                raise ModelFormatError(f"{index} names {name!r}, which is missing: download the checkpoint again")
-            tensors.update(read(folder / name))
-        return tensors
-    raise ModelFormatError(f"{folder}: no model.safetensors or pytorch_model.bin")
-
-
-def _read_safetensors(path: Path) -> dict[str, F32]:
-    try:
-        import safetensors
-    except ImportError:
-        raise EdgeBertError(f"reading {path} needs safetensors: pip install 'edgebert[export]'") from None
-    try:
-        entries = safetensors.deserialize(path.read_bytes())  # type: ignore[no-untyped-call]
-    except safetensors.SafetensorError as error:
-        raise ModelFormatError(f"{path} is damaged ({error}): download it again") from None
-    tensors = {}
-    for name, entry in entries:
-        dtype, data = entry["dtype"], entry["data"]
-        if dtype == "BF16":  # the upper half of an f32
-            values = (np.frombuffer(data, "<u2").astype(np.uint32) << 16).view(np.float32)
-        elif dtype in ("F64", "F32", "F16"):
-            values = np.frombuffer(data, f"<f{int(dtype[1:]) // 8}").astype(np.float32)
-        elif dtype in ("I64", "I32", "U8", "BOOL"):
-            continue  # buffers such as position_ids; a weight left out here is reported as missing
-        else:
-            raise UnsupportedModelError(f"{path}: tensor {name} has dtype {dtype}; supported: F32, F16, BF16, F64")
-        tensors[name] = values.reshape(entry["shape"])
-    return tensors
-
-
-def _read_torch(path: Path) -> dict[str, F32]:
-    try:
-        import torch
-    except ImportError:
-        raise EdgeBertError(f"reading {path} needs torch; install it, or save the checkpoint as safetensors") from None
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # pickle, zip and torch errors alike
-        raise ModelFormatError(f"{path} cannot be read as PyTorch weights: {str(error).splitlines()[0]}") from None
-    if not isinstance(state, dict):
-        raise ModelFormatError(f"{path}: expected a state dict, found {type(state).__name__}")
-    return {
-        name: value.to(torch.float32).numpy()
-        for name, value in state.items()
-        if isinstance(value, torch.Tensor) and value.is_floating_point()
-    }
 
 
 class _Weights:
@@ -604,7 +448,7 @@ def _read_modules(root: Path) -> list[tuple[str, str]]:
     path = root / "modules.json"
     if not path.is_file():
         return []
-    entries = _read_json(path)
+    entries = read_json(path)
     try:
         modules = [(str(entry["type"]).rpartition(".")[2], str(entry["path"])) for entry in entries]
     except (TypeError, KeyError):
@@ -626,16 +470,16 @@ def _sentence_head(root: Path, modules: list[tuple[str, str]]) -> tuple[dict[str
     if not kinds:
         return {"pooling": "none"}, None
     paths = dict(modules)
-    head: dict[str, Any] = {"pooling": _pooling_mode(_read_object(root / paths["Pooling"] / "config.json"), root)}
+    head: dict[str, Any] = {"pooling": _pooling_mode(read_object(root / paths["Pooling"] / "config.json"), root)}
     head["normalize"] = "Normalize" in kinds
     if "Dense" not in kinds:
         return head, None
-    config = _read_object(root / paths["Dense"] / "config.json")
+    config = read_object(root / paths["Dense"] / "config.json")
     activation = str(config.get("activation_function", "torch.nn.modules.activation.Tanh")).rpartition(".")[2]
     activations = {"Tanh": "tanh", "Identity": "identity", "ReLU": "relu", "GELU": "gelu_erf"}
     if activation not in activations:
         _refuse("the Dense module's activation_function", activation, activations)
-    weights = _read_weights(root / paths["Dense"])
+    weights = read_weights(root / paths["Dense"])
     if "linear.weight" not in weights or weights["linear.weight"].ndim != 2:
         raise ModelFormatError(f"{root / paths['Dense']}: no matrix linear.weight")
     weight = np.ascontiguousarray(weights["linear.weight"].T)
@@ -666,7 +510,7 @@ def _pooling_mode(config: dict[str, Any], root: Path) -> str:
 def _prompts(root: Path, task: str) -> dict[str, Any]:
     if task != "embedding":
         return {}
-    config = _read_object(root / "config_sentence_transformers.json", {})
+    config = read_object(root / "config_sentence_transformers.json", {})
     prompts = config.get("prompts") or {}
     default = config.get("default_prompt_name")
     if not isinstance(prompts, dict) or not all(isinstance(text, str) for text in prompts.values()):
@@ -681,7 +525,7 @@ def _prompts(root: Path, task: str) -> dict[str, Any]:
 def _sentence_config(root: Path) -> dict[str, Any]:
     """sentence_bert_config.json; older releases wrote the family's name into the file name."""
     paths = sorted(root.glob("sentence_*_config.json")) + sorted(root.glob("0_Transformer/sentence_*_config.json"))
-    return _read_object(paths[0]) if paths else {}
+    return read_object(paths[0]) if paths else {}
 
 
 def _lowercases_text(root: Path, task: str) -> bool:
@@ -774,112 +618,3 @@ def _add_mlm_head(tensors: dict[str, F32], spec: EncoderSpec, table: _Family, ra
                 f"untied MLM decoder: {name} differs from the tensor it is tied to in transformers; "
                 "supported: a decoder that shares the word embeddings"
             )
-
-
-# Tokenizers
-
-
-def _tokenizer_json(folder: Path, family: str, config: dict[str, Any], lowercase: bool) -> str | None:
-    if (folder / "tokenizer.json").is_file():
-        tokenizer = _read_object(folder / "tokenizer.json")
-        _apply_normalizer_config(tokenizer, config)
-    elif (folder / "vocab.txt").is_file():
-        tokenizer = _bert_tokenizer(folder, config)
-    elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-        tokenizer = _roberta_tokenizer(folder, config)
-    elif list(folder.glob("*.model")):
-        raise UnsupportedModelError(
-            f"{folder} has a SentencePiece model but no tokenizer.json: load its tokenizer with transformers, save it "
-            "there with save_pretrained, and export again"
-        )
-    else:
-        return None
-    tokenizer["truncation"] = tokenizer["padding"] = None
-    if lowercase:
-        normalizers = [{"type": "Lowercase"}] + [tokenizer["normalizer"]] * bool(tokenizer.get("normalizer"))
-        tokenizer["normalizer"] = {"type": "Sequence", "normalizers": normalizers}
-    return json.dumps(tokenizer, ensure_ascii=False, separators=(",", ":"))
-
-
-def _apply_normalizer_config(tokenizer: dict[str, Any], config: dict[str, Any]) -> None:
-    """tokenizer_config.json wins over a BertNormalizer stored in tokenizer.json, as in transformers."""
-    normalizer = tokenizer.get("normalizer") or {}
-    if normalizer.get("type") != "BertNormalizer":
-        return
-    keys = {
-        "lowercase": "do_lower_case",
-        "strip_accents": "strip_accents",
-        "handle_chinese_chars": "tokenize_chinese_chars",
-    }
-    normalizer.update({key: config[name] for key, name in keys.items() if name in config})
-
-
-def _special_tokens(folder: Path, config: dict[str, Any], defaults: dict[str, str]) -> dict[str, str]:
-    """The special tokens by name: transformers' defaults, then special_tokens_map.json, then the tokenizer's config."""
-    extra = {**_read_object(folder / "special_tokens_map.json", {}), **config}
-    if (folder / "added_tokens.json").is_file() or any(
-        extra.get(key) for key in ("additional_special_tokens", "extra_special_tokens")
-    ):
-        raise UnsupportedModelError(
-            f"{folder} has added tokens but no tokenizer.json: load its tokenizer with transformers, save it there "
-            "with save_pretrained, and export again"
-        )
-
-    def content(value: Any) -> str:
-        return str(value["content"] if isinstance(value, dict) else value)
-
-    return {name: content(extra.get(name) or default) for name, default in defaults.items()}
-
-
-def _bert_tokenizer(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
-    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-
-    defaults = {"unk": "[UNK]", "sep": "[SEP]", "pad": "[PAD]", "cls": "[CLS]", "mask": "[MASK]"}
-    special = _special_tokens(folder, config, {f"{name}_token": token for name, token in defaults.items()})
-    unk, sep, cls = special["unk_token"], special["sep_token"], special["cls_token"]
-    lines = (folder / "vocab.txt").read_text(encoding="utf-8").split("\n")
-    vocab = {token: i for i, token in enumerate(lines[:-1] if lines[-1] == "" else lines)}
-    tokenizer = Tokenizer(models.WordPiece(vocab, unk_token=unk))
-    tokenizer.normalizer = normalizers.BertNormalizer(
-        clean_text=True,
-        handle_chinese_chars=config.get("tokenize_chinese_chars", True),
-        strip_accents=config.get("strip_accents"),
-        lowercase=config.get("do_lower_case", True),
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece(prefix="##")
-    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in special.values()])
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{cls}:0 $A:0 {sep}:0",
-        pair=f"{cls}:0 $A:0 {sep}:0 $B:1 {sep}:1",
-        special_tokens=[(cls, tokenizer.token_to_id(cls)), (sep, tokenizer.token_to_id(sep))],
-    )
-    return dict(json.loads(tokenizer.to_str()))
-
-
-def _roberta_tokenizer(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
-
-    defaults = {
-        "bos": "<s>",
-        "eos": "</s>",
-        "unk": "<unk>",
-        "sep": "</s>",
-        "pad": "<pad>",
-        "cls": "<s>",
-        "mask": "<mask>",
-    }
-    special = _special_tokens(folder, config, {f"{name}_token": token for name, token in defaults.items()})
-    add_prefix_space, trim_offsets = config.get("add_prefix_space", False), config.get("trim_offsets", True)
-    model = models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
-    model.continuing_subword_prefix = model.end_of_word_suffix = ""
-    tokenizer = Tokenizer(model)
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(
-        [AddedToken(token, special=True, lstrip=name == "mask_token") for name, token in special.items()]
-    )
-    ids = tokenizer.get_vocab(with_added_tokens=True)
-    sep, cls = ((special[name], ids[special[name]]) for name in ("sep_token", "cls_token"))
-    tokenizer.post_processor = processors.RobertaProcessing(sep, cls, trim_offsets, add_prefix_space)
-    return dict(json.loads(tokenizer.to_str()))
