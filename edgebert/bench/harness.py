@@ -279,7 +279,7 @@ def measure(
     ready: Sequence[Ready], budget: Budget = Budget(), pause: Callable[[float], None] = time.sleep
 ) -> list[Timing]:
     """Time contenders in turns until each has had its budget; in the order of `ready`."""
-    pilots = [min(one.contender.time(one.key, 2, 0.0)) for one in ready]
+    pilots = [min(one.contender.time(one.key, 1, 0.01)) for one in ready]
     calls = [max(1, round(budget.turn_s / pilot)) for pilot in pilots]
     rounds = [
         max(budget.rounds, round(budget.seconds / (count * pilot))) for count, pilot in zip(calls, pilots, strict=True)

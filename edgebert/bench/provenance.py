@@ -44,7 +44,7 @@ class Recorder:
         throttled = throttled_periods() - self._throttled_before
         steal = _share(self._ticks_before, _read_ticks(), "steal")
         return {
-            "command": shlex.join(Path(word).name or word for word in command),
+            "command": shlex.join(_without_folder(word) for word in command),
             "date": datetime.fromtimestamp(self._started, UTC).isoformat(timespec="seconds"),
             "seconds": round(time.time() - self._started, 1),
             "commit": self._git("rev-parse", "HEAD"),
@@ -70,6 +70,11 @@ class Recorder:
             return None
         done = subprocess.run(["git", *arguments], cwd=self._root, capture_output=True, text=True, check=False)
         return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _without_folder(word: str) -> str:
+    name, equals, value = word.rpartition("=")
+    return f"{name}{equals}{Path(value).name or value}"
 
 
 def find_warnings(others_busy: float, steal: float, throttled: int, scaling: str | None) -> list[str]:

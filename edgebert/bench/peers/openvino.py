@@ -108,7 +108,6 @@ class OpenVinoBf16(OpenVinoFp32):
     title = "OpenVINO bf16"
     precision = "bf16"
     compute = ("bf16",)
-    file = "openvino-bf16"
 
 
 class OpenVinoInt8(OpenVinoFp32):

@@ -1,0 +1,220 @@
+"""README tables from the committed results: what stands between `<!-- table:NAME -->` and `<!-- /table -->`.
+
+    python -m benchmarks.render                    every table whose marker and result file exist
+    python -m benchmarks.render --check            say which are out of date, exit status 1
+    python -m benchmarks.render --plots FOLDER     also draw SVG plots (needs matplotlib)
+
+A marker without an end gets one. Markers with other names are left alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import ROOT
+
+Result = Mapping[str, Any]
+RESULTS = ROOT / "benchmarks" / "results"
+MODEL_TITLES = {"minilm-l6": "MiniLM-L6", "bert-base": "BERT-base shape"}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.render", description=__doc__.splitlines()[0])
+    parser.add_argument("--document", type=Path, default=ROOT / "README.md", help="default: README.md")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder with the results' JSON files")
+    parser.add_argument("--check", action="store_true", help="change nothing; 1 if a table is out of date")
+    parser.add_argument("--plots", type=Path, help="folder to draw SVG plots into")
+    args = parser.parse_args()
+
+    tables: dict[str, str] = {}
+    for name, render in (("peers", render_result), ("kernels", render_kernels)):
+        path = args.results / f"{name}.json"
+        if path.exists():
+            result = json.loads(path.read_text(encoding="utf-8"))
+            tables |= render(result)
+            if args.plots and name == "peers":
+                draw_plots(result, args.plots)
+    before = args.document.read_text(encoding="utf-8")
+    after = fill_markers(before, tables)
+    if args.check:
+        print("tables are out of date: run python -m benchmarks.render" if before != after else "tables are up to date")
+        return int(before != after)
+    args.document.write_text(after, encoding="utf-8")
+    print(f"tables: {', '.join(tables) or 'no results found'}")
+    return 0
+
+
+def fill_markers(text: str, tables: Mapping[str, str]) -> str:
+    """The text with each of `tables` between its markers; other markers stay as they are."""
+
+    def fill(match: re.Match[str]) -> str:
+        name = match["name"]
+        return f"<!-- table:{name} -->\n\n{tables[name]}\n\n<!-- /table -->" if name in tables else match[0]
+
+    pattern = r"<!-- table:(?P<name>[\w-]+) -->(?:(?:(?!<!-- table:).)*?<!-- /table -->)?"
+    return re.sub(pattern, fill, text, flags=re.DOTALL)
+
+
+def render_result(result: Result) -> dict[str, str]:
+    """Every table of a result of benchmarks.peers: `peers-MODEL-THREADS` each, `busy`, `footprint`, `accuracy`."""
+    groups: dict[tuple[str, int], list[Mapping[str, Any]]] = {}
+    for workload in result["workloads"]:
+        groups.setdefault((workload["model"], workload["threads"]), []).append(workload)
+    tables = {f"peers-{model}-{threads}": render_peers(result, group) for (model, threads), group in groups.items()}
+    busy = [workload for workload in result["workloads"] if workload["kind"] == "busy"]
+    if busy:
+        tables["busy"] = render_busy(result, busy[0])
+    if result["cold_start"]:
+        tables["footprint"] = render_footprint(result)
+    if result["accuracy"]:
+        tables["accuracy"] = render_accuracy(result)
+    return tables
+
+
+def render_peers(result: Result, workloads: Sequence[Mapping[str, Any]]) -> str:
+    """One model and count of threads: milliseconds a text and texts a second, with the share of the roof."""
+    columns = [workload for workload in workloads if workload["kind"] != "busy"]
+    threads, model = columns[0]["threads"], columns[0]["model"]
+    header = [f"{MODEL_TITLES[model]}, {threads} thread{'s' if threads > 1 else ''}"]
+    header += ["texts/s" if workload["kind"] == "throughput" else workload["name"] for workload in columns]
+
+    def cell(workload: Mapping[str, Any], name: str) -> str:
+        row = workload["peers"].get(name)
+        if row is None:
+            return ""
+        share = f" ({row['share_of_roof']:.0%})" if row["share_of_roof"] is not None else ""
+        if workload["kind"] == "throughput":
+            return f"{workload['texts'] / row['median_ms'] * 1e3:.0f}{share}"
+        return f"{format_ms(row['median_ms'])}{share}"
+
+    def ratio(workload: Mapping[str, Any], name: str) -> str:
+        row = workload["peers"].get(name, {})
+        return f"{1 / row['ratio_to_fastest_peer']:.2f}x" if row.get("ratio_to_fastest_peer") else ""
+
+    names = sorted(
+        dict.fromkeys(name for workload in columns for name in workload["peers"]),
+        key=lambda name: (not name.startswith("edgebert"), columns[0]["peers"].get(name, {}).get("median_ms", 1e9)),
+    )
+    rows = [[title_of(result, name), *(cell(workload, name) for workload in columns)] for name in names]
+    for name, words in (("edgebert-int8", "EdgeBERT int8 over the fastest peer"), ("edgebert-fp32", "fp32 over fp32")):
+        ratios = [ratio(workload, name) for workload in columns]
+        if any(ratios):
+            rows.append([words, *ratios])
+    return format_table(header, rows)
+
+
+def render_busy(result: Result, busy: Mapping[str, Any]) -> str:
+    """Latency alone and beside a second process that wants a CPU all the time."""
+    alone = next(
+        workload
+        for workload in result["workloads"]
+        if workload["kind"] == "latency" and (workload["model"], workload["threads"], workload["tokens"])
+        == (busy["model"], busy["threads"], busy["tokens"])
+    )  # fmt: skip
+    title = f"{MODEL_TITLES[busy['model']]}, {busy['tokens']} tokens, {busy['threads']} threads, ms"
+    rows = [
+        [title_of(result, name), *(format_ms(part[key]) for part in (alone["peers"][name], row) for key in KEYS)]
+        for name, row in sorted(busy["peers"].items(), key=lambda item: float(item[1]["median_ms"]))
+        if name in alone["peers"]
+    ]
+    return format_table([title, "alone, p50", "p95", "beside a busy process, p50", "p95"], rows)
+
+
+KEYS = ("median_ms", "p95_ms")
+
+
+def render_footprint(result: Result) -> str:
+    """Cold start, memory, and sizes on disk."""
+    peers = result["peers"]
+    rows = [
+        [
+            title_of(result, name),
+            f"{row['median_s']:.2f}",
+            f"{row['peak_mb']:.0f}",
+            f"{peers[name]['model_mb']:.0f}",
+            f"{peers[name]['installed_mb']:.0f}",
+        ]
+        for name, row in sorted(result["cold_start"].items(), key=lambda item: float(item[1]["median_s"]))
+    ]
+    header = ["MiniLM-L6", "start to first embedding, s", "peak memory, MB", "model, MB", "installed, MB"]
+    return format_table(header, rows)
+
+
+def render_accuracy(result: Result) -> str:
+    """Cosine of sentence embeddings with those of PyTorch in fp32."""
+    models = list(result["accuracy"])
+    texts = result["accuracy"][models[0]]["texts"]
+    header = [f"cosine with fp32, {texts} sentences"]
+    header += [f"{MODEL_TITLES[model]}, {word}" for model in models for word in ("mean", "least")]
+    names = dict.fromkeys(name for model in models for name in result["accuracy"][model]["cosine"])
+    rows = []
+    for name in names:
+        cosines = [result["accuracy"][model]["cosine"].get(name) for model in models]
+        cells = [f"{cosine[key]:.5f}" if cosine else "" for cosine in cosines for key in ("mean", "min")]
+        rows.append([title_of(result, name), *cells])
+    return format_table(header, rows)
+
+
+def render_kernels(result: Result) -> dict[str, str]:
+    """The table `kernels`: each kernel's rate and share of the roof, a column for each instruction set."""
+    isas = list(dict.fromkeys(row["isa"] for row in result["kernels"]))
+    lines: dict[tuple[str, str], dict[str, str]] = {}
+    for row in result["kernels"]:
+        rate = f"{row['gops']:.0f} GOP/s ({row['share']:.0%})" if "gops" in row else f"{row['gb_per_s']:.0f} GB/s"
+        lines.setdefault((row["kernel"], row["shape"]), {})[row["isa"]] = f"{row['us']:.1f} µs, {rate}"
+    rows = [[f"`{kernel}`", shape, *(cells.get(isa, "") for isa in isas)] for (kernel, shape), cells in lines.items()]
+    return {"kernels": format_table(["kernel, one thread", "shape", *isas], rows)}
+
+
+def title_of(result: Result, name: str) -> str:
+    """A peer's name for people, with its forced instruction set."""
+    peer, _, isa = name.partition(" ")
+    title = result["peers"].get(peer, {}).get("title", peer)
+    return f"{title}, {isa} forced" if isa else str(title)
+
+
+def format_ms(value: float) -> str:
+    """Three figures."""
+    return f"{value:.3g}" if value < 100 else f"{value:.0f}"
+
+
+def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, all columns but the first to the right."""
+    lines = ["| " + " | ".join(cells) + " |" for cells in (header, *rows)]
+    lines.insert(1, "|---|" + "---:|" * (len(header) - 1))
+    return "\n".join(lines)
+
+
+def draw_plots(result: Result, folder: Path) -> None:
+    """One SVG a model and count of threads: latency over length, one line a peer."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    folder.mkdir(parents=True, exist_ok=True)
+    latencies = [workload for workload in result["workloads"] if workload["kind"] == "latency"]
+    for model, threads in dict.fromkeys((workload["model"], workload["threads"]) for workload in latencies):
+        figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
+        group = [workload for workload in latencies if (workload["model"], workload["threads"]) == (model, threads)]
+        for name in dict.fromkeys(name for workload in group for name in workload["peers"]):
+            points = [(work["tokens"], work["peers"][name]["median_ms"]) for work in group if name in work["peers"]]
+            style: dict[str, Any] = {"linewidth": 2.5} if name.startswith("edgebert") else {"linewidth": 1}
+            axes.plot(*zip(*points, strict=True), marker="o", markersize=4, label=title_of(result, name), **style)
+        axes.set(xscale="log", yscale="log", xlabel="tokens", ylabel="ms, median")
+        axes.set_title(f"{MODEL_TITLES[model]}, one text, {threads} thread{'s' if threads > 1 else ''}")
+        tokens = [workload["tokens"] for workload in group]
+        axes.set_xticks(tokens, [str(count) for count in tokens], minor=False)
+        axes.legend(fontsize=7, ncols=2)
+        axes.grid(alpha=0.3)
+        figure.savefig(folder / f"latency-{model}-{threads}.svg", metadata={"Date": None})
+        pyplot.close(figure)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
