@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import math
+import os
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -93,10 +95,15 @@ class PeerSession:
 
 
 def peak_mb() -> float:
-    """Peak resident set of this process, MB (10^6 bytes)."""
-    import resource
+    """Peak resident set of this process, MB (10^6 bytes); nan where the system does not tell.
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+    Not getrusage's: that one remembers the memory of the process that started this one.
+    """
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return math.nan
+    return int(re.findall(r"^VmHWM:\s*(\d+) kB", status, re.MULTILINE)[0]) * 1024 / 1e6
 
 
 def version_of(package: str) -> str | None:
@@ -120,8 +127,11 @@ def installed_sizes(packages: Sequence[str]) -> dict[str, int]:
         except metadata.PackageNotFoundError:
             if name != "edgebert":
                 continue  # required under other conditions than these
-            sizes[name] = sum(file.stat().st_size for file in _files(Path(__file__).parents[1]) if _is_shipped(file))
-            todo += ["numpy", "tokenizers"]  # a checkout: what pyproject.toml names
+            # a checkout: the package, the library built beside it, and what pyproject.toml names
+            files = [file for file in _files(Path(__file__).parents[1]) if "__pycache__" not in file.parts]
+            files += [Path(library) for library in [os.environ.get("EDGEBERT_LIBRARY")] if library]
+            sizes[name] = sum(file.stat().st_size for file in files)
+            todo += ["numpy", "tokenizers"]
             continue
         located = (distribution.locate_file(file) for file in distribution.files or ())
         sizes[name] = sum(Path(str(path)).stat().st_size for path in located if Path(str(path)).is_file())
@@ -133,7 +143,3 @@ def installed_sizes(packages: Sequence[str]) -> dict[str, int]:
 
 def _files(path: Path) -> list[Path]:
     return [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
-
-
-def _is_shipped(path: Path) -> bool:
-    return "__pycache__" not in path.parts
