@@ -307,66 +307,6 @@ def try_loader(
         "truncates_alike": all(overlong) if overlong and not job["is_int8"] else None,
         "calls": calls,
     }
-    return job, expected
-
-
-def split_rows(spec: EncoderSpec, batch: PackedBatch, values: Outputs) -> list[F32]:
-    """Each text's part of all outputs, flat."""
-    rows = []
-    for i, (first, last) in enumerate(itertools.pairwise(batch.cu_seqlens)):
-        parts = [array[first:last] if spec.output_width(name)[0] else array[i] for name, array in values.items()]
-        rows.append(np.concatenate([part.ravel() for part in parts]))
-    return rows
-
-
-def try_loader(
-    name: str, environment: Path, job: dict[str, Any], expected: dict[str, dict[str, list[F32]]]
-) -> dict[str, Any]:
-    """Run one loader: {"loads", "unchanged", "versions", "equal", "calls"} or {"loads": False, "error"}."""
-    program = LOADERS[name][0]
-    is_node = name in ("transformers.js", "onnxruntime-web")
-    folder = Path(job["folder"])
-    before = snapshot(folder)
-    with tempfile.TemporaryDirectory() as scratch:
-        job_file, out_file = Path(scratch, "job.json"), Path(scratch, "out.json")
-        job_file.write_text(json.dumps(job), encoding="utf-8")
-        if is_node:
-            command = ["node", "--input-type=module", "-e", NODE_HEAD + program, "--"]
-        else:
-            command = [str(environment.absolute()), "-c", PYTHON_HEAD + program]
-        done = subprocess.run(
-            [*command, str(job_file), str(out_file)],
-            cwd=environment if is_node else scratch,
-            env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode != 0 or not out_file.exists():
-            print(done.stderr[-4000:], file=sys.stderr)
-            lines = [line for line in done.stderr.splitlines() if "Error" in line] or ["no answer"]
-            return {"loads": False, "error": lines[-1].strip().replace(str(folder), folder.name)}
-        answer = json.loads(out_file.read_text(encoding="utf-8"))
-    calls = {
-        call: {
-            backend: compare([np.array(row, np.float32) for row in rows], ours[call.split(",")[0]], job["is_int8"])
-            for backend, ours in expected.items()
-        }
-        for call, rows in answer["rows"].items()
-    }
-    is_equal = {call: all(each["equal"] for each in against.values()) for call, against in calls.items()}
-    overlong = [equal for call, equal in is_equal.items() if call.startswith(OVERLONG)]
-    return {
-        "loads": True,
-        "unchanged": snapshot(folder) == before,
-        "versions": answer["versions"],
-        "equal": all(equal for call, equal in is_equal.items() if not call.startswith(OVERLONG)),
-        # int8's limit would not notice one token
-        "truncates_alike": None
-        if job["is_int8"]
-        else all(equal for call, equal in is_equal.items() if call.startswith(OVERLONG)),
-        "calls": calls,
-    }
 
 
 def compare(rows: Sequence[F32], ours: Sequence[F32], is_int8: bool) -> dict[str, Any]:
