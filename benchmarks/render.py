@@ -200,7 +200,7 @@ def draw_plots(result: Result, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     latencies = [workload for workload in result["workloads"] if workload["kind"] == "latency"]
     for model, threads in dict.fromkeys((workload["model"], workload["threads"]) for workload in latencies):
-        figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
+        figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
         group = [workload for workload in latencies if (workload["model"], workload["threads"]) == (model, threads)]
         for name in dict.fromkeys(name for workload in group for name in workload["peers"]):
             points = [(work["tokens"], work["peers"][name]["median_ms"]) for work in group if name in work["peers"]]
@@ -209,8 +209,10 @@ def draw_plots(result: Result, folder: Path) -> None:
         axes.set(xscale="log", yscale="log", xlabel="tokens", ylabel="ms, median")
         axes.set_title(f"{MODEL_TITLES[model]}, one text, {threads} thread{'s' if threads > 1 else ''}")
         tokens = [workload["tokens"] for workload in group]
-        axes.set_xticks(tokens, [str(count) for count in tokens], minor=False)
-        axes.legend(fontsize=7, ncols=2)
+        axes.set_xticks(tokens, [str(count) for count in tokens])
+        axes.set_xticks([], minor=True)
+        axes.yaxis.set_major_formatter("{x:g}")
+        figure.legend(fontsize=7, loc="outside right upper")
         axes.grid(alpha=0.3)
         figure.savefig(folder / f"latency-{model}-{threads}.svg", metadata={"Date": None})
         pyplot.close(figure)
