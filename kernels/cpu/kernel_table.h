@@ -137,10 +137,15 @@ struct PoolArgs {
   int out_stride;
 };
 
+// Rows that go from one attention to the next at once, their wide activations in the cache; whole row tiles on every
+// ISA.
+constexpr int kBlockRows = 24;
+
 struct KernelTable {
   const char* isa;
-  int s8_nr;   // columns of a panel of linear_u8s8_f32
-  int f32_nr;  // columns of a panel of linear_f32
+  int row_tile;  // rows that linear_u8s8_f32 computes at once
+  int s8_nr;     // columns of a panel of linear_u8s8_f32
+  int f32_nr;    // columns of a panel of linear_f32
 #define EB_KERNEL(name, arguments) void(*name) arguments;
 #include "cpu/kernels.inc"
 #undef EB_KERNEL

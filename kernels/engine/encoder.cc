@@ -1,5 +1,10 @@
 // The layer loop. A batch is cut into micro-batches whose activations fit a core's cache; each runs on one thread from
-// embedding to output, and what does not fill every thread runs on all threads together, step by step.
+// embedding to output, and what does not fill every thread runs on all threads together.
+//
+// Between two attentions everything is a matter of single rows: context, output linear, LayerNorm, the two linears of
+// the FFN, LayerNorm, the next layer's qkv. A block of a few rows goes through all of it at once, its wide activations
+// in a buffer that stays in the cache; threads share out the blocks and meet twice a layer. Where there are too few
+// rows for that, they share out the columns of each linear instead.
 #include "engine/encoder.h"
 
 #include <algorithm>
@@ -15,8 +20,8 @@
 namespace edgebert {
 namespace {
 
-constexpr int kMicroBatchTokens = 96;  // activations of about this many tokens stay in a core's L2
-constexpr int kDecoderRows = 32;       // rows of vocabulary-wide logits held at once
+constexpr int kMicroBatchTokens = 96;  // tokens of short sequences that run on one thread together
+constexpr int kDecoderRows = 24;       // rows of vocabulary-wide logits held at once
 
 Epilogue epilogue_of(Activation activation) {
   switch (activation) {
@@ -60,19 +65,33 @@ struct Slice {
   int first_token, num_tokens;
 };
 
-// Activations of one team, and attention scratch for each of its threads. Each size grows by itself, so that the
-// memory is flat once the largest of each was seen.
+// Activations of a slice, and the buffers of a block for each thread. Each size grows by itself, so that the memory is
+// flat once the largest of each was seen.
 struct Workspace {
   AlignedBytes memory;
   size_t capacity = 0;
   int tokens = 0, sequences = 0, max_seqlen = 0;
 
-  float *hidden, *wide, *context, *ffn, *pooled, *pooled_dense, *logits;
-  CodeRows codes;
+  float *hidden, *qkv, *context;          // [tokens]
+  float *projected, *ffn;                 // [threads * kBlockRows]
+  CodeRows codes;                         // [threads * kBlockRows]
+  float *pooled, *pooled_dense, *logits;  // [sequences], or for token logits [tokens] or [kDecoderRows]
   int32_t *cu_seqlens, *position_ids;
-  float* scratch;
+  float* scratch;  // of attention, [threads][scratch_stride]
   size_t scratch_stride;
 };
+
+// Rows of a slice on their way from one attention to the next, and the buffers they use there.
+struct Rows {
+  int first, count;
+  float *projected, *ffn;
+  CodeRows codes;
+};
+
+CodeRows offset_rows(const CodeRows& codes, int rows) {
+  return {codes.codes + static_cast<size_t>(rows) * codes.stride, codes.stride, codes.a_scale + rows,
+          codes.neg_zero + rows};
+}
 
 }  // namespace
 
@@ -105,6 +124,7 @@ class Encoder::Impl {
   std::vector<Layer> layers_;
   std::vector<Workspace> workspaces_;  // the team's, then each thread's own
   int max_width_ = 0;                  // widest row that is ever quantized
+  int max_intermediate_size_ = 0;
 };
 
 // ---- Loading ----------------------------------------------------------------------------------------------------
@@ -184,6 +204,7 @@ struct Encoder::Impl::Loader {
     to.projection_ = linear("embeddings.projection");
     for (size_t i = 0; i < spec.layers.size(); ++i) {
       const LayerSpec& sizes = spec.layers[i];
+      to.max_intermediate_size_ = std::max(to.max_intermediate_size_, sizes.intermediate_size);
       const std::string prefix = "layer." + std::to_string(i) + ".";
       to.layers_.push_back({sizes.num_heads, sizes.head_dim, sizes.attention_size(), sizes.intermediate_size,
                             linear(prefix + "attention.qkv"), linear(prefix + "attention.output"),
@@ -211,15 +232,12 @@ void Encoder::Impl::reserve(Workspace& workspace, int tokens, int sequences, int
   tokens = std::max({workspace.tokens, tokens, kMicroBatchTokens});  // so that small batches make it grow once
   sequences = std::max(workspace.sequences, sequences);
   max_seqlen = std::max(workspace.max_seqlen, max_seqlen);
-  int wide = std::max(spec_.hidden_size, spec_.embedding_size), context = 0, ffn = 0, head_dim = 0;
+  int attention = 0, head_dim = 0;
   for (const Layer& layer : layers_) {
-    wide = std::max(wide, 3 * layer.attention_size);
-    context = std::max(context, layer.attention_size);
-    ffn = std::max(ffn, layer.intermediate_size);
+    attention = std::max(attention, layer.attention_size);
     if (layer.num_heads) head_dim = std::max(head_dim, layer.head_dim);
   }
-  const int hidden = std::max(spec_.hidden_size, spec_.embedding_size);
-  const int labels = out_.outputs();
+  const int labels = out_.outputs(), projected = std::max(spec_.hidden_size, spec_.embedding_size);
   const int pooled = std::max({spec_.hidden_size, spec_.dense_size, labels});
   size_t total = 0;
   const auto place = [&total](size_t bytes) {
@@ -228,14 +246,17 @@ void Encoder::Impl::reserve(Workspace& workspace, int tokens, int sequences, int
     return at;
   };
   const auto rows = [&place](size_t count, int width) { return place(count * row_stride(width) * sizeof(float)); };
-  const size_t at_hidden = rows(tokens, hidden), at_wide = rows(tokens, wide), at_context = rows(tokens, context),
-               at_ffn = rows(tokens, ffn), at_pooled = rows(sequences, pooled), at_dense = rows(sequences, pooled);
+  const size_t at_hidden = rows(tokens, spec_.hidden_size), at_qkv = rows(tokens, 3 * attention),
+               at_context = rows(tokens, attention), at_pooled = rows(sequences, pooled),
+               at_dense = rows(sequences, pooled);
   const size_t at_logits = spec_.has_token_head() ? rows(tokens, labels)
                            : spec_.has_mlm_head() ? rows(kDecoderRows, spec_.vocab_size)
                                                   : rows(sequences, labels);
+  const size_t block_rows = static_cast<size_t>(threads) * kBlockRows;
   const int codes_stride = round_up(max_width_, 64);
-  const size_t at_codes = place(static_cast<size_t>(tokens) * codes_stride), at_scale = place(tokens * sizeof(float)),
-               at_zero = place(tokens * sizeof(int32_t)), at_seqlens = place((sequences + 1) * sizeof(int32_t)),
+  const size_t at_projected = rows(block_rows, projected), at_ffn = rows(block_rows, max_intermediate_size_),
+               at_codes = place(block_rows * codes_stride), at_scale = place(block_rows * sizeof(float)),
+               at_zero = place(block_rows * sizeof(int32_t)), at_seqlens = place((sequences + 1) * sizeof(int32_t)),
                at_positions = place(tokens * sizeof(int32_t));
   const size_t scratch_stride = round_up(static_cast<int>(attention_scratch(max_seqlen, head_dim)), 16);
   const size_t at_scratch = place(scratch_stride * threads * sizeof(float));
@@ -254,8 +275,9 @@ void Encoder::Impl::reserve(Workspace& workspace, int tokens, int sequences, int
   const auto floats = [base](size_t at) { return reinterpret_cast<float*>(base + at); };
   const auto ints = [base](size_t at) { return reinterpret_cast<int32_t*>(base + at); };
   workspace.hidden = floats(at_hidden);
-  workspace.wide = floats(at_wide);
+  workspace.qkv = floats(at_qkv);
   workspace.context = floats(at_context);
+  workspace.projected = floats(at_projected);
   workspace.ffn = floats(at_ffn);
   workspace.pooled = floats(at_pooled);
   workspace.pooled_dense = floats(at_dense);
@@ -278,8 +300,6 @@ void Encoder::Impl::place(Workspace& workspace, const eb_batch& batch, const Sli
 
 // ---- One forward pass of a slice, on a team -----------------------------------------------------------------------
 
-// The steps of a pass: each is shared out by rows, by weight panels or by (sequence, head) pairs, and is over before
-// the next one begins.
 struct Encoder::Impl::Pass {
   const Impl& model;
   Team& team;
@@ -292,67 +312,123 @@ struct Encoder::Impl::Pass {
   const EncoderSpec& spec = model.spec_;
   const KernelTable& kernels = model.kernels_;
   const int tokens = slice.num_tokens;
+  const int hidden_stride = row_stride(spec.hidden_size);
 
   static int max_steps(const EncoderSpec& spec, int tokens) {
-    return 16 + 9 * static_cast<int>(spec.layers.size()) + (spec.has_mlm_head() ? 2 * (tokens / kDecoderRows + 1) : 0);
+    return 16 + 9 * static_cast<int>(spec.layers.size()) + (spec.has_mlm_head() ? 4 * (tokens / kDecoderRows + 1) : 0);
   }
 
   void run() {
-    embed();
-    for (size_t i = 0; i < model.layers_.size(); ++i)
-      layer(model.layers_[i], i + 1 < model.layers_.size() ? &model.layers_[i + 1].qkv : nullptr);
+    const size_t num_layers = model.layers_.size();
+    over_rows([&](Team& t, const Rows& r) {
+      embed(t, r);
+      if (num_layers) qkv(t, r, model.layers_[0]);
+    });
+    for (size_t i = 0; i < num_layers; ++i) {
+      if (model.layers_[i].num_heads) attention(model.layers_[i]);
+      const Layer* next = i + 1 < num_layers ? &model.layers_[i + 1] : nullptr;
+      over_rows([&](Team& t, const Rows& r) {
+        after_attention(t, r, model.layers_[i]);
+        if (next) qkv(t, r, *next);
+      });
+    }
     heads();
   }
 
-  void embed() {
-    EmbedArgs args = model.embed_;
-    args.input_ids = batch.input_ids + slice.first_token;
-    args.token_type_ids = batch.token_type_ids ? batch.token_type_ids + slice.first_token : nullptr;
-    args.position_ids = w.position_ids;
-    args.out = model.projection_.has_weight() ? w.wide : w.hidden;
-    args.out_stride = row_stride(spec.embedding_size);
-    team.share(tokens, [&](int begin, int end) { kernels.embed_layernorm(args, begin, end); });
-    const int stride = row_stride(spec.hidden_size);
-    if (model.projection_.has_weight())
-      linear(model.projection_, w.wide, args.out_stride, tokens, Epilogue::kBias, w.hidden, stride);
-    if (!model.layers_.empty()) quantize_for(model.layers_[0].qkv, w.hidden, stride);
+  // Calls body(team, rows) for blocks of rows, each on one thread; or, where the threads would not get two row tiles
+  // each, for all rows on the whole team, whose steps then share out columns.
+  template <class Body>
+  void over_rows(Body body) {
+    const int tile = kernels.row_tile;
+    if (team.size() > 1 && tokens < 2 * tile * team.size()) return body(team, rows_at(0, tokens, 0));
+    // a thread's share in blocks of like size
+    const int tiles = (tokens + tile - 1) / tile, share = (tiles + team.size() - 1) / team.size();
+    const int blocks = (share * tile + kBlockRows - 1) / kBlockRows, block = (share + blocks - 1) / blocks;
+    team.share(
+        tiles,
+        [&](int begin, int end) {
+          Team alone;
+          for (int at = begin; at < end; at += block) {
+            const int first = at * tile, last = std::min(tokens, std::min(at + block, end) * tile);
+            body(alone, rows_at(first, last - first, team.rank()));
+          }
+        },
+        block);
   }
 
-  void layer(const Layer& l, const Linear* next_qkv) {
-    const int hidden_stride = row_stride(spec.hidden_size);
-    if (l.qkv.has_weight()) {
-      const int qkv_stride = row_stride(3 * l.attention_size), context_stride = row_stride(l.attention_size);
-      linear(l.qkv, w.hidden, hidden_stride, tokens, Epilogue::kBias, w.wide, qkv_stride);
-      attention(l, qkv_stride, context_stride);
-      quantize_for(l.attention_output, w.context, context_stride);
-      linear(l.attention_output, w.context, context_stride, tokens, Epilogue::kBias, w.wide, hidden_stride);
+  Rows rows_at(int first, int count, int rank) const {
+    const size_t block = static_cast<size_t>(rank) * kBlockRows;
+    return {first, count, w.projected + block * row_stride(std::max(spec.hidden_size, spec.embedding_size)),
+            w.ffn + block * ffn_stride(), offset_rows(w.codes, rank * kBlockRows)};
+  }
+  int ffn_stride() const { return row_stride(model.max_intermediate_size_); }
+  float* hidden(const Rows& r) const { return w.hidden + static_cast<size_t>(r.first) * hidden_stride; }
+
+  void embed(Team& t, const Rows& r) {
+    EmbedArgs args = model.embed_;
+    const int first = slice.first_token + r.first;
+    args.input_ids = batch.input_ids + first;
+    args.token_type_ids = batch.token_type_ids ? batch.token_type_ids + first : nullptr;
+    args.position_ids = w.position_ids + r.first;
+    args.out = model.projection_.has_weight() ? r.projected : hidden(r);
+    args.out_stride = row_stride(spec.embedding_size);
+    t.share(r.count, [&](int begin, int end) { kernels.embed_layernorm(args, begin, end); });
+    if (model.projection_.has_weight())
+      linear(t, model.projection_, r.codes, args.out, args.out_stride, r.count, Epilogue::kBias, hidden(r),
+             hidden_stride);
+    if (!model.layers_.empty()) quantize_for(t, r, model.layers_[0].qkv, hidden(r), hidden_stride);
+  }
+
+  // The rows' codes are those of the hidden states.
+  void qkv(Team& t, const Rows& r, const Layer& l) {
+    if (!l.num_heads) return;
+    const int stride = row_stride(3 * l.attention_size);
+    linear(t, l.qkv, r.codes, hidden(r), hidden_stride, r.count, Epilogue::kBias,
+           w.qkv + static_cast<size_t>(r.first) * stride, stride);
+  }
+
+  void attention(const Layer& l) {
+    const AttentionArgs args{w.qkv,     row_stride(3 * l.attention_size), l.attention_size, l.head_dim, w.cu_seqlens,
+                             w.context, row_stride(l.attention_size)};
+    float* scratch = w.scratch + w.scratch_stride * team.rank();
+    const auto attend = spec.is_attention_s8 ? kernels.attention_varlen_u8s8 : kernels.attention_varlen;
+    team.share(slice.num_sequences * l.num_heads, [&](int begin, int end) {
+      for (int i = begin; i < end; ++i) attend(args, i / l.num_heads, i % l.num_heads, scratch);
+    });
+  }
+
+  // From the context to the layer's hidden states, and the codes of these for the next layer.
+  void after_attention(Team& t, const Rows& r, const Layer& l) {
+    if (l.num_heads) {
+      const int stride = row_stride(l.attention_size);
+      float* context = w.context + static_cast<size_t>(r.first) * stride;
+      quantize_for(t, r, l.attention_output, context, stride);
+      linear(t, l.attention_output, r.codes, context, stride, r.count, Epilogue::kBias, r.projected, hidden_stride);
     }
-    add_layernorm(l.attention_output, l.attention_norm, &l.ffn_up);
-    if (l.ffn_up.has_weight()) {
-      const int ffn_stride = row_stride(l.intermediate_size);
-      linear(l.ffn_up, w.hidden, hidden_stride, tokens, epilogue_of(spec.activation), w.ffn, ffn_stride);
-      quantize_for(l.ffn_down, w.ffn, ffn_stride);
-      linear(l.ffn_down, w.ffn, ffn_stride, tokens, Epilogue::kBias, w.wide, hidden_stride);
+    add_layernorm(t, r, l.attention_output, l.attention_norm, &l.ffn_up);
+    if (l.intermediate_size) {
+      linear(t, l.ffn_up, r.codes, hidden(r), hidden_stride, r.count, epilogue_of(spec.activation), r.ffn,
+             ffn_stride());
+      quantize_for(t, r, l.ffn_down, r.ffn, ffn_stride());
+      linear(t, l.ffn_down, r.codes, r.ffn, ffn_stride(), r.count, Epilogue::kBias, r.projected, hidden_stride);
     }
-    add_layernorm(l.ffn_down, l.ffn_norm, next_qkv);
+    const Layer* next = &l == &model.layers_.back() ? nullptr : &l + 1;
+    add_layernorm(t, r, l.ffn_down, l.ffn_norm, next ? &next->qkv : nullptr);
   }
 
   // Codes of x for `next`, if it takes codes.
-  void quantize_for(const Linear& next, const float* x, int x_stride) {
+  void quantize_for(Team& t, const Rows& r, const Linear& next, const float* x, int x_stride) {
     if (!next.takes_codes()) return;
-    const QuantizeArgs args{x, x_stride, next.inputs(), next.inv_smooth, w.codes};
-    team.share(tokens, [&](int begin, int end) { kernels.quantize_rows(args, begin, end); });
+    const QuantizeArgs args{x, x_stride, next.inputs(), next.inv_smooth, r.codes};
+    t.share(r.count, [&](int begin, int end) { kernels.quantize_rows(args, begin, end); });
   }
 
   // out = epilogue(x @ weight + bias); an s8 linear reads the codes made for it instead of x.
-  void linear(const Linear& l, const float* x, int x_stride, int rows, Epilogue epilogue, float* out, int out_stride) {
-    linear(l, w.codes, x, x_stride, rows, epilogue, out, out_stride);
-  }
-  void linear(const Linear& l, const CodeRows& codes, const float* x, int x_stride, int rows, Epilogue epilogue,
-              float* out, int out_stride) {
+  void linear(Team& t, const Linear& l, const CodeRows& codes, const float* x, int x_stride, int rows,
+              Epilogue epilogue, float* out, int out_stride) {
     const int nr = l.takes_codes() ? kernels.s8_nr : kernels.f32_nr;
     const int panels = (l.outputs() + nr - 1) / nr;
-    team.share(panels, [&](int begin, int end) {
+    t.share(panels, [&](int begin, int end) {
       const TileRange range{0, rows, begin, end};
       if (l.takes_codes())
         kernels.linear_u8s8_f32({codes, l.s8, epilogue, out, out_stride}, range);
@@ -361,31 +437,21 @@ struct Encoder::Impl::Pass {
     });
   }
 
-  void attention(const Layer& l, int qkv_stride, int context_stride) {
-    const AttentionArgs args{w.wide, qkv_stride, l.attention_size, l.head_dim, w.cu_seqlens, w.context, context_stride};
-    float* scratch = w.scratch + w.scratch_stride * team.rank();
-    const auto attend = spec.is_attention_s8 ? kernels.attention_varlen_u8s8 : kernels.attention_varlen;
-    team.share(slice.num_sequences * l.num_heads, [&](int begin, int end) {
-      for (int i = begin; i < end; ++i) attend(args, i / l.num_heads, i % l.num_heads, scratch);
-    });
-  }
-
-  // hidden = LayerNorm(hidden + what `from` wrote to w.wide, or its bias), and codes for `next` if it takes codes.
-  void add_layernorm(const Linear& from, const LayerNormWeights& norm, const Linear* next) {
-    const int stride = row_stride(spec.hidden_size);
+  // hidden = LayerNorm(hidden + what `from` wrote to `projected`, or its bias), and codes for `next` if it takes codes.
+  void add_layernorm(Team& t, const Rows& r, const Linear& from, const LayerNormWeights& norm, const Linear* next) {
     const bool quantize = next && next->takes_codes();
     const bool is_bias_only = from.kind == Linear::Kind::kBiasOnly;
-    const AddLayerNormArgs args{is_bias_only ? from.bias_row : w.wide,
-                                is_bias_only ? 0 : stride,
-                                w.hidden,
-                                stride,
+    const AddLayerNormArgs args{is_bias_only ? from.bias_row : r.projected,
+                                is_bias_only ? 0 : hidden_stride,
+                                hidden(r),
+                                hidden_stride,
                                 norm,
-                                w.hidden,
-                                stride,
+                                hidden(r),
+                                hidden_stride,
                                 quantize,
                                 quantize ? next->inv_smooth : nullptr,
-                                w.codes};
-    team.share(tokens, [&](int begin, int end) { kernels.add_layernorm(args, begin, end); });
+                                r.codes};
+    t.share(r.count, [&](int begin, int end) { kernels.add_layernorm(args, begin, end); });
   }
 
   // ---- Heads ----
@@ -406,9 +472,8 @@ struct Encoder::Impl::Pass {
   }
 
   void heads() {
-    const int stride = row_stride(spec.hidden_size);
     if (float* to = output("last_hidden_state"))
-      copy_rows(w.hidden, stride, tokens, slice.first_token, spec.hidden_size, to);
+      copy_rows(w.hidden, hidden_stride, tokens, slice.first_token, spec.hidden_size, to);
     const char* sequence_output = spec.task == Task::kEmbedding     ? "sentence_embedding"
                                   : spec.task == Task::kPretraining ? "seq_relationship_logits"
                                                                     : "logits";
@@ -433,7 +498,7 @@ struct Encoder::Impl::Pass {
     for (const Linear* l : {&model.dense_, &model.out_}) {
       if (!l->has_weight()) continue;
       const Epilogue epilogue = l == &model.dense_ ? epilogue_of(spec.dense_activation) : Epilogue::kBias;
-      linear(*l, x, row_stride(width), n, epilogue, y, row_stride(l->outputs()));
+      linear(team, *l, w.codes, x, row_stride(width), n, epilogue, y, row_stride(l->outputs()));
       width = l->outputs();
       std::swap(x, y);
     }
@@ -454,7 +519,7 @@ struct Encoder::Impl::Pass {
 
   void token_head() {
     const int labels = model.out_.outputs(), stride = row_stride(labels);
-    linear(model.out_, w.hidden, row_stride(spec.hidden_size), tokens, Epilogue::kBias, w.logits, stride);
+    linear(team, model.out_, w.codes, w.hidden, hidden_stride, tokens, Epilogue::kBias, w.logits, stride);
     if (spec.task == Task::kTokenClassification) {
       if (float* to = output("logits")) copy_rows(w.logits, stride, tokens, slice.first_token, labels, to);
       return;
@@ -468,21 +533,18 @@ struct Encoder::Impl::Pass {
     });
   }
 
+  // A few rows at a time, each with a logit for the whole vocabulary.
   void mlm_head(float* to) {
-    const int width = spec.embedding_size, stride = row_stride(width), logits_stride = row_stride(spec.vocab_size);
-    linear(model.mlm_dense_, w.hidden, row_stride(spec.hidden_size), tokens, epilogue_of(spec.mlm_activation), w.wide,
-           stride);
+    const int stride = row_stride(spec.embedding_size), logits_stride = row_stride(spec.vocab_size);
     const Linear& decoder = model.mlm_decoder_;
-    const AddLayerNormArgs args{
-        w.wide, stride, nullptr, 0, model.mlm_norm_, w.wide, stride, decoder.takes_codes(), decoder.inv_smooth,
-        w.codes};
-    team.share(tokens, [&](int begin, int end) { kernels.add_layernorm(args, begin, end); });
+    const AddLayerNormArgs args{w.projected,           stride,  nullptr, 0, model.mlm_norm_, w.projected, stride,
+                                decoder.takes_codes(), nullptr, w.codes};
     for (int first = 0; first < tokens; first += kDecoderRows) {
       const int rows = std::min(kDecoderRows, tokens - first);
-      const CodeRows codes{w.codes.codes + static_cast<size_t>(first) * w.codes.stride, w.codes.stride,
-                           w.codes.a_scale + first, w.codes.neg_zero + first};
-      linear(decoder, codes, w.wide + static_cast<size_t>(first) * stride, stride, rows, Epilogue::kBias, w.logits,
-             logits_stride);
+      linear(team, model.mlm_dense_, w.codes, w.hidden + static_cast<size_t>(first) * hidden_stride, hidden_stride,
+             rows, epilogue_of(spec.mlm_activation), w.projected, stride);
+      team.share(rows, [&](int begin, int end) { kernels.add_layernorm(args, begin, end); });
+      linear(team, decoder, w.codes, w.projected, stride, rows, Epilogue::kBias, w.logits, logits_stride);
       copy_rows(w.logits, logits_stride, rows, slice.first_token + first, spec.vocab_size, to);
     }
   }

@@ -28,18 +28,21 @@ class Team {
   Team() = default;  // a team of one
   Team(int rank, int size, const Step* steps) : rank_(rank), size_(size), step_(steps) {}
   int rank() const { return rank_; }
+  int size() const { return size_; }
 
   // Calls body(begin, end) for ranges that cover [0, items) once, on all threads; returns when all items are done.
-  // Every thread of the team makes the same calls in the same order.
+  // Every thread of the team makes the same calls in the same order. A range has `chunk` items, or less at the end of a
+  // thread's share; with 0 it has a quarter of what is left of the share.
   template <class Body>
-  void share(int items, Body body) {
+  void share(int items, Body body, int chunk = 0) {
     if (size_ == 1) {
       if (items > 0) body(0, items);
       return;
     }
     const Step& step = *step_++;
     int finished = 0;
-    for (int i = 0; i < size_; ++i) finished += drain(step, (rank_ + i) % size_, items, body);  // own share first
+    for (int i = 0; i < size_; ++i)
+      finished += drain(step, (rank_ + i) % size_, items, chunk, body);  // own share first
     if (finished > 0) step.done->value.fetch_add(finished, std::memory_order_release);
     await(step.done->value, items);
   }
@@ -47,14 +50,14 @@ class Team {
  private:
   int share_begin(int rank, int items) const { return static_cast<int>(static_cast<int64_t>(items) * rank / size_); }
 
-  // Claims what is left of one rank's share, a quarter of the rest at a time.
+  // Claims what is left of one rank's share, piece by piece.
   template <class Body>
-  int drain(const Step& step, int rank, int items, Body& body) {
+  int drain(const Step& step, int rank, int items, int chunk, Body& body) {
     const int begin = share_begin(rank, items), count = share_begin(rank + 1, items) - begin;
     std::atomic<int>& claimed = step.claimed[rank].value;
     int finished = 0;
     for (int at = claimed.load(std::memory_order_relaxed); at < count;) {
-      const int end = at + (count - at + 3) / 4;
+      const int left = count - at, end = at + (chunk == 0 ? (left + 3) / 4 : chunk < left ? chunk : left);
       if (!claimed.compare_exchange_weak(at, end, std::memory_order_relaxed)) continue;
       body(begin + at, begin + end);
       finished += end - at;

@@ -14,11 +14,13 @@
 namespace edgebert {
 namespace EB_ISA {
 
+static_assert(kBlockRows % kDotRows == 0, "a block is whole row tiles");
 static_assert(kTileRows <= kAttentionRows, "attention_scratch() is too small for the query tile");
 
 extern const KernelTable kTable;
 const KernelTable kTable = {
     EB_STRING(EB_ISA),
+    kDotRows,
     16 * kDotVectors,
     16 * kFmaVectors,
 #define EB_KERNEL(name, arguments) &name,
