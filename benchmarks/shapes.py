@@ -117,6 +117,7 @@ def make_source(shape: Shape, minilm: Path, folder: Path) -> Path:
         num_attention_heads=shape.num_heads,
         intermediate_size=shape.intermediate_size,
         initializer_range=0.06,
+        position_embedding_type="absolute",  # CTranslate2's converter asks for it
     )
     draft = folder / "draft-source"
     shutil.rmtree(draft, ignore_errors=True)
