@@ -10,6 +10,7 @@ from edgebert.errors import InvalidInputError
 # name -> (module, class); a name ends in the precision of its linears
 PEERS = {
     "edgebert-int8": ("edgebert_native", "EdgeBertInt8"),
+    "edgebert-attention-int8": ("edgebert_native", "EdgeBertInt8Attention"),
     "edgebert-fp32": ("edgebert_native", "EdgeBertFp32"),
     "onnxruntime-int8": ("onnxruntime", "OnnxRuntimeInt8"),
     "onnxruntime-fp32": ("onnxruntime", "OnnxRuntimeFp32"),

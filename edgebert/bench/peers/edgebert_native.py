@@ -19,13 +19,14 @@ class EdgeBertInt8(Peer):
     packages = ("edgebert",)
     is_own = True
     file = "edgebert-int8.onnx"
+    int8_attention = False
 
     def build(self, calibration: Sequence[Sequence[int]]) -> None:
         """Export the source; calibrated on the project's own sentences, as for any user."""
         from edgebert.artifact.export import export
 
         with building(self.path) as draft:
-            export(self.files.source, draft, int8=self.precision == "int8")
+            export(self.files.source, draft, int8=self.precision == "int8", int8_attention=self.int8_attention)
 
     def load(self, threads: int, settings: Settings) -> None:
         """The native backend; EDGEBERT_FORCE_ISA is honoured."""
@@ -41,6 +42,14 @@ class EdgeBertInt8(Peer):
     def embed(self, output: Any, batch: PackedBatch) -> F32:
         """The output as it is."""
         return np.asarray(output, np.float32)
+
+
+class EdgeBertInt8Attention(EdgeBertInt8):
+    """int8 file whose attention products are in int8 as well."""
+
+    title = "EdgeBERT int8, attention too"
+    file = "edgebert-int8-attention.onnx"
+    int8_attention = True
 
 
 class EdgeBertFp32(EdgeBertInt8):
