@@ -157,9 +157,13 @@ def start_process(
 ) -> subprocess.Popen[str]:
     """`edgebert.bench.worker` with these arguments, in another process; standard error goes to `log`."""
     variables = {**os.environ, "TOKENIZERS_PARALLELISM": "false", **(environment or {})}
-    if python != sys.executable:
+    # the package imported here, not one that happens to lie in the current folder (-P)
+    if python == sys.executable:
+        folder = Path(edgebert.__file__).parents[1]
+        variables["PYTHONPATH"] = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
+    else:
         variables["PYTHONPATH"] = os.fspath(package_alone())
-    command = [python, "-m", "edgebert.bench.worker", *arguments]
+    command = [python, "-P", "-m", "edgebert.bench.worker", *arguments]
     if cpus is not None:  # inherited by the child; set back right after
         before = os.sched_getaffinity(0)
         os.sched_setaffinity(0, cpus)
