@@ -137,9 +137,9 @@ struct PoolArgs {
   int out_stride;
 };
 
-// Rows that go from one attention to the next at once, their wide activations in the cache; whole row tiles on every
-// ISA.
-constexpr int kBlockRows = 24;
+// Rows that go from one attention to the next at once; whole row tiles on every ISA. Every block reads all weights of
+// a layer, so fewer rows ask more of the memory than it gives.
+constexpr int kBlockRows = 96;
 
 struct KernelTable {
   const char* isa;

@@ -2,8 +2,8 @@
 // embedding to output, and what does not fill every thread runs on all threads together.
 //
 // Between two attentions everything is a matter of single rows: context, output linear, LayerNorm, the two linears of
-// the FFN, LayerNorm, the next layer's qkv. A block of a few rows goes through all of it at once, its wide activations
-// in a buffer that stays in the cache; threads share out the blocks and meet twice a layer. Where there are too few
+// the FFN, LayerNorm, the next layer's qkv. A block of rows goes through all of it at once, its wide activations in a
+// buffer of the thread's own; threads share out the blocks and meet twice a layer. Where there are too few
 // rows for that, they share out the columns of each linear instead.
 #include "engine/encoder.h"
 
