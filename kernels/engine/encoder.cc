@@ -574,12 +574,12 @@ void Encoder::Impl::run(const eb_batch& batch, const eb_output* outputs, int num
     together = {first.first_sequence, batch.num_sequences - first.first_sequence, first.first_token,
                 batch.cu_seqlens[batch.num_sequences] - first.first_token};
   }
-  if (together.num_sequences) {
-    reserve(workspaces_[0], together.num_tokens, together.num_sequences, max_seqlen, threads);
-    place(workspaces_[0], batch, together);
-  }
-  for (int rank = 0; rank < threads && num_alone; ++rank)
+  // Each workspace holds whatever these slices could ask of it in another batch, so that memory is flat from here on.
+  if (threads > 1)
+    reserve(workspaces_[0], (threads - 1) * largest_tokens, (threads - 1) * largest_sequences, max_seqlen, threads);
+  for (int rank = 0; rank < threads; ++rank)
     reserve(workspaces_[1 + rank], largest_tokens, largest_sequences, max_seqlen, 1);
+  if (together.num_sequences) place(workspaces_[0], batch, together);
   const int max_steps = 1 + Pass::max_steps(spec_, together.num_tokens);
   pool_.run(max_steps, [&](Team& team) {
     team.share(num_alone, [&](int begin, int end) {
