@@ -64,7 +64,7 @@ def test_commands_and_extras_exist(document: Path) -> None:
     extras = set(tomllib.loads(_read(ROOT / "pyproject.toml"))["project"]["optional-dependencies"])
     named = {name for group in re.findall(r"(?:'\.|edgebert)\[([\w,-]+)\]", text) for name in group.split(",")}
     assert named and named <= extras
-    actions = cli._build_parser()._actions
+    actions = cli.build_parser()._actions
     commands = next(action.choices for action in actions if isinstance(action, argparse._SubParsersAction))
     code = "\n".join([*_blocks(document, "bash"), *re.findall(r"`(edgebert [^`]+)`", text)])
     assert set(re.findall(r"\bedgebert ([a-z]+)", code)) <= set(commands)

@@ -1,0 +1,39 @@
+"""`edgebert export`: a checkpoint to one checked file."""
+
+from __future__ import annotations
+
+import argparse
+
+from edgebert.commands.printing import print_report
+
+HELP = "turn a checkpoint into one checked ONNX file"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    parser.add_argument("source", help="a Hugging Face folder, a hub name or an installed model package")
+    parser.add_argument("-o", "--output", required=True, help="a file, or a folder for the Hugging Face layout")
+    parser.add_argument("--int8", action="store_true", help="int8 weights and activations")
+    parser.add_argument("--portable", action="store_true", help="int8 weights in +-63, for x86 CPUs without VNNI")
+    parser.add_argument("--int8-attention", action="store_true", help="attention in int8 too, for long texts")
+    parser.add_argument("--calibrate", metavar="FILE", help="calibration texts, one a line (default: built in)")
+    parser.add_argument("--task", help="the head to export (default: what the checkpoint says)")
+    parser.add_argument("--family", help="the model family (default: what the checkpoint says)")
+
+
+def main(args: argparse.Namespace) -> None:
+    """Run the command."""
+    import edgebert
+
+    report = edgebert.export(
+        args.source,
+        args.output,
+        int8=args.int8,
+        portable=args.portable,
+        int8_attention=args.int8_attention,
+        calibrate=args.calibrate,
+        task=args.task,
+        family=args.family,
+    )
+    print_report(report)
+    print(f"wrote {args.output}")

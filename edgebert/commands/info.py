@@ -1,0 +1,56 @@
+"""`edgebert info`: what a file is."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from edgebert.commands.printing import print_report
+
+HELP = "print what a model file is"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    parser.add_argument("file", help="a model file")
+
+
+def main(args: argparse.Namespace) -> None:
+    """Run the command."""
+    from edgebert.artifact.reader import read_artifact
+
+    artifact = read_artifact(args.file)
+    spec = artifact.spec
+    path = Path(args.file)
+    path = path / "model.onnx" if path.is_dir() else path
+    heads, widths = ({getattr(layer, name) for layer in spec.layers} for name in ("num_heads", "intermediate_size"))
+    fields: dict[str, Any] = {
+        "file": f"{path}, {path.stat().st_size / 1e6:.1f} MB, graph verified",
+        "task": spec.task,
+        "family": spec.family,
+        "outputs": ", ".join(spec.outputs),
+        "weights": ("int8" + (" (portable)" if spec.portable else "")) if spec.is_int8 else "fp32",
+        "attention": "int8" if spec.attention_dtype == "s8" else spec.attention_dtype,
+        "sizes": f"{spec.num_layers} layers, hidden_size {spec.hidden_size}, num_heads {_span(heads)}, "
+        f"intermediate_size {_span(widths)}, vocab_size {spec.vocab_size}",
+        "tokenizer": "in the file" if artifact.tokenizer_json is not None else "none: the file takes token ids",
+        "max_length": f"{spec.max_length} tokens (the model has {spec.usable_positions} positions)",
+    }
+    if spec.task == "embedding":
+        fields["pooling"] = spec.pooling + (", normalized" if spec.normalize else "")
+    if spec.labels:
+        more = f", … ({len(spec.labels)})" if len(spec.labels) > 10 else ""
+        fields["labels"] = ", ".join(spec.labels[:10]) + more
+    if spec.prompts:
+        fields["prompts"] = ", ".join(
+            f"{name}{' (default)' if name == spec.default_prompt_name else ''}" for name in spec.prompts
+        )
+    print_report(fields)
+    if artifact.report:
+        print("export report:")
+        print_report(artifact.report, indent="  ")
+
+
+def _span(values: set[int]) -> str:
+    return " to ".join(map(str, sorted({min(values, default=0), max(values, default=0)})))

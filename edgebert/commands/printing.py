@@ -1,0 +1,22 @@
+"""What the commands print in common."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def format_value(value: Any) -> str:
+    """A value as a person reads it: floats to six digits, lists without brackets."""
+    if isinstance(value, list):
+        return " ".join(map(format_value, value))
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def print_report(report: dict[str, Any], indent: str = "") -> None:
+    """A dict as lines of `key: value`, nested ones indented."""
+    for key, value in report.items():
+        if isinstance(value, dict):
+            print(f"{indent}{key}:")
+            print_report(value, indent + "  ")
+        else:
+            print(f"{indent}{key}: {format_value(value)}")
