@@ -1,0 +1,1 @@
+"""Compression: fine-tune, distil, prune and quantize a model to a budget. The only part that imports torch."""

@@ -1,0 +1,203 @@
+"""The encoder in PyTorch, built from a spec and canonical tensors, so that every stage of compression can train it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from edgebert.artifact.names import linear_name, weight_tensors
+from edgebert.artifact.spec import EncoderSpec
+from edgebert.errors import InvalidInputError, UnsupportedModelError
+from edgebert.quant import F32
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu_erf": functional.gelu,
+    "gelu_tanh": lambda x: functional.gelu(x, approximate="tanh"),
+    "relu": functional.relu,
+    "tanh": torch.tanh,
+    "identity": lambda x: x,
+}
+_DROPS_POOLED = ("roberta", "xlm-roberta", "camembert", "electra")  # their heads drop twice, around the dense layer
+
+
+class TorchEncoder(nn.Module):
+    """A model of any task of the spec; its parameters are the canonical tensors, all of them trainable.
+
+    Layers may differ in their number of heads and their intermediate size, and either may be 0.
+    """
+
+    def __init__(
+        self, spec: EncoderSpec, tensors: Mapping[str, F32], *, dropout: float = 0.0, attention_dropout: float = 0.0
+    ) -> None:
+        """Take copies of the tensors.
+
+        Args:
+            spec: of an f32 model.
+            tensors: exactly those of `names.weight_tensors(spec)`.
+            dropout: probability for the embeddings, the two sub-blocks of every layer and the head's input; in training
+                mode only, as in BERT (arXiv 1810.04805, appendix A.2).
+            attention_dropout: probability for the attention weights, in training mode only.
+
+        Raises:
+            UnsupportedModelError: the spec is int8.
+            InvalidInputError: tensors missing, too many, or of another shape.
+        """
+        super().__init__()
+        if spec.is_int8:
+            raise UnsupportedModelError("only f32 models can be trained, this one is int8: take the f32 checkpoint")
+        expected = {name: shape for name, (_, shape) in weight_tensors(spec).items()}
+        found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        if found != expected:
+            wrong = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
+            raise InvalidInputError(
+                f"tensor {wrong[0]}: expected the shape {expected.get(wrong[0])}, got {found.get(wrong[0])} "
+                f"({len(wrong)} tensors do not fit the spec): give those of names.weight_tensors(spec)"
+            )
+        self.spec = spec
+        self.dropout, self.attention_dropout = dropout, attention_dropout
+        for name, tensor in tensors.items():
+            self.register_parameter(_attribute(name), nn.Parameter(torch.from_numpy(np.array(tensor, np.float32))))
+
+    def tensors(self) -> dict[str, F32]:
+        """Copies of the canonical tensors as they are now, f32."""
+        return {name: self.tensor(name).detach().cpu().numpy().copy() for name in weight_tensors(self.spec)}
+
+    def tensor(self, name: str) -> Tensor:
+        """The parameter of a canonical name."""
+        return self.get_parameter(_attribute(name))
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        token_type_ids: Tensor | None = None,
+        *,
+        head_masks: Sequence[Tensor] | None = None,
+        neuron_masks: Sequence[Tensor] | None = None,
+        keep_hidden: bool = False,
+        only: Tensor | None = None,
+    ) -> dict[str, Any]:
+        """Run padded sequences, padded on the right.
+
+        Args:
+            input_ids: int64 [B, S].
+            attention_mask: [B, S], 1 or True for real tokens.
+            token_type_ids: int64 [B, S]; None for zeros.
+            head_masks: of every layer [num_heads], multiplied into each head's context.
+            neuron_masks: of every layer [intermediate_size], multiplied into the activation before ffn_down.
+            keep_hidden: also return `hidden_states` and `qkv`.
+            only: bool [B, S]; heads over tokens are applied to these tokens alone and give [n, width].
+
+        Returns:
+            The outputs of `spec.outputs`, [B, S, ...] or [B, ...]; at padding they mean nothing. With `keep_hidden`
+            also "hidden_states": tuple of [B, S, hidden_size], the embeddings first, and "qkv": a tuple with one entry
+            a layer, [B, S, 3, num_heads, head_dim], or None where the layer has no heads.
+        """
+        spec = self.spec
+        mask = attention_mask.bool()
+        x = self._embed(input_ids, token_type_ids)
+        hidden_states: list[Tensor] = [x]
+        kept_qkv: list[Tensor | None] = []
+        attention_bias = None if bool(mask.all()) else mask[:, None, None, :]
+        for i, layer in enumerate(spec.layers):
+            qkv = None
+            if layer.num_heads:
+                qkv = self._linear(linear_name(i, "qkv"), x).view(*x.shape[:2], 3, layer.num_heads, layer.head_dim)
+                query, key, value = qkv.transpose(1, 3).unbind(2)  # [B, num_heads, S, head_dim] each
+                context = functional.scaled_dot_product_attention(
+                    query,
+                    key,
+                    value,
+                    attn_mask=attention_bias,
+                    dropout_p=self.attention_dropout if self.training else 0.0,
+                    scale=1.0 / math.sqrt(layer.head_dim),
+                )
+                if head_masks is not None:
+                    context = context * head_masks[i][:, None, None]
+                inner = self._linear(linear_name(i, "attention_output"), context.transpose(1, 2).flatten(2))
+            else:
+                inner = self.tensor(f"{linear_name(i, 'attention_output')}.bias").expand_as(x)
+            kept_qkv.append(qkv)
+            x = self._layer_norm(f"layer.{i}.attention.layer_norm", x + self._drop(inner))
+            if layer.intermediate_size:
+                inner = _ACTIVATIONS[spec.activation](self._linear(linear_name(i, "ffn_up"), x))
+                if neuron_masks is not None:
+                    inner = inner * neuron_masks[i]
+                inner = self._linear(linear_name(i, "ffn_down"), inner)
+            else:
+                inner = self.tensor(f"{linear_name(i, 'ffn_down')}.bias").expand_as(x)
+            x = self._layer_norm(f"layer.{i}.ffn.layer_norm", x + self._drop(inner))
+            hidden_states.append(x)
+        outputs: dict[str, Any] = self._heads(x, mask, only)
+        if keep_hidden:
+            outputs |= {"hidden_states": tuple(hidden_states), "qkv": tuple(kept_qkv)}
+        return outputs
+
+    def _embed(self, input_ids: Tensor, token_type_ids: Tensor | None) -> Tensor:
+        spec = self.spec
+        x = functional.embedding(input_ids, self.tensor("embeddings.word.weight"))
+        if spec.num_token_types:
+            types = self.tensor("embeddings.token_type.weight")
+            if token_type_ids is None or not spec.has_token_types:
+                x = x + types[0]
+            else:
+                x = x + functional.embedding(token_type_ids, types)
+        first = spec.position_offset
+        x = x + self.tensor("embeddings.position.weight")[first : first + input_ids.shape[1]]
+        x = self._drop(self._layer_norm("embeddings.layer_norm", x))
+        return x if spec.embedding_size == spec.hidden_size else self._linear("embeddings.projection", x)
+
+    def _heads(self, x: Tensor, mask: Tensor, only: Tensor | None) -> dict[str, Tensor]:
+        spec = self.spec
+        outputs = {}
+        if spec.task == "embedding":
+            outputs["last_hidden_state"] = x
+        if spec.has_sequence_head:
+            rows = x[:, 0] if spec.pooling == "cls" else _mean_pool(x, mask)
+            if spec.task == "text-classification" and spec.family in _DROPS_POOLED:
+                rows = self._drop(rows)
+            if spec.dense_size:
+                rows = _ACTIVATIONS[spec.dense_activation](self._linear("head.dense", rows))
+            if spec.task == "embedding":
+                outputs["sentence_embedding"] = functional.normalize(rows.float(), dim=-1) if spec.normalize else rows
+            else:
+                name = "seq_relationship_logits" if spec.task == "pretraining" else "logits"
+                outputs[name] = self._linear("head.out", self._drop(rows))
+        tokens = x if only is None else x[only]
+        if spec.task == "token-classification":
+            outputs["logits"] = self._linear("head.out", self._drop(tokens))
+        elif spec.task == "question-answering":
+            outputs["start_logits"], outputs["end_logits"] = self._linear("head.out", tokens).unbind(-1)
+        if spec.has_mlm_head:
+            inner = _ACTIVATIONS[spec.mlm_activation](self._linear("mlm.dense", tokens))
+            inner = self._layer_norm("mlm.layer_norm", inner)
+            logits = functional.linear(inner, self.tensor("embeddings.word.weight"), self.tensor("mlm.bias"))
+            outputs["prediction_logits" if spec.task == "pretraining" else "logits"] = logits
+        return outputs
+
+    def _linear(self, prefix: str, x: Tensor) -> Tensor:
+        return functional.linear(x, self.tensor(f"{prefix}.weight").t(), self.tensor(f"{prefix}.bias"))
+
+    def _layer_norm(self, prefix: str, x: Tensor) -> Tensor:
+        weight, bias = self.tensor(f"{prefix}.weight"), self.tensor(f"{prefix}.bias")
+        return functional.layer_norm(x, weight.shape, weight, bias, self.spec.layer_norm_eps)
+
+    def _drop(self, x: Tensor) -> Tensor:
+        return functional.dropout(x, self.dropout, self.training)
+
+
+def _attribute(name: str) -> str:
+    """The name of a canonical tensor as torch's modules allow it."""
+    return name.replace(".", "/")
+
+
+def _mean_pool(x: Tensor, mask: Tensor) -> Tensor:
+    """Mean of each sequence's real tokens: [B, S, width] and bool [B, S] -> [B, width]."""
+    weights = mask[..., None].to(x.dtype)
+    return (x * weights).sum(1) / weights.sum(1)
