@@ -1,0 +1,175 @@
+"""A page of tables and plots: one HTML file without outside references, for light and dark, desktop and phone.
+
+The template beside this file holds the looks. Plots are matplotlib figures, written as SVG into the page: on no
+background, their black lines and texts in the page's own colour; `new_figure` gives one in colours that are readable on
+both.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgebert.errors import EdgeBertError, InvalidInputError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Cell = str | int | float | None
+
+# At least 3:1 against white and against the dark page, in an order in which neighbours are easily told apart.
+COLORS = ("#2f7ed8", "#d9603b", "#2a9d6f", "#9065c8", "#b8860b", "#d14d8b", "#5d8a9a", "#8a8f98")
+
+_NUMBER = re.compile(r"[-+−±<>]?\s?\d.*", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of cells under names of columns.
+
+    None is an empty cell, a float is written with four digits. A column is set to the right if each of its cells is
+    empty, a number, or text that begins with one.
+    """
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A matplotlib figure, best of about five inches and texts of nine points: a phone shows it at that size."""
+
+    figure: Figure
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading and what is under it; a str is a paragraph."""
+
+    title: str
+    parts: Sequence[str | Table | Plot]
+
+
+def new_figure(width: float = 5.2, height: float = 3.2) -> tuple[Figure, Axes]:
+    """An empty figure of so many inches and its axes, in the page's style.
+
+    Raises:
+        EdgeBertError: matplotlib is missing.
+    """
+    require_report()
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots()
+    axes.set_prop_cycle(color=COLORS)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=9)
+    axes.grid(alpha=0.35, linewidth=0.6)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def write_page(path: str | os.PathLike[str], title: str, sections: Sequence[Section]) -> None:
+    """Write the page to `path`, whole or not at all.
+
+    Raises:
+        InvalidInputError: a row of a table has not as many cells as there are columns.
+        EdgeBertError: jinja2 or matplotlib is missing.
+        OSError: the file cannot be written.
+    """
+    require_report()
+    import jinja2
+
+    template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(
+        resources.files("edgebert").joinpath("report.html").read_text(encoding="utf-8")
+    )
+    parts = [
+        {"title": section.title, "parts": [_describe_part(part) for part in section.parts]} for section in sections
+    ]
+    page = template.render(title=title, sections=parts)
+    target = Path(path)
+    draft = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        draft.write_text(page + "\n", encoding="utf-8")
+        draft.replace(target)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def require_report() -> None:
+    """Say what is missing, before a run whose page could not be written.
+
+    Raises:
+        EdgeBertError: jinja2 or matplotlib is missing.
+    """
+    try:
+        import jinja2  # noqa: F401
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise EdgeBertError(f"a report needs jinja2 and matplotlib ({error}): pip install 'edgebert[report]'") from None
+
+
+def _describe_part(part: str | Table | Plot) -> tuple[str, Any]:
+    if isinstance(part, str):
+        return "text", part
+    if isinstance(part, Table):
+        return "table", _describe_table(part)
+    from markupsafe import Markup
+
+    return "plot", {"caption": part.caption, "svg": Markup(_draw(part))}
+
+
+def _describe_table(table: Table) -> dict[str, Any]:
+    from markupsafe import Markup
+
+    rows = [[_format(cell) for cell in row] for row in table.rows]
+    for i, row in enumerate(rows):
+        if len(row) != len(table.columns):
+            raise InvalidInputError(f"row {i} of a table has {len(row)} cells, expected {len(table.columns)}")
+    styles = [
+        Markup(' class="number"')
+        if any(cells) and all(not cell or _NUMBER.fullmatch(cell) for cell in cells)
+        else Markup("")
+        for cells in ([row[i] for row in rows] for i in range(len(table.columns)))
+    ]
+    return {
+        "caption": table.caption,
+        "columns": list(zip(table.columns, styles, strict=True)),
+        "rows": [list(zip(row, styles, strict=True)) for row in rows],
+    }
+
+
+def _format(cell: Cell) -> str:
+    if cell is None:
+        return ""
+    if isinstance(cell, float):  # never in the form 1e+04
+        return f"{cell:.0f}" if abs(cell) >= 1000 else f"{cell:.4g}"
+    return str(cell)
+
+
+def _draw(plot: Plot) -> str:
+    """The figure as an <svg> element whose texts stay texts."""
+    import html
+
+    import matplotlib
+    from matplotlib.legend import Legend
+
+    for legend in plot.figure.findobj(Legend):
+        legend.set_frame_on(False)
+    with matplotlib.rc_context({"svg.fonttype": "none"}), io.StringIO() as file:
+        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        plot.figure.savefig(file, format="svg", transparent=True, metadata=nothing)
+        text = file.getvalue()
+    label = html.escape(plot.caption or "plot")
+    text = re.sub(r"^.*?<svg ", f'<svg role="img" aria-label="{label}" ', text, count=1, flags=re.DOTALL)
+    text = re.sub(r'<g id="[^"]*"', "<g", text)  # the same in every figure, and nothing refers to them
+    return text.replace("#000000", "currentColor")
