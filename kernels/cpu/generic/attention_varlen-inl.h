@@ -54,35 +54,14 @@ inline float softmax_row(float* scores, int length, F32x16 scale2) {
   return 1.0f / reduce_add(sums);
 }
 
-// One tile of queries against all keys, in blocks of at most kTileVectors vectors of keys.
+// scores[m][j] = q[m] k[j]: one tile of queries against all keys, at most kTileVectors vectors of keys at once.
 template <int kRows>
 inline void query_key_tile(const float* q, int stride, int head_dim, const float* keys, int keys_stride, int length,
                            float* scores) {
   for (int j = 0; j < length; j += 16 * kTileVectors) {
-    const int left = (length - j + 15) / 16;
-    with_rows<kTileVectors>(left < kTileVectors ? left : kTileVectors, [&](auto tag) {
-      constexpr int kVectors = decltype(tag)::value;
-      F32x16 acc[kRows][kVectors];
-#pragma GCC unroll 16
-      for (int m = 0; m < kRows; ++m)
-#pragma GCC unroll 16
-        for (int v = 0; v < kVectors; ++v) acc[m][v] = set1(0.0f);
-#pragma GCC unroll 1
-      for (int d = 0; d < head_dim; ++d) {
-        F32x16 b[kVectors];
-#pragma GCC unroll 16
-        for (int v = 0; v < kVectors; ++v) b[v] = load(keys + static_cast<size_t>(d) * keys_stride + j + v * 16);
-#pragma GCC unroll 16
-        for (int m = 0; m < kRows; ++m) {
-          const F32x16 a = set1(q[static_cast<size_t>(m) * stride + d]);
-#pragma GCC unroll 16
-          for (int v = 0; v < kVectors; ++v) acc[m][v] = fma(a, b[v], acc[m][v]);
-        }
-      }
-#pragma GCC unroll 16
-      for (int m = 0; m < kRows; ++m)
-#pragma GCC unroll 16
-        for (int v = 0; v < kVectors; ++v) store(scores + static_cast<size_t>(m) * keys_stride + j + v * 16, acc[m][v]);
+    with_rows<kTileVectors>(min_of((length - j + 15) / 16, kTileVectors), [&](auto tag) {
+      fma_tile<kRows, decltype(tag)::value>(q, stride, keys + j, keys_stride, head_dim, NothingAhead(), scores + j,
+                                            keys_stride);
     });
   }
 }
@@ -91,32 +70,15 @@ inline void query_key_tile(const float* q, int stride, int head_dim, const float
 template <int kRows>
 inline void score_value_tile(const float* scores, int scores_stride, const float* inv_sums, const float* v, int stride,
                              int length, int head_dim, float* context, int context_stride) {
+  alignas(64) float tile[kRows * 16 * kTileVectors];
   for (int d = 0; d < head_dim; d += 16 * kTileVectors) {
-    const int left = (head_dim - d + 15) / 16;
-    with_rows<kTileVectors>(left < kTileVectors ? left : kTileVectors, [&](auto tag) {
+    with_rows<kTileVectors>(min_of((head_dim - d + 15) / 16, kTileVectors), [&](auto tag) {
       constexpr int kVectors = decltype(tag)::value;
-      F32x16 acc[kRows][kVectors];
-#pragma GCC unroll 16
-      for (int m = 0; m < kRows; ++m)
-#pragma GCC unroll 16
-        for (int c = 0; c < kVectors; ++c) acc[m][c] = set1(0.0f);
-#pragma GCC unroll 1
-      for (int j = 0; j < length; ++j) {
-        F32x16 b[kVectors];
-#pragma GCC unroll 16
-        for (int c = 0; c < kVectors; ++c) b[c] = load(v + static_cast<size_t>(j) * stride + d + c * 16);
-#pragma GCC unroll 16
-        for (int m = 0; m < kRows; ++m) {
-          const F32x16 a = set1(scores[static_cast<size_t>(m) * scores_stride + j]);
-#pragma GCC unroll 16
-          for (int c = 0; c < kVectors; ++c) acc[m][c] = fma(a, b[c], acc[m][c]);
-        }
-      }
+      fma_tile<kRows, kVectors>(scores, scores_stride, v + d, stride, length, NothingAhead(), tile, 16 * kVectors);
       for (int m = 0; m < kRows; ++m)
         for (int c = 0; c < kVectors; ++c) {
-          const int at = d + c * 16;
-          const int lanes = head_dim - at < 16 ? head_dim - at : 16;
-          const F32x16 y = mul(acc[m][c], set1(inv_sums[m]));
+          const int at = d + c * 16, lanes = min_of(16, head_dim - at);
+          const F32x16 y = mul(load(tile + (m * kVectors + c) * 16), set1(inv_sums[m]));
           float* out = context + static_cast<size_t>(m) * context_stride + at;
           lanes == 16 ? store(out, y) : store_n(out, y, lanes);
         }
@@ -136,7 +98,7 @@ inline void attention_varlen(const AttentionArgs& args, int sequence, int head, 
   transpose_keys(k, stride, length, head_dim, keys, padded);
   const F32x16 scale2 = set1(1.44269504f / __builtin_sqrtf(static_cast<float>(head_dim)));  // log2(e) / sqrt(d)
   for (int i = 0; i < length; i += kTileRows) {
-    with_rows<kTileRows>(length - i < kTileRows ? length - i : kTileRows, [&](auto tag) {
+    with_rows<kTileRows>(min_of(length - i, kTileRows), [&](auto tag) {
       constexpr int kRows = decltype(tag)::value;
       float inv_sums[kRows];
       query_key_tile<kRows>(q + static_cast<size_t>(i) * stride, stride, head_dim, keys, padded, length, scores);

@@ -115,7 +115,8 @@ struct PackedKeysValues {
       with_rows<kTileVectors>(min_of((length - j + 15) / 16, kTileVectors), [&](auto tag) {
         constexpr int kVectors = decltype(tag)::value;
         dot_tile<kRows, kVectors>(query_codes, padded_dim, keys + 4 * static_cast<size_t>(j),
-                                  4 * static_cast<size_t>(padded), (head_dim + 3) / 4, key_start + j, tile);
+                                  4 * static_cast<size_t>(padded), (head_dim + 3) / 4, key_start + j, NothingAhead(),
+                                  tile);
         for (int v = 0; v < kVectors; ++v) {
           const F32x16 scale = load(key_scale + j + 16 * v);
           const int lanes = min_of(16, length - j - 16 * v);
@@ -161,7 +162,7 @@ struct PackedKeysValues {
       with_rows<kTileVectors>(min_of((head_dim - d + 15) / 16, kTileVectors), [&](auto tag) {
         constexpr int kVectors = decltype(tag)::value;
         dot_tile<kRows, kVectors>(score_codes, padded, values + 4 * d, 4 * static_cast<size_t>(padded_dim),
-                                  (length + 3) / 4, value_start + d, tile);
+                                  (length + 3) / 4, value_start + d, NothingAhead(), tile);
         for (int v = 0; v < kVectors; ++v) {
           const int at = d + 16 * v, lanes = min_of(16, head_dim - at);
           const F32x16 scale = load(value_scale + at);

@@ -10,12 +10,37 @@ namespace EB_ISA {
 
 inline int min_of(int a, int b) { return a < b ? a : b; }
 
+// What a tile asks the memory for at each of its steps, while it computes.
+struct NothingAhead {
+  void step(int) const {}
+};
+
+// The next panel, which has `vectors` cache lines for each step: tile `i` of `tiles` asks for its part, so that
+// together they ask for all of it. Where rows are few, this keeps the memory busy. Two places are asked for at every
+// step: asking again for what is near costs next to nothing, a branch would.
+struct PanelAhead {
+  const int8_t *first, *second;
+
+  PanelAhead(const void* panel, int steps, int vectors, int i, int tiles) {
+    const auto line = [&](int n) {
+      return static_cast<const int8_t*>(panel) + 64 * static_cast<size_t>(steps) * (n < vectors ? vectors + n : 0);
+    };
+    const bool is_enough = tiles >= vectors;  // with one place a step
+    first = line(is_enough ? i : 2 * i);
+    second = line(is_enough ? i : 2 * i + 1);
+  }
+  void step(int k) const {
+    __builtin_prefetch(first + 64 * static_cast<size_t>(k), 0, 2);  // to L2: a panel would fill L1
+    __builtin_prefetch(second + 64 * static_cast<size_t>(k), 0, 2);
+  }
+};
+
 // Sums of kRows rows of codes with 16 * kVectors columns, four inputs a step, into tile [kRows][16 * kVectors]. The
 // columns of a step lie together as [16 * kVectors][4], the steps `step_stride` bytes apart. Sums start at `start`
 // [16 * kVectors], or at zero.
-template <int kRows, int kVectors>
+template <int kRows, int kVectors, class Ahead>
 inline void dot_tile(const uint8_t* codes, int stride, const int8_t* columns, size_t step_stride, int steps,
-                     const int32_t* start, int32_t* tile) {
+                     const int32_t* start, const Ahead& ahead, int32_t* tile) {
   I32x16 acc[kRows][kVectors];
 #pragma GCC unroll 16
   for (int m = 0; m < kRows; ++m)
@@ -23,6 +48,7 @@ inline void dot_tile(const uint8_t* codes, int stride, const int8_t* columns, si
     for (int v = 0; v < kVectors; ++v) acc[m][v] = start ? load_i32(start + v * 16) : zero_i32();
 #pragma GCC unroll 1
   for (int k = 0; k < steps; ++k, columns += step_stride) {
+    ahead.step(k);
     I32x16 b[kVectors];
 #pragma GCC unroll 16
     for (int v = 0; v < kVectors; ++v) b[v] = load_i32(reinterpret_cast<const int32_t*>(columns) + v * 16);
@@ -39,18 +65,21 @@ inline void dot_tile(const uint8_t* codes, int stride, const int8_t* columns, si
     for (int v = 0; v < kVectors; ++v) store_i32(tile + (m * kVectors + v) * 16, acc[m][v]);
 }
 
-template <int kRows, int kVectors>
-inline void fma_tile(const float* x, int stride, const float* panel, int steps, float* tile) {
+// The same in f32, one input a step: x [kRows][steps], columns of a step [16 * kVectors], `step_stride` floats apart.
+template <int kRows, int kVectors, class Ahead>
+inline void fma_tile(const float* x, int stride, const float* columns, size_t step_stride, int steps,
+                     const Ahead& ahead, float* tile, size_t tile_stride) {
   F32x16 acc[kRows][kVectors];
 #pragma GCC unroll 16
   for (int m = 0; m < kRows; ++m)
 #pragma GCC unroll 16
     for (int v = 0; v < kVectors; ++v) acc[m][v] = set1(0.0f);
 #pragma GCC unroll 1
-  for (int k = 0; k < steps; ++k) {
+  for (int k = 0; k < steps; ++k, columns += step_stride) {
+    ahead.step(k);
     F32x16 b[kVectors];
 #pragma GCC unroll 16
-    for (int v = 0; v < kVectors; ++v) b[v] = load(panel + (static_cast<size_t>(k) * kVectors + v) * 16);
+    for (int v = 0; v < kVectors; ++v) b[v] = load(columns + v * 16);
 #pragma GCC unroll 16
     for (int m = 0; m < kRows; ++m) {
       const F32x16 a = set1(x[static_cast<size_t>(m) * stride + k]);
@@ -61,7 +90,7 @@ inline void fma_tile(const float* x, int stride, const float* panel, int steps, 
 #pragma GCC unroll 16
   for (int m = 0; m < kRows; ++m)
 #pragma GCC unroll 16
-    for (int v = 0; v < kVectors; ++v) store(tile + (m * kVectors + v) * 16, acc[m][v]);
+    for (int v = 0; v < kVectors; ++v) store(tile + m * tile_stride + v * 16, acc[m][v]);
 }
 
 // Calls run(Rows<rows>()) for rows in 1 .. kMax.
@@ -97,6 +126,7 @@ inline void linear_u8s8_f32_as(const LinearU8S8Args& args, const TileRange& rang
   constexpr int kNr = 16 * kDotVectors;
   const PackedLinearU8S8& w = args.linear;
   const int steps = (w.inputs + 3) / 4;
+  const int tiles = (range.row_end - range.row_begin + kDotRows - 1) / kDotRows;
   alignas(64) int32_t tile[kDotRows * kNr];
   for (int p = range.panel_begin; p < range.panel_end; ++p) {
     const int8_t* panel = w.weight + static_cast<size_t>(p) * steps * kNr * 4;
@@ -104,8 +134,9 @@ inline void linear_u8s8_f32_as(const LinearU8S8Args& args, const TileRange& rang
     for (int row = range.row_begin; row < range.row_end; row += kDotRows) {
       with_rows<kDotRows>(min_of(kDotRows, range.row_end - row), [&](auto tag) {
         constexpr int kRows = decltype(tag)::value;
-        dot_tile<kRows, kDotVectors>(args.in.codes + static_cast<size_t>(row) * args.in.stride, args.in.stride, panel,
-                                     kNr * 4, steps, nullptr, tile);
+        dot_tile<kRows, kDotVectors>(
+            args.in.codes + static_cast<size_t>(row) * args.in.stride, args.in.stride, panel, kNr * 4, steps, nullptr,
+            PanelAhead(panel, steps, kDotVectors, (row - range.row_begin) / kDotRows, tiles), tile);
         for (int v = 0; v < vectors; ++v) {
           const int column = p * kNr + v * 16;
           const F32x16 w_scale = load(w.w_scale + column), bias = load(w.bias + column);
@@ -131,6 +162,7 @@ template <Epilogue kEpilogue>
 inline void linear_f32_as(const LinearF32Args& args, const TileRange& range) {
   constexpr int kNr = 16 * kFmaVectors;
   const PackedLinearF32& w = args.linear;
+  const int tiles = (range.row_end - range.row_begin + kFmaRows - 1) / kFmaRows;
   alignas(64) float tile[kFmaRows * kNr];
   for (int p = range.panel_begin; p < range.panel_end; ++p) {
     const float* panel = w.weight + static_cast<size_t>(p) * w.inputs * kNr;
@@ -138,8 +170,9 @@ inline void linear_f32_as(const LinearF32Args& args, const TileRange& range) {
     for (int row = range.row_begin; row < range.row_end; row += kFmaRows) {
       with_rows<kFmaRows>(min_of(kFmaRows, range.row_end - row), [&](auto tag) {
         constexpr int kRows = decltype(tag)::value;
-        fma_tile<kRows, kFmaVectors>(args.x + static_cast<size_t>(row) * args.x_stride, args.x_stride, panel, w.inputs,
-                                     tile);
+        fma_tile<kRows, kFmaVectors>(
+            args.x + static_cast<size_t>(row) * args.x_stride, args.x_stride, panel, kNr, w.inputs,
+            PanelAhead(panel, w.inputs, kFmaVectors, (row - range.row_begin) / kFmaRows, tiles), tile, kNr);
         for (int v = 0; v < vectors; ++v) {
           const int column = p * kNr + v * 16;
           const F32x16 bias = load(w.bias + column);
