@@ -17,6 +17,7 @@ import numpy as np
 
 from edgebert.batch import PackedBatch
 from edgebert.bench.peers.base import Kind, Peer, Settings
+from edgebert.errors import InvalidInputError
 
 Rows = Sequence[Sequence[int]]
 
@@ -27,7 +28,7 @@ class PeerSession:
     def __init__(self, peer: Peer) -> None:
         self._peer = peer
         self._lanes: ThreadPoolExecutor | None = None
-        self._work: dict[str, Callable[[], list[Any]]] = {}
+        self._work: dict[str, list[Callable[[], Any]]] = {}
 
     def build(self, calibration: Rows) -> None:
         """Write what the peer loads, unless it is there."""
@@ -49,33 +50,44 @@ class PeerSession:
         """Make the rows, longest first and `batch_size` together, into work called `key`, and run it once.
 
         Returns:
-            The sentence embeddings in the order of `rows`, [n][hidden], of unit length.
+            What the peer's `embed` makes of the results, a vector for each of `rows`, in their order.
         """
         order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
         parts = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
         batches = [PackedBatch.from_lists([rows[i] for i in part]) for part in parts]
-        calls = [self._peer.bind(batch) for batch in batches]
-        lanes = self._lanes
-        if lanes is None:
-            self._work[key] = lambda: [call() for call in calls]
-        else:
-            self._work[key] = lambda: list(lanes.map(lambda call: call(), calls))
+        calls = self._work[key] = [self._peer.bind(batch) for batch in batches]
         # one batch at a time here: an output may be a view that the next call overwrites
-        embedded = np.concatenate([self._peer.embed(call(), batch) for call, batch in zip(calls, batches, strict=True)])
-        return embedded[np.argsort(order)].tolist()  # type: ignore[no-any-return]
+        sorted_rows = [
+            row for call, batch in zip(calls, batches, strict=True) for row in self._peer.embed(call(), batch)
+        ]
+        return [sorted_rows[i].tolist() for i in np.argsort(order)]
 
-    def time(self, key: str, calls: int, warm_up_s: float) -> list[float]:
-        """Seconds of each of `calls` runs of that work, after runs without count for `warm_up_s`."""
-        work = self._work[key]
+    def time(self, key: str, calls: int, warm_up_s: float, each: bool = False) -> list[float]:
+        """Seconds of `calls` runs of that work, after runs without count for `warm_up_s`.
+
+        With `each` not of every run but of every batch in it, one after the other.
+        """
+        batches = self._work[key]
+        lanes = self._lanes
+        if each and lanes is not None:
+            raise InvalidInputError("batches that run at the same time have no times of their own: use one lane")
         results = []
+
+        def work() -> None:
+            if lanes is None:
+                for run in batches:
+                    run()
+            else:
+                list(lanes.map(lambda run: run(), batches))
+
         gc.disable()
         try:
             end = time.perf_counter() + warm_up_s
             while time.perf_counter() < end:
                 work()
-            for _ in range(calls):
+            for run in batches * calls if each else [work] * calls:
                 begun = time.perf_counter()
-                work()
+                run()
                 results.append(time.perf_counter() - begun)
         finally:
             gc.enable()

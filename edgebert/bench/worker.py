@@ -2,8 +2,10 @@
 
 Nothing else may write to that output, so what libraries print goes to standard error.
 
-    python -m edgebert.bench.worker serve PEER SOURCE FOLDER
-    python -m edgebert.bench.worker cold PEER SOURCE FOLDER THREADS SETTINGS ROW   (load, embed one row, report, end)
+    python -m edgebert.bench.worker serve PEER FILES
+    python -m edgebert.bench.worker cold PEER FILES THREADS SETTINGS ROW   (load, run one row, report, end)
+
+FILES, SETTINGS and ROW are JSON.
 """
 
 from __future__ import annotations
@@ -12,7 +14,6 @@ import json
 import os
 import sys
 import time
-from pathlib import Path
 from typing import IO, Any
 
 from edgebert.batch import PackedBatch
@@ -24,8 +25,8 @@ def main(arguments: list[str]) -> int:
     """See the module's text."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    mode, name, source, folder, *rest = arguments
-    peer = make_peer(name, ModelFiles(Path(source), Path(folder)))
+    mode, name, files, *rest = arguments
+    peer = make_peer(name, ModelFiles.from_json(files))
     if mode == "cold":
         _answer(answers, start_cold(peer, int(rest[0]), json.loads(rest[1]), json.loads(rest[2])))
     else:
@@ -48,14 +49,14 @@ def serve(peer: Peer, requests: IO[str], answers: IO[str]) -> None:
 
 
 def start_cold(peer: Peer, threads: int, settings: dict[str, Any], row: list[int]) -> dict[str, Any]:
-    """Load and embed one row of token ids; the monotonic clock when its result was there."""
+    """Load and run one row of token ids; the monotonic clock when its result was there."""
     peer.load(threads, settings)
     batch = PackedBatch.from_lists([row])
     output = peer.bind(batch)()
     done = time.monotonic()
     from edgebert.bench.session import peak_mb
 
-    return {"done": done, "peak_mb": peak_mb(), "embedding": peer.embed(output, batch)[0].tolist()}
+    return {"done": done, "peak_mb": peak_mb(), "answer": peer.embed(output, batch)[0].tolist()}
 
 
 def _answer(answers: IO[str], value: dict[str, Any]) -> None:

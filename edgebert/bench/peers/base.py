@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -25,12 +26,25 @@ class ModelFiles:
     """Where a model's files lie.
 
     Attributes:
-        source: a Hugging Face folder: config.json, model.safetensors, tokenizer.json.
+        source: what peers start from: a Hugging Face folder (config.json, model.safetensors, tokenizer.json), or for
+            those over one of the project's files that file.
         folder: where peers keep what they build from it.
+        model: the project's file of the same model, for those that answer what it answers.
     """
 
     source: Path
     folder: Path
+    model: Path | None = None
+
+    def to_json(self) -> str:
+        """For `from_json`, in another process."""
+        return json.dumps([str(path) if path else None for path in (self.source, self.folder, self.model)])
+
+    @classmethod
+    def from_json(cls, text: str) -> ModelFiles:
+        """What `to_json` wrote."""
+        source, folder, model = json.loads(text)
+        return cls(Path(source), Path(folder), Path(model) if model else None)
 
 
 class Peer(ABC):
@@ -41,6 +55,7 @@ class Peer(ABC):
         precision: of the linears: "int8", "bf16" or "fp32".
         packages: the distributions a user installs to run it, without those that only building needs.
         is_own: whether it is this project's.
+        is_packed: whether it computes no padding.
         file: what `load` reads, relative to `ModelFiles.folder`.
     """
 
@@ -48,6 +63,7 @@ class Peer(ABC):
     precision: ClassVar[str]
     packages: ClassVar[tuple[str, ...]]
     is_own: ClassVar[bool] = False
+    is_packed: ClassVar[bool] = False
     file: ClassVar[str]
 
     def __init__(self, files: ModelFiles) -> None:
@@ -77,10 +93,11 @@ class Peer(ABC):
     def bind(self, batch: PackedBatch) -> Callable[[], Any]:
         """A call that runs the batch: inputs are made here, the call ends when its result can be read."""
 
-    def embed(self, output: Any, batch: PackedBatch) -> F32:
-        """Sentence embeddings f32 [n, hidden] of unit length from what the call returned.
+    def embed(self, output: Any, batch: PackedBatch) -> Sequence[F32]:
+        """What is compared with the reference, a vector for each text, from what the call returned.
 
-        Here the padded last hidden state [n, max_seqlen, hidden], mean pooled. It is not part of the time taken.
+        Here sentence embeddings of unit length, f32 [n, hidden], of the padded last hidden state [n, max_seqlen,
+        hidden], mean pooled. It is not part of the time taken.
         """
         hidden = np.asarray(output, np.float32)
         return normalize_rows(
