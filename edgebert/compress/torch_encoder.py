@@ -89,8 +89,9 @@ class TorchEncoder(nn.Module):
             input_ids: int64 [B, S].
             attention_mask: [B, S], 1 or True for real tokens.
             token_type_ids: int64 [B, S]; None for zeros.
-            head_masks: of every layer [num_heads], multiplied into each head's context.
-            neuron_masks: of every layer [intermediate_size], multiplied into the activation before ffn_down.
+            head_masks: of every layer [num_heads] or [B, num_heads], multiplied into each head's context.
+            neuron_masks: of every layer [intermediate_size] or [B, 1, intermediate_size], multiplied into the
+                activation before ffn_down.
             keep_hidden: also return `hidden_states` and `qkv`.
             only: bool [B, S]; heads over tokens are applied to these tokens alone and give [n, width].
 
@@ -119,7 +120,7 @@ class TorchEncoder(nn.Module):
                     scale=1.0 / math.sqrt(layer.head_dim),
                 )
                 if head_masks is not None:
-                    context = context * head_masks[i][:, None, None]
+                    context = context * head_masks[i][..., None, None]
                 inner = self._linear(linear_name(i, "attention_output"), context.transpose(1, 2).flatten(2))
             else:
                 inner = self.tensor(f"{linear_name(i, 'attention_output')}.bias").expand_as(x)
