@@ -1,0 +1,407 @@
+"""Structured pruning in minutes, without retraining: heads and FFN neurons leave, the matrices get smaller.
+
+After Kwon et al., "A Fast Post-Training Pruning Framework for Transformers" (arXiv 2204.09656). A mask over heads and
+neurons is chosen by the Fisher information of the loss, then what is left is tuned so that every sub-block gives what
+the whole one gave. Two things differ from the paper: the mask's counts are chosen for all layers at once under any cost
+that adds up over layers (floating-point operations, or the seconds of a latency table, as in ZipLM, arXiv 2302.04089),
+and the tuning solves for the output weights themselves instead of one factor a unit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from edgebert.artifact.checkpoint import Checkpoint
+from edgebert.artifact.names import linear_name
+from edgebert.artifact.spec import EncoderSpec
+from edgebert.compress.torch_encoder import TorchEncoder
+from edgebert.errors import InvalidInputError
+from edgebert.quant import F32
+
+F64 = NDArray[np.float64]
+I64 = NDArray[np.int64]
+Forward = Callable[..., dict[str, Any]]  # takes and gives what TorchEncoder.forward does, masks left out
+Loss = Callable[[Forward, Any], Tensor]  # of a forward pass and a batch; a scalar, a mean or sum over examples
+
+NEURON_STEP = 64  # widths are multiples of the widest panel of the kernels
+_COST_BINS = 4000
+_DAMPING = 0.01  # of the mean of the Gram matrix's diagonal: keeps weights that the texts say little about
+
+
+class Costs(Protocol):
+    """What a model costs: a constant and one term a layer."""
+
+    def layer(self, num_heads: int, intermediate_size: int) -> float:
+        """Cost of one layer of that shape."""
+
+    def predict(self, spec: EncoderSpec) -> float:
+        """Cost of a whole model."""
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Floating-point operations a token of the encoder's layers, in sequences of `length` tokens.
+
+    Two for each multiplication of the four linears and of attention's two products; the rest is left out.
+    """
+
+    hidden_size: int
+    head_dim: int
+    length: int = 128
+
+    @classmethod
+    def of(cls, spec: EncoderSpec, length: int = 128) -> Flops:
+        """Those of a model's layers."""
+        return cls(spec.hidden_size, spec.layers[0].head_dim, length)
+
+    def layer(self, num_heads: int, intermediate_size: int) -> float:
+        """Of one layer of that shape."""
+        attention = num_heads * self.head_dim * (4 * self.hidden_size + 2 * self.length)
+        return 2.0 * (attention + 2 * self.hidden_size * intermediate_size)
+
+    def predict(self, spec: EncoderSpec) -> float:
+        """Of all layers."""
+        return sum(self.layer(layer.num_heads, layer.intermediate_size) for layer in spec.layers)
+
+
+def prune(
+    checkpoint: Checkpoint,
+    batches: Iterable[Any],
+    loss_of: Loss,
+    budget: float,
+    costs: Costs,
+    *,
+    neuron_step: int = NEURON_STEP,
+) -> Checkpoint:
+    """Remove the heads and neurons that the loss misses least, until the model costs no more than the budget.
+
+    Args:
+        checkpoint: f32; it is not changed.
+        batches: of task data, a few thousand examples at most; what `loss_of` takes.
+        loss_of: called as loss_of(forward, batch); must call `forward` once, as it would call a TorchEncoder.
+        budget: in the unit of `costs`.
+        costs: what a layer costs, for instance `Flops.of(spec)` or a LatencyTable.
+        neuron_step: intermediate sizes are multiples of this, or stay as they were.
+
+    Returns:
+        A checkpoint with smaller layers. The same arguments give the same bits on one machine with one thread count.
+
+    Raises:
+        InvalidInputError: no batches, or a budget that nothing fits.
+    """
+    spec = checkpoint.spec
+    if costs.predict(spec) <= budget:
+        return checkpoint
+    gradients, inputs = mask_gradients(checkpoint, batches, loss_of)
+    kept = choose_units(spec, gradients, budget, costs, neuron_step)
+    small, tensors = remove_units(spec, checkpoint.tensors, kept)
+    tensors = refit(spec, checkpoint.tensors, small, tensors, inputs)
+    return replace(checkpoint, spec=small, tensors=tensors)
+
+
+# Importance
+
+
+@dataclass(frozen=True)
+class Units:
+    """Something for the heads and for the neurons of one layer."""
+
+    heads: Any
+    neurons: Any
+
+
+Inputs = list[tuple[Tensor, Tensor, Tensor | None]]  # input_ids, attention_mask, token_type_ids of a batch
+
+
+def mask_gradients(checkpoint: Checkpoint, batches: Iterable[Any], loss_of: Loss) -> tuple[list[Units], Inputs]:
+    """Gradient of each example's loss by a mask over heads and neurons, where the mask is 1.
+
+    Returns:
+        (of every layer f32 [examples, num_heads] and [examples, intermediate_size]; the inputs of all batches).
+    """
+    encoder = TorchEncoder(checkpoint.spec, checkpoint.tensors).eval().requires_grad_(False)
+    layers = checkpoint.spec.layers
+    parts: list[list[Tensor]] = [[] for _ in range(2 * len(layers))]
+    inputs: Inputs = []
+    masks: list[Tensor] = []  # of the batch at hand
+
+    def forward(
+        input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None, **options: Any
+    ) -> dict[str, Any]:
+        inputs.append((input_ids, attention_mask, token_type_ids))
+        rows = len(input_ids)  # a mask for each example, so that one pass gives every example's gradient
+        heads = [torch.ones(rows, layer.num_heads, requires_grad=True) for layer in layers]
+        neurons = [torch.ones(rows, 1, layer.intermediate_size, requires_grad=True) for layer in layers]
+        masks[:] = heads + neurons
+        outputs: dict[str, Any] = encoder(
+            input_ids, attention_mask, token_type_ids, head_masks=heads, neuron_masks=neurons, **options
+        )
+        return outputs
+
+    for batch in batches:
+        loss = loss_of(forward, batch)
+        for part, gradient in zip(parts, torch.autograd.grad(loss, masks, materialize_grads=True), strict=True):
+            part.append(gradient.flatten(1))
+    if not inputs:
+        raise InvalidInputError("no batches to prune by: give some task data")
+    joined = [torch.cat(part).numpy() for part in parts]
+    return [Units(*pair) for pair in zip(joined[: len(layers)], joined[len(layers) :], strict=True)], inputs
+
+
+def removal_order(gradients: F32) -> tuple[I64, F64]:
+    """Units in the order of removal, and how much the loss has grown after each removal.
+
+    The growth after removing the units P is estimated as the mean over examples of (sum of P's gradients)^2 / 2, the
+    second-order term with the Fisher information as Hessian, units of one sub-block taken together (arXiv 2204.09656,
+    equations 6 and 9); the next unit is the one that adds least.
+
+    Args:
+        gradients: f32 [examples, units].
+
+    Returns:
+        (int64 [units], f64 [units + 1], the first 0).
+    """
+    fisher = (gradients.T @ gradients).astype(np.float64) / len(gradients)
+    added = fisher.diagonal().copy()  # growth, were this unit removed next
+    order, growth = [], [0.0]
+    for _ in range(len(fisher)):
+        unit = int(added.argmin())
+        order.append(unit)
+        growth.append(growth[-1] + float(added[unit]))
+        added += 2.0 * fisher[unit]
+        added[order] = np.inf
+    return np.array(order, np.int64), np.array(growth) / 2
+
+
+# Choice
+
+
+def choose_units(
+    spec: EncoderSpec, gradients: Sequence[Units], budget: float, costs: Costs, neuron_step: int = NEURON_STEP
+) -> list[Units]:
+    """Indices of the heads and neurons to keep in each layer: least estimated growth of the loss within the budget.
+
+    Raises:
+        InvalidInputError: not even layers without heads and neurons fit.
+    """
+    orders = [Units(removal_order(layer.heads), removal_order(layer.neurons)) for layer in gradients]
+    options = []
+    for layer, order in zip(spec.layers, orders, strict=True):
+        sizes = [
+            (heads, neurons)
+            for heads in range(layer.num_heads + 1)
+            for neurons in {*range(0, layer.intermediate_size, neuron_step), layer.intermediate_size}
+        ]
+        growth = [order.heads[1][layer.num_heads - h] + order.neurons[1][layer.intermediate_size - n] for h, n in sizes]
+        options.append((sizes, np.array([costs.layer(*size) for size in sizes]), np.array(growth)))
+    rest = budget - costs.predict(spec.replace(layers=()))
+    chosen = _choose_options([option[1:] for option in options], rest)
+    kept = []
+    for i, order in enumerate(orders):
+        heads, neurons = options[i][0][chosen[i]]
+        kept.append(
+            Units(
+                np.sort(order.heads[0][len(order.heads[0]) - heads :]),
+                np.sort(order.neurons[0][len(order.neurons[0]) - neurons :]),
+            )
+        )
+    return kept
+
+
+def _choose_options(options: Sequence[tuple[F64, F64]], budget: float) -> list[int]:
+    """One option for each of several places: least sum of penalties with the sum of costs within the budget.
+
+    Args:
+        options: of each place (costs, penalties); dynamic programming over costs rounded up to budget / _COST_BINS.
+        budget: of all places together.
+    """
+    if budget <= 0:
+        raise InvalidInputError(f"nothing fits the budget: without any layer it is exceeded by {-budget:g}")
+    best = np.zeros(_COST_BINS + 1)  # least penalty of the places so far at a cost of at most so many bins
+    picks = []
+    for costs, penalties in options:
+        bins = np.ceil(costs / budget * _COST_BINS - 1e-9).astype(np.int64)
+        new, pick = np.full_like(best, np.inf), np.zeros(len(best), np.int64)
+        for i in np.argsort(penalties, kind="stable"):
+            if 0 <= bins[i] <= _COST_BINS:
+                total = np.full_like(best, np.inf)
+                total[bins[i] :] = best[: len(best) - bins[i]] + penalties[i]
+                pick[total < new] = i
+                new = np.minimum(new, total)
+        best = new
+        picks.append(pick)
+    if not np.isfinite(best[-1]):
+        raise InvalidInputError(f"nothing fits the budget: layers without heads and neurons cost more than {budget:g}")
+    room, chosen = _COST_BINS, []
+    for (costs, _), pick in zip(reversed(options), reversed(picks), strict=True):
+        chosen.append(int(pick[room]))
+        room -= int(np.ceil(costs[pick[room]] / budget * _COST_BINS - 1e-9))
+    return chosen[::-1]
+
+
+# Removal
+
+
+def remove_units(
+    spec: EncoderSpec, tensors: dict[str, F32], kept: Sequence[Units]
+) -> tuple[EncoderSpec, dict[str, F32]]:
+    """The model with only the kept heads and neurons (indices of each layer, ascending): smaller matrices, no masks."""
+    new = dict(tensors)
+    layers = []
+    for i, (layer, units) in enumerate(zip(spec.layers, kept, strict=True)):
+        inner = (units.heads[:, None] * layer.head_dim + np.arange(layer.head_dim)).ravel()
+        qkv = np.concatenate([part * layer.attention_size + inner for part in range(3)])
+        for up, down, outputs, inputs in (
+            ("qkv", "attention_output", qkv, inner),
+            ("ffn_up", "ffn_down", units.neurons, units.neurons),
+        ):
+            first, second = linear_name(i, up), linear_name(i, down)
+            if not len(inputs):
+                for name in (f"{first}.weight", f"{first}.bias", f"{second}.weight"):
+                    new.pop(name, None)
+                continue
+            new[f"{first}.weight"] = np.ascontiguousarray(tensors[f"{first}.weight"][:, outputs])
+            new[f"{first}.bias"] = tensors[f"{first}.bias"][outputs]
+            new[f"{second}.weight"] = tensors[f"{second}.weight"][inputs]
+        layers.append(replace(layer, num_heads=len(units.heads), intermediate_size=len(units.neurons)))
+    return spec.replace(layers=tuple(layers)), new
+
+
+def take_layers(checkpoint: Checkpoint, layers: Sequence[int]) -> Checkpoint:
+    """The checkpoint with only these layers, in this order.
+
+    Raises:
+        InvalidInputError: a layer that is not there.
+    """
+    count = checkpoint.spec.num_layers
+    if wrong := [i for i in layers if not 0 <= i < count]:
+        raise InvalidInputError(f"there is no layer {wrong[0]}: the model has {count}, counted from 0")
+    tensors = {name: tensor for name, tensor in checkpoint.tensors.items() if not name.startswith("layer.")}
+    for new, old in enumerate(layers):
+        prefix = f"layer.{old}."
+        tensors |= {
+            f"layer.{new}.{name.removeprefix(prefix)}": tensor
+            for name, tensor in checkpoint.tensors.items()
+            if name.startswith(prefix)
+        }
+    spec = checkpoint.spec.replace(layers=tuple(checkpoint.spec.layers[i] for i in layers))
+    config = {**checkpoint.config, "num_hidden_layers": len(layers)}
+    return replace(checkpoint, spec=spec, tensors=tensors, config=config)
+
+
+# Tuning
+
+
+class _Layer(TorchEncoder):
+    """One layer alone, on given hidden states; `seen` holds the inputs of its linears and LayerNorms."""
+
+    def __init__(self, spec: EncoderSpec, tensors: dict[str, F32], i: int) -> None:
+        width = spec.hidden_size
+        body = spec.replace(
+            task="embedding", pooling="none", dense_size=0, labels=(), layers=(spec.layers[i],), embedding_size=width,
+            vocab_size=1, pad_token_id=0, num_positions=1, position_offset=0, max_length=1, num_token_types=0,
+        )  # fmt: skip
+        prefix = f"layer.{i}."
+        alone = {f"layer.0.{name.removeprefix(prefix)}": t for name, t in tensors.items() if name.startswith(prefix)}
+        for name in ("word.weight", "position.weight"):
+            alone[f"embeddings.{name}"] = np.zeros((1, width), np.float32)
+        for name in ("layer_norm.weight", "layer_norm.bias"):
+            alone[f"embeddings.{name}"] = np.zeros(width, np.float32)
+        super().__init__(body, alone)
+        self.seen: dict[str, Tensor] = {}
+
+    def run(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Hidden states [B, S, hidden_size] after the layer."""
+        self._x = x
+        hidden: Tensor = self(mask, mask)["last_hidden_state"]
+        return hidden
+
+    def _embed(self, input_ids: Tensor, token_type_ids: Tensor | None) -> Tensor:
+        return self._x
+
+    def _linear(self, prefix: str, x: Tensor) -> Tensor:
+        self.seen[prefix] = x
+        return super()._linear(prefix, x)
+
+    def _layer_norm(self, prefix: str, x: Tensor) -> Tensor:
+        self.seen[prefix] = x
+        self.seen[f"{prefix}.output"] = normed = super()._layer_norm(prefix, x)
+        return normed
+
+
+class _LeastSquares:
+    """Weight and bias of a linear that bring it closest to the outputs asked for, starting from those it has."""
+
+    def __init__(self, weight: F32 | None, bias: F32, damping: float = _DAMPING) -> None:
+        self._weight = np.zeros((0, len(bias)), np.float32) if weight is None else weight
+        inputs, outputs = self._weight.shape
+        self._xx, self._xy = np.zeros((inputs, inputs)), np.zeros((inputs, outputs))
+        self._x, self._y, self._count = np.zeros(inputs), np.zeros(outputs), 0
+        self._damping = damping
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        """Inputs [rows, K] and outputs [rows, N]."""
+        self._xx += (x.T @ x).numpy()
+        self._xy += (x.T @ y).numpy()
+        self._x += x.sum(0).numpy()
+        self._y += y.sum(0).numpy()
+        self._count += len(x)
+
+    def solve(self) -> tuple[F32, F32]:
+        """Weight and bias, f32: min |x W + b - y|^2 + damping |W - weight|^2."""
+        x, y = self._x / self._count, self._y / self._count
+        xx = self._xx / self._count - np.outer(x, x)
+        xy = self._xy / self._count - np.outer(x, y)
+        if len(x):
+            damped = xx + np.eye(len(x)) * max(self._damping * float(xx.diagonal().mean()), 1e-12)
+            weight = self._weight + np.linalg.solve(damped, xy - xx @ self._weight)
+        else:
+            weight = self._weight
+        return weight.astype(np.float32), (y - x @ weight).astype(np.float32)
+
+
+@torch.no_grad()
+def refit(
+    spec: EncoderSpec, tensors: dict[str, F32], small: EncoderSpec, small_tensors: dict[str, F32], inputs: Inputs
+) -> dict[str, F32]:
+    """Tune attention_output and ffn_down of a pruned model, layer after layer, on the inputs of some batches.
+
+    Each becomes the least-squares answer to: from the units left, and beside the pruned model's residual, give what the
+    whole model's sub-block and its residual gave. So it also makes up for the errors of the layers before it.
+
+    Returns:
+        The pruned model's tensors, tuned.
+    """
+    tuned = dict(small_tensors)
+    embed = TorchEncoder(spec.replace(layers=()), {n: t for n, t in tensors.items() if not n.startswith("layer.")})
+    masks = [mask for _, mask, _ in inputs]
+    targets = [embed._embed(ids, types) for ids, _, types in inputs]
+    states = list(targets)
+    for i in range(spec.num_layers):
+        whole = _Layer(spec, tensors, i)
+        outputs, sums = [], []
+        for x, mask in zip(targets, masks, strict=True):
+            outputs.append(whole.run(x, mask))
+            sums.append([whole.seen[f"layer.0.{part}.layer_norm"] for part in ("attention", "ffn")])
+        targets = outputs
+        for part, name in enumerate(("attention_output", "ffn_down")):
+            layer, prefix = _Layer(small, tuned, i), linear_name(i, name)
+            fit = _LeastSquares(tuned.get(f"{prefix}.weight"), tuned[f"{prefix}.bias"])
+            for x, mask, total in zip(states, masks, sums, strict=True):
+                layer.run(x, mask)
+                residual = layer.seen["layer.0.attention.layer_norm.output"] if part else x
+                units = layer.seen.get(linear_name(0, name), x[..., :0])
+                fit.add(units[mask.bool()], (total[part] - residual)[mask.bool()])
+            weight, tuned[f"{prefix}.bias"] = fit.solve()
+            if len(weight):
+                tuned[f"{prefix}.weight"] = weight
+        layer = _Layer(small, tuned, i)
+        states = [layer.run(x, mask) for x, mask in zip(states, masks, strict=True)]
+    return tuned
