@@ -37,9 +37,9 @@ def make_batches(checkpoint: Checkpoint, count: int = 3) -> list[Any]:
     return batches
 
 
-def loss_of(forward: pruning.Forward, batch: Any) -> Any:
+def loss_of(model: TorchEncoder, batch: Any) -> Any:
     *inputs, labels = batch
-    return torch.nn.functional.cross_entropy(forward(*inputs)["logits"], labels, reduction="sum")
+    return torch.nn.functional.cross_entropy(model(*inputs)["logits"], labels, reduction="sum")
 
 
 def test_gradients_are_those_of_each_example() -> None:

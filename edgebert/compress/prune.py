@@ -27,8 +27,7 @@ from edgebert.quant import F32
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
-Forward = Callable[..., dict[str, Any]]  # takes and gives what TorchEncoder.forward does, masks left out
-Loss = Callable[[Forward, Any], Tensor]  # of a forward pass and a batch; a scalar, a mean or sum over examples
+Loss = Callable[[TorchEncoder, Any], Tensor]  # of a model and a batch; a scalar, the mean or sum over examples
 
 NEURON_STEP = 64  # widths are multiples of the widest panel of the kernels
 _COST_BINS = 4000
@@ -85,7 +84,7 @@ def prune(
     Args:
         checkpoint: f32; it is not changed.
         batches: of task data, a few thousand examples at most; what `loss_of` takes.
-        loss_of: called as loss_of(forward, batch); must call `forward` once, as it would call a TorchEncoder.
+        loss_of: called as loss_of(model, batch); must run the model once, and leave the masks to it.
         budget: in the unit of `costs`.
         costs: what a layer costs, for instance `Flops.of(spec)` or a LatencyTable.
         neuron_step: intermediate sizes are multiples of this, or stay as they were.
@@ -126,33 +125,43 @@ def mask_gradients(checkpoint: Checkpoint, batches: Iterable[Any], loss_of: Loss
     Returns:
         (of every layer f32 [examples, num_heads] and [examples, intermediate_size]; the inputs of all batches).
     """
-    encoder = TorchEncoder(checkpoint.spec, checkpoint.tensors).eval().requires_grad_(False)
+    model = _Masked(checkpoint.spec, checkpoint.tensors)
     layers = checkpoint.spec.layers
     parts: list[list[Tensor]] = [[] for _ in range(2 * len(layers))]
-    inputs: Inputs = []
-    masks: list[Tensor] = []  # of the batch at hand
-
-    def forward(
-        input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None, **options: Any
-    ) -> dict[str, Any]:
-        inputs.append((input_ids, attention_mask, token_type_ids))
-        rows = len(input_ids)  # a mask for each example, so that one pass gives every example's gradient
-        heads = [torch.ones(rows, layer.num_heads, requires_grad=True) for layer in layers]
-        neurons = [torch.ones(rows, 1, layer.intermediate_size, requires_grad=True) for layer in layers]
-        masks[:] = heads + neurons
-        outputs: dict[str, Any] = encoder(
-            input_ids, attention_mask, token_type_ids, head_masks=heads, neuron_masks=neurons, **options
-        )
-        return outputs
-
     for batch in batches:
-        loss = loss_of(forward, batch)
-        for part, gradient in zip(parts, torch.autograd.grad(loss, masks, materialize_grads=True), strict=True):
-            part.append(gradient.flatten(1))
-    if not inputs:
+        gradients = torch.autograd.grad(loss_of(model, batch), model.masks, materialize_grads=True)
+        for part, gradient in zip(parts, gradients, strict=True):
+            part.append(gradient.flatten(1).cpu())
+    if not model.inputs:
         raise InvalidInputError("no batches to prune by: give some task data")
     joined = [torch.cat(part).numpy() for part in parts]
-    return [Units(*pair) for pair in zip(joined[: len(layers)], joined[len(layers) :], strict=True)], inputs
+    return [Units(*pair) for pair in zip(joined[: len(layers)], joined[len(layers) :], strict=True)], model.inputs
+
+
+class _Masked(TorchEncoder):
+    """A model with a mask of ones for each example, so that one pass gives every example's gradient; keeps inputs."""
+
+    def __init__(self, spec: EncoderSpec, tensors: dict[str, F32]) -> None:
+        super().__init__(spec, tensors)
+        self.eval().requires_grad_(False)
+        self.masks: list[Tensor] = []  # of the last pass: [B, num_heads] of all layers, [B, 1, intermediate_size]
+        self.inputs: Inputs = []
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None, **options: Any
+    ) -> dict[str, Any]:
+        """As that of TorchEncoder, which see."""
+        self.to(input_ids.device)
+        self.inputs.append((input_ids, attention_mask, token_type_ids))
+
+        def ones(*shape: int) -> Tensor:
+            return torch.ones(len(input_ids), *shape, device=input_ids.device, requires_grad=True)
+
+        heads = [ones(layer.num_heads) for layer in self.spec.layers]
+        neurons = [ones(1, layer.intermediate_size) for layer in self.spec.layers]
+        self.masks = heads + neurons
+        masks = {"head_masks": heads, "neuron_masks": neurons}
+        return super().forward(input_ids, attention_mask, token_type_ids, **options, **masks)
 
 
 def removal_order(gradients: F32) -> tuple[I64, F64]:
@@ -348,10 +357,10 @@ class _LeastSquares:
 
     def add(self, x: Tensor, y: Tensor) -> None:
         """Inputs [rows, K] and outputs [rows, N]."""
-        self._xx += (x.T @ x).numpy()
-        self._xy += (x.T @ y).numpy()
-        self._x += x.sum(0).numpy()
-        self._y += y.sum(0).numpy()
+        self._xx += (x.T @ x).cpu().numpy()
+        self._xy += (x.T @ y).cpu().numpy()
+        self._x += x.sum(0).cpu().numpy()
+        self._y += y.sum(0).cpu().numpy()
         self._count += len(x)
 
     def solve(self) -> tuple[F32, F32]:
@@ -380,19 +389,21 @@ def refit(
         The pruned model's tensors, tuned.
     """
     tuned = dict(small_tensors)
-    embed = TorchEncoder(spec.replace(layers=()), {n: t for n, t in tensors.items() if not n.startswith("layer.")})
+    device = inputs[0][0].device
+    rest = {name: tensor for name, tensor in tensors.items() if not name.startswith("layer.")}
+    embed = TorchEncoder(spec.replace(layers=()), rest).to(device)
     masks = [mask for _, mask, _ in inputs]
     targets = [embed._embed(ids, types) for ids, _, types in inputs]
     states = list(targets)
     for i in range(spec.num_layers):
-        whole = _Layer(spec, tensors, i)
+        whole = _Layer(spec, tensors, i).to(device)
         outputs, sums = [], []
         for x, mask in zip(targets, masks, strict=True):
             outputs.append(whole.run(x, mask))
             sums.append([whole.seen[f"layer.0.{part}.layer_norm"] for part in ("attention", "ffn")])
         targets = outputs
         for part, name in enumerate(("attention_output", "ffn_down")):
-            layer, prefix = _Layer(small, tuned, i), linear_name(i, name)
+            layer, prefix = _Layer(small, tuned, i).to(device), linear_name(i, name)
             fit = _LeastSquares(tuned.get(f"{prefix}.weight"), tuned[f"{prefix}.bias"])
             for x, mask, total in zip(states, masks, sums, strict=True):
                 layer.run(x, mask)
@@ -402,6 +413,6 @@ def refit(
             weight, tuned[f"{prefix}.bias"] = fit.solve()
             if len(weight):
                 tuned[f"{prefix}.weight"] = weight
-        layer = _Layer(small, tuned, i)
+        layer = _Layer(small, tuned, i).to(device)
         states = [layer.run(x, mask) for x, mask in zip(states, masks, strict=True)]
     return tuned
