@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+import sys
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, overload
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgebert.artifact.reader import read_artifact
 from edgebert.artifact.spec import EncoderSpec
@@ -18,13 +19,9 @@ from edgebert.backends.base import Backend, Outputs
 from edgebert.backends.registry import load_backend
 from edgebert.batch import PackedBatch
 from edgebert.errors import InvalidInputError
-from edgebert.tasks import embedding, text_classification
-from edgebert.tokenizer import Text, Tokenizer
-
-F32 = NDArray[np.float32]
-Bools = NDArray[np.bool_]
-
-BATCH_TOKENS = 4096  # tokens of one micro-batch, unless a single text has more
+from edgebert.runner import BATCH_TOKENS, F32, Bools, TextRunner
+from edgebert.tasks import INPUTS, TASKS_OF_HEAD, find_answer
+from edgebert.tokenizer import Tokenizer
 
 
 def load(path: str | os.PathLike[str], backend: str = "auto", device: str = "cpu", threads: int | None = None) -> Model:
@@ -75,62 +72,68 @@ class Model:
     def __repr__(self) -> str:
         return f"Model(task={self.task!r}, backend={self.backend.detail!r})"
 
-    def __call__(self, inputs: Any, **options: Any) -> Any:
+    def __call__(
+        self,
+        *inputs: Any,
+        task: str | None = None,
+        max_length: int | None = None,
+        stride: int | None = None,
+        batch_tokens: int = BATCH_TOKENS,
+        return_truncated: bool = False,
+        **options: Any,
+    ) -> Any:
         """What transformers' pipeline of the file's task returns.
 
-        An embedding file: `encode(inputs, **options)`. A text-classification file: `classify(inputs, **options)`.
+        Args:
+            *inputs: the task's inputs, and
+            **options: the task's own options: see `answer` in `edgebert/tasks/`, one file a task.
+            task: another task that fits the file's head; None for the file's own.
+            max_length: tokens a row has at most, special tokens included; None takes the file's limit.
+            stride: cut what is longer into windows that have this many tokens in common, and answer from all of
+                them; None truncates it.
+            batch_tokens: tokens that are computed together; a matter of memory and speed, not of the result.
+            return_truncated: return (answers, bool [n]: which were truncated) instead of warning about them.
 
         Raises:
-            InvalidInputError: the file has another head; the message says which calls fit.
+            InvalidInputError: an input or option that is not usable, or a task that does not fit the file's head;
+                the message says what does.
         """
-        if self.task == "embedding":
-            return self.encode(inputs, **options)
-        self._expect("model(…)", self.task == "text-classification")
-        return self.classify(inputs, **options)
+        task = self._choose_task(task)
+        answer = find_answer(task)
+        runner = TextRunner(self.backend, self.tokenizer, max_length, stride, batch_tokens)
+        try:
+            inspect.signature(answer).bind(runner, *inputs, **options)
+        except TypeError as error:
+            raise InvalidInputError(f"{task}: {error}; it takes {_describe_arguments(answer)}") from None
+        answers = answer(runner, *inputs, **options)
+        if return_truncated:
+            is_single = isinstance(inputs[0] if inputs else None, str)
+            return answers, runner.is_truncated[0] if is_single else runner.is_truncated
+        if runner.is_truncated.any():
+            warnings.warn(
+                f"{np.count_nonzero(runner.is_truncated)} of {len(runner.is_truncated)} texts were truncated to "
+                f"{max_length or runner.tokenizer.max_length} tokens: return_truncated=True says which, "
+                "stride=N answers from all of a text",
+                stacklevel=_levels_to_caller(),
+            )
+        return answers
 
     @overload
     def encode(
-        self,
-        texts: str | Iterable[str],
-        *,
-        prompt_name: str | None = None,
-        prompt: str | None = None,
-        max_length: int | None = None,
-        batch_tokens: int = BATCH_TOKENS,
-        return_truncated: Literal[False] = False,
+        self, texts: str | Iterable[str], *, return_truncated: Literal[False] = False, **options: Any
     ) -> F32: ...
 
     @overload
     def encode(
-        self,
-        texts: str | Iterable[str],
-        *,
-        prompt_name: str | None = None,
-        prompt: str | None = None,
-        max_length: int | None = None,
-        batch_tokens: int = BATCH_TOKENS,
-        return_truncated: Literal[True],
+        self, texts: str | Iterable[str], *, return_truncated: Literal[True], **options: Any
     ) -> tuple[F32, Bools]: ...
 
-    def encode(
-        self,
-        texts: str | Iterable[str],
-        *,
-        prompt_name: str | None = None,
-        prompt: str | None = None,
-        max_length: int | None = None,
-        batch_tokens: int = BATCH_TOKENS,
-        return_truncated: bool = False,
-    ) -> F32 | tuple[F32, Bools]:
-        """One sentence embedding a text.
+    def encode(self, texts: str | Iterable[str], **options: Any) -> F32 | tuple[F32, Bools]:
+        """One sentence embedding a text: `model(texts, **options)` of an embedding file.
 
         Args:
             texts: a text or several.
-            prompt_name: name of one of the file's prompts, put before every text; the file's default prompt if None.
-            prompt: a prompt of the caller's own, instead of one by name.
-            max_length: tokens a text has at most, special tokens included; None takes the file's limit.
-            batch_tokens: tokens that are computed together; a matter of memory and speed, not of the result.
-            return_truncated: return which texts were truncated as well, instead of warning about them.
+            **options: those of every call, and those of `edgebert.tasks.embedding.answer`.
 
         Returns:
             f32 [n, width] in the order of the texts, f32 [width] for a single str; with `return_truncated`
@@ -139,51 +142,8 @@ class Model:
         Raises:
             InvalidInputError: not an embedding file with pooling, or a text, prompt name or limit that is not usable.
         """
-        self._expect("encode(…)", self.task == "embedding" and self.spec.has_sequence_head)
-        is_single, items = embedding.read_inputs(texts, embedding.find_prompt(self.spec, prompt_name, prompt))
-        rows, is_truncated = self._run_texts(
-            items, "sentence_embedding", max_length, batch_tokens, not return_truncated
-        )
-        if is_single:
-            return (rows[0], is_truncated[0]) if return_truncated else rows[0]
-        return (rows, is_truncated) if return_truncated else rows
-
-    def classify(
-        self,
-        inputs: Any,
-        *,
-        top_k: int | str | None = "",
-        function_to_apply: str | None = None,
-        max_length: int | None = None,
-        batch_tokens: int = BATCH_TOKENS,
-        return_truncated: bool = False,
-    ) -> Any:
-        """Labels and scores, in the shape that transformers' text-classification pipeline gives them.
-
-        Args:
-            inputs: a text, a pair as {"text": …, "text_pair": …}, or several of these; among several a pair may also be
-                a tuple or list of two.
-            top_k: how many labels a text gets, best first; None for all. Left out: the best one, not in a list.
-            function_to_apply: "softmax", "sigmoid" or "none"; None takes what the file's kind of labels asks for.
-            max_length: tokens a row has at most, special tokens included; None takes the file's limit.
-            batch_tokens: tokens that are computed together; a matter of memory and speed, not of the result.
-            return_truncated: return (answers, bool [n]: which were truncated) instead of warning about them.
-
-        Returns:
-            A list of {"label": str, "score": float}, one a text (also for a single str); with `top_k` a list of such
-            a text. A single pair given as a dict is answered without the outer list.
-
-        Raises:
-            InvalidInputError: not a text-classification file, or an input or option that is not usable.
-        """
-        self._expect("classify(…)", self.task == "text-classification")
-        is_single, items = text_classification.read_inputs(inputs)
-        decode = text_classification.decoder(self.spec, function_to_apply, top_k)
-        logits, is_truncated = self._run_texts(items, "logits", max_length, batch_tokens, not return_truncated)
-        answers: Any = [decode(row) for row in logits]
-        if is_single and (isinstance(inputs, dict) or top_k != ""):
-            answers = answers[0]
-        return (answers, is_truncated) if return_truncated else answers
+        result: F32 | tuple[F32, Bools] = self(texts, task="embedding", **options)
+        return result
 
     def forward(self, batch: PackedBatch, outputs: Sequence[str] | None = None) -> Outputs:
         """Run token ids through the encoder and its head.
@@ -205,43 +165,34 @@ class Model:
             )
         return self.backend.run(batch, self.spec.outputs if outputs is None else tuple(outputs))
 
-    def _run_texts(
-        self, texts: list[Text], output: str, max_length: int | None, batch_tokens: int, warn: bool
-    ) -> tuple[F32, Bools]:
-        """One row of a sequence output a text, in the texts' order; and which texts were truncated."""
-        if self.tokenizer is None:
-            raise InvalidInputError(
-                "this file has no tokenizer, it takes token ids: use forward(PackedBatch.from_lists(input_ids))"
-            )
-        if not isinstance(batch_tokens, int) or batch_tokens < 1:
-            raise InvalidInputError(f"batch_tokens must be a positive integer, got {batch_tokens!r}")
-        batch, is_truncated = self.tokenizer.tokenize(texts, max_length)
-        if warn and is_truncated.any():
-            warnings.warn(
-                f"{np.count_nonzero(is_truncated)} of {len(texts)} texts were truncated to "
-                f"{max_length or self.tokenizer.max_length} tokens: return_truncated=True says which",
-                stacklevel=3,
-            )
-        # longest first: neighbours are of like length, and memory does not grow after the first batch
-        order = np.argsort(-batch.lengths, kind="stable")
-        batch = batch.take(order)
-        rows = np.empty((len(texts), self.spec.output_width(output)[1]), np.float32)
-        for first, last in batch.split(batch_tokens):
-            rows[order[first:last]] = self.backend.run(batch.take(range(first, last)), [output])[output]
-        return rows, is_truncated
-
-    def _expect(self, call: str, fits: bool) -> None:
-        if fits:
-            return
-        fitting = ["forward(PackedBatch)"]
-        if self.task == "embedding" and self.spec.has_sequence_head:
-            fitting.insert(0, "encode(texts)")
-        elif self.task == "text-classification":
-            fitting.insert(0, "model(texts)")
+    def _choose_task(self, task: str | None) -> str:
+        fitting = TASKS_OF_HEAD[self.task]
+        if self.task == "embedding" and not self.spec.has_sequence_head:  # hidden states, not pooled
+            fitting = ()
+        if fitting and task in (None, *fitting):
+            return task or fitting[0]
+        calls = [f"model({INPUTS[name]}{'' if name == fitting[0] else f', task={name!r}'})" for name in fitting]
         raise InvalidInputError(
-            f"{call} does not fit this file: its task is {self.task}, with the outputs {', '.join(self.spec.outputs)}; "
-            f"use {' or '.join(fitting)}"
+            f"{task or self.task} does not fit this file: its head is {self.task}, with the outputs "
+            f"{', '.join(self.spec.outputs)}; use {' or '.join([*calls, 'forward(PackedBatch)'])}"
         )
+
+
+def _describe_arguments(answer: Callable[..., Any]) -> str:
+    """The names of a task's arguments, and of those that all tasks have."""
+    names = [name for name in inspect.signature(answer).parameters if name != "runner"]
+    common = [
+        name for name in inspect.signature(Model.__call__).parameters if name not in ("self", "inputs", "options")
+    ]
+    return ", ".join([*names, *common])
+
+
+def _levels_to_caller() -> int:
+    """Stack levels from the function that calls this one to the first that is not EdgeBERT's, as `warnings` counts."""
+    frame, levels = sys._getframe(1), 1
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] == "edgebert":
+        frame, levels = frame.f_back, levels + 1
+    return levels
 
 
 def _read_tokenizer(path: Path, spec: EncoderSpec) -> Tokenizer | None:

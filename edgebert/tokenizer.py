@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from edgebert.batch import PackedBatch
+from edgebert.batch import I32, PackedBatch
 from edgebert.errors import InvalidInputError, ModelFormatError
 
 if TYPE_CHECKING:
@@ -30,6 +30,11 @@ class _Layout(NamedTuple):
     def num_special(self) -> int:
         return sum(map(len, self.special_ids))
 
+    @property
+    def last_text(self) -> int:
+        """Special tokens before the last text."""
+        return self.num_special - len(self.special_ids[-1])
+
     def assemble(self, texts: list[list[int]]) -> tuple[list[int], list[int]]:
         ids, types = list(self.special_ids[0]), list(self.special_types[0])
         for i, text in enumerate(texts):
@@ -38,11 +43,33 @@ class _Layout(NamedTuple):
         return ids, types
 
 
+class Window(NamedTuple):
+    """One row of a batch, and the tokens of its last text: the whole of it, or a part with the special tokens again.
+
+    Attributes:
+        text: index of the text or pair in the caller's list.
+        first: the row's token at which those tokens begin.
+        offsets: int32 [k, 2], where each begins and ends in the caller's string, in characters.
+        word_ids: int32 [k], the word each belongs to, as the tokenizer splits words; -1 for none.
+    """
+
+    text: int
+    first: int
+    offsets: I32
+    word_ids: I32
+
+    @property
+    def tokens(self) -> slice:
+        """The row's tokens that are the text's."""
+        return slice(self.first, self.first + len(self.offsets))
+
+
 class Tokenizer:
     """A tokenizer with a length limit. It holds no state between calls and may be used from several threads.
 
     Attributes:
         max_length: tokens a row has at most, special tokens included, unless a call says otherwise.
+        unknown_id: the id for what the vocabulary cannot spell; None if there is none.
     """
 
     def __init__(self, tokenizer_json: str, max_length: int, usable_positions: int, num_token_types: int) -> None:
@@ -63,7 +90,26 @@ class Tokenizer:
         self.max_length = max_length
         self._usable_positions = usable_positions
         self._num_token_types = num_token_types
+        self.unknown_id = self.find_id("[UNK]", "<unk>")
         self._layouts = [self._find_layout(num_texts) for num_texts in (1, 2)]
+
+    @property
+    def marks_subwords(self) -> bool:
+        """Whether a token inside a word carries a mark, as WordPiece's `##`."""
+        return bool(getattr(self._tokenizer.model, "continuing_subword_prefix", None))
+
+    def find_id(self, *names: str) -> int | None:
+        """The id of the first of these tokens that the vocabulary has."""
+        return next((i for i in map(self._tokenizer.token_to_id, names) if i is not None), None)
+
+    def id_to_token(self, token_id: int) -> str:
+        """The token of an id, as it stands in the vocabulary."""
+        return self._tokenizer.id_to_token(token_id) or ""
+
+    def join_tokens(self, tokens: list[str]) -> str:
+        """Tokens as text, the way the tokenizer's decoder writes it."""
+        decoder = self._tokenizer.decoder
+        return " ".join(tokens) if decoder is None else decoder.decode(tokens)
 
     def tokenize(self, texts: Iterable[Text], max_length: int | None = None) -> tuple[PackedBatch, NDArray[np.bool_]]:
         """Pack texts and pairs, each truncated to the limit; of a pair the longer text gives way first.
@@ -79,19 +125,14 @@ class Tokenizer:
             InvalidInputError: what is not text, named by its index; a text that gives no tokens; a limit out of range.
         """
         limit = self._check_limit(max_length)
-        if isinstance(texts, (str, bytes, dict)) or not isinstance(texts, Iterable):
-            raise InvalidInputError(f"expected a list of texts, got {type(texts).__name__}")
-        texts = list(texts)
+        texts = _read_texts(texts)
         all_ids: list[NDArray[np.int32]] = []
         all_types: list[NDArray[np.int32]] = []
         is_truncated = np.zeros(len(texts), np.bool_)
-        for row, parts in self._tokenize_parts(texts):
+        for row, encodings in self._encode_parts(texts):
+            parts = [encoding.ids for encoding in encodings]
             layout = self._layouts[len(parts) - 1]
-            room = limit - layout.num_special
-            if room < 0:
-                raise InvalidInputError(
-                    f"max_length {limit} has no room for the {layout.num_special} special tokens of row {row}: raise it"
-                )
+            room = self._find_room(row, layout, limit)
             if sum(map(len, parts)) > room:
                 is_truncated[row] = True
                 keep = _longest_first([len(part) for part in parts], room)
@@ -101,8 +142,69 @@ class Tokenizer:
                 raise InvalidInputError(f"text {row} gives no tokens: the tokenizer adds none of its own, leave it out")
             all_ids.append(np.array(ids, np.int32))
             all_types.append(np.array(types, np.int32))
-        has_types = self._num_token_types >= 2
-        return PackedBatch.from_lists(all_ids, all_types if has_types else None), is_truncated
+        return self._pack(all_ids, all_types), is_truncated
+
+    def tokenize_windows(
+        self, texts: Iterable[Text], max_length: int | None = None, stride: int | None = None
+    ) -> tuple[PackedBatch, list[Window], NDArray[np.bool_]]:
+        """Pack texts and pairs with their offsets; of what is too long, the last text is cut into windows.
+
+        Args:
+            texts: each a str, or a pair of two as a tuple or list; the first of a pair stands whole in every window.
+            max_length: tokens a row has at most, special tokens included; None takes the file's own limit.
+            stride: tokens that a window has in common with the one before it; None keeps the first window alone.
+
+        Returns:
+            (batch, one Window a row, bool [n]: which texts were truncated, none with a stride).
+
+        Raises:
+            InvalidInputError: as `tokenize`; a stride, or the first of a pair, that leaves no room to move on.
+        """
+        limit = self._check_limit(max_length)
+        texts = _read_texts(texts)
+        if stride is not None and (not isinstance(stride, int) or isinstance(stride, bool) or stride < 0):
+            raise InvalidInputError(f"stride must be an integer of at least 0, got {stride!r}")
+        all_ids: list[NDArray[np.int32]] = []
+        all_types: list[NDArray[np.int32]] = []
+        windows: list[Window] = []
+        is_truncated = np.zeros(len(texts), np.bool_)
+        for row, encodings in self._encode_parts(texts, offsets=True):
+            *before, last = encodings
+            layout = self._layouts[len(before)]
+            head = [encoding.ids for encoding in before]
+            room = self._find_room(row, layout, limit) - sum(map(len, head))
+            step = room if stride is None else room - stride
+            if len(last.ids) > room and step < 1:
+                raise InvalidInputError(
+                    f"text {row}: {limit} tokens leave {max(room, 0)} to a window, special tokens"
+                    f"{' and the first text of the pair' if before else ''} taken off, and stride is {stride or 0}: "
+                    "raise max_length or lower stride"
+                )
+            offsets = np.array(last.offsets, np.int32).reshape(-1, 2)
+            word_ids = np.array([-1 if word is None else word for word in last.word_ids], np.int32)
+            first = layout.last_text + sum(map(len, head))
+            for begin in range(0, max(1, len(last.ids) - max(room - step, 0)), max(1, step)):
+                ids, types = layout.assemble([*head, last.ids[begin : begin + room]])
+                all_ids.append(np.array(ids, np.int32))
+                all_types.append(np.array(types, np.int32))
+                end = begin + room
+                windows.append(Window(row, first, offsets[begin:end], word_ids[begin:end]))
+                if stride is None:
+                    is_truncated[row] = len(last.ids) > room
+                    break
+        return self._pack(all_ids, all_types), windows, is_truncated
+
+    def _pack(self, ids: list[NDArray[np.int32]], types: list[NDArray[np.int32]]) -> PackedBatch:
+        return PackedBatch.from_lists(ids, types if self._num_token_types >= 2 else None)
+
+    def _find_room(self, row: int, layout: _Layout, limit: int) -> int:
+        """Tokens that the limit leaves to the texts themselves."""
+        room = limit - layout.num_special
+        if room < 0:
+            raise InvalidInputError(
+                f"max_length {limit} has no room for the {layout.num_special} special tokens of row {row}: raise it"
+            )
+        return room
 
     def _check_limit(self, max_length: int | None) -> int:
         if max_length is None:
@@ -138,8 +240,8 @@ class Tokenizer:
             )
         return layout
 
-    def _tokenize_parts(self, texts: list[Text]) -> Iterator[tuple[int, list[list[int]]]]:
-        """(row, token ids without special tokens of its one or two texts), in order."""
+    def _encode_parts(self, texts: list[Text], offsets: bool = False) -> Iterator[tuple[int, list[Encoding]]]:
+        """(row, encodings without special tokens of its one or two texts), in order."""
         pending: list[list[str]] = []
         characters = first = 0
         for row, text in enumerate(texts):
@@ -147,15 +249,16 @@ class Tokenizer:
             pending.append(parts)
             characters += sum(map(len, parts))
             if characters >= _CHUNK_CHARACTERS or row == len(texts) - 1:
-                encodings = iter(self._encode(pending, first))
-                for offset, pending_parts in enumerate(pending):
-                    yield first + offset, [next(encodings).ids for _ in pending_parts]
+                encodings = iter(self._encode(pending, first, offsets))
+                for i, pending_parts in enumerate(pending, first):
+                    yield i, [next(encodings) for _ in pending_parts]
                 pending, characters, first = [], 0, row + 1
 
-    def _encode(self, rows: list[list[str]], first: int) -> list[Encoding]:
+    def _encode(self, rows: list[list[str]], first: int, offsets: bool) -> list[Encoding]:
+        encode = self._tokenizer.encode_batch if offsets else self._tokenizer.encode_batch_fast
         flat = [part for parts in rows for part in parts]
         try:
-            return self._tokenizer.encode_batch_fast(flat, add_special_tokens=False)
+            return encode(flat, add_special_tokens=False)
         except (TypeError, UnicodeEncodeError):
             for row, parts in enumerate(rows, first):
                 try:
@@ -166,6 +269,12 @@ class Tokenizer:
                         "decode it with errors='replace'"
                     ) from None
             raise
+
+
+def _read_texts(texts: Iterable[Text]) -> list[Text]:
+    if isinstance(texts, (str, bytes, dict)) or not isinstance(texts, Iterable):
+        raise InvalidInputError(f"expected a list of texts, got {type(texts).__name__}")
+    return list(texts)
 
 
 def _split_pair(row: int, text: Text) -> list[str]:

@@ -30,7 +30,7 @@ ISAS = usable_isas()
 
 _VOCABULARY = (
     "[PAD] [UNK] [CLS] [SEP] a b c d e the router restart restarts slow fast water roses at root turn modem off and on "
-    "is it not very good bad query : passage über straße 中 文 ##s ##ed ##ing . , ! ?"
+    "is it not very good bad query : passage über straße 中 文 ##s ##ed ##ing . , ! ? [MASK]"
 )
 WORDS = _VOCABULARY.split()
 
@@ -65,7 +65,7 @@ def tokenizer_json() -> str:
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
         special_tokens=[(word, vocabulary[word]) for word in ("[CLS]", "[SEP]")],
     )
-    tokenizer.add_special_tokens(["[PAD]", "[UNK]", "[CLS]", "[SEP]"])
+    tokenizer.add_special_tokens(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])
     return str(tokenizer.to_str())
 
 

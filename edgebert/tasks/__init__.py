@@ -1,1 +1,31 @@
-"""One file a task: inputs to token rows, output rows to what transformers' pipeline of that task returns."""
+"""One file a task: `answer(runner, inputs, **options)` gives what transformers' pipeline of that task returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+# What a file can answer, by the task of its head; `model(…)` answers the first unless told another.
+TASKS_OF_HEAD: dict[str, tuple[str, ...]] = {
+    "embedding": ("embedding",),
+    "text-classification": ("text-classification",),
+    "token-classification": ("token-classification",),
+    "question-answering": ("question-answering",),
+    "fill-mask": (),
+    "next-sentence": (),
+    "pretraining": (),
+}
+# How each task is called, for messages.
+INPUTS = {
+    "embedding": "texts",
+    "text-classification": "texts",
+    "token-classification": "texts",
+    "question-answering": "question=…, context=…",
+}
+
+
+def find_answer(task: str) -> Callable[..., Any]:
+    """The `answer` function of a task."""
+    answer: Callable[..., Any] = import_module(f"edgebert.tasks.{task.replace('-', '_')}").answer
+    return answer

@@ -3,10 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from edgebert.artifact.spec import EncoderSpec
 from edgebert.errors import InvalidInputError
-from edgebert.tokenizer import Text
+from edgebert.tasks.inputs import F32, read_texts
+
+if TYPE_CHECKING:
+    from edgebert.runner import TextRunner
+
+
+def answer(
+    runner: TextRunner, texts: str | Iterable[str], *, prompt_name: str | None = None, prompt: str | None = None
+) -> F32:
+    """One sentence embedding a text.
+
+    Args:
+        runner: the file and the options all tasks have.
+        texts: a text or several.
+        prompt_name: name of one of the file's prompts, put before every text; the file's default prompt if None.
+        prompt: a prompt of the caller's own, instead of one by name.
+
+    Returns:
+        f32 [n, width] in the order of the texts, f32 [width] for a single str.
+
+    Raises:
+        InvalidInputError: a text or prompt name that is not usable.
+    """
+    before = find_prompt(runner.spec, prompt_name, prompt)
+    is_single, items = read_texts(texts)
+    rows = runner.run_texts([before + text for text in items], "sentence_embedding")
+    return rows[0] if is_single else rows
 
 
 def find_prompt(spec: EncoderSpec, prompt_name: str | None, prompt: str | None) -> str:
@@ -26,21 +53,3 @@ def find_prompt(spec: EncoderSpec, prompt_name: str | None, prompt: str | None) 
         known = ", ".join(sorted(spec.prompts)) or "none"
         raise InvalidInputError(f"unknown prompt_name {name!r}: this file has {known}")
     return spec.prompts[name]
-
-
-def read_inputs(texts: str | Iterable[str], prompt: str) -> tuple[bool, list[Text]]:
-    """(whether `texts` is a single str, the texts with the prompt before each).
-
-    Raises:
-        InvalidInputError: a text that is not a str, named by its index.
-    """
-    if isinstance(texts, str):
-        return True, [prompt + texts]
-    if isinstance(texts, (bytes, dict)) or not isinstance(texts, Iterable):
-        raise InvalidInputError(f"expected a text or a list of texts, got {type(texts).__name__}")
-    items: list[Text] = []
-    for i, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise InvalidInputError(f"text {i} must be a str, got {type(text).__name__}")
-        items.append(prompt + text)
-    return False, items

@@ -3,18 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgebert.artifact.spec import EncoderSpec
 from edgebert.errors import InvalidInputError
+from edgebert.tasks.inputs import F32, softmax
 from edgebert.tokenizer import Text
 
-F32 = NDArray[np.float32]
+if TYPE_CHECKING:
+    from edgebert.runner import TextRunner
 
 FUNCTIONS = ("softmax", "sigmoid", "none")
+
+
+def answer(
+    runner: TextRunner, inputs: Any, *, top_k: int | str | None = "", function_to_apply: str | None = None
+) -> Any:
+    """Labels and scores.
+
+    Args:
+        runner: the file and the options all tasks have.
+        inputs: a text, a pair as {"text": …, "text_pair": …}, or several of these; among several a pair may also be
+            a tuple or list of two.
+        top_k: how many labels a text gets, best first; None for all. Left out: the best one, not in a list.
+        function_to_apply: "softmax", "sigmoid" or "none"; None takes what the file's kind of labels asks for.
+
+    Returns:
+        A list of {"label": str, "score": float}, one a text (also for a single str); with `top_k` a list of such
+        a text. A single pair given as a dict is answered without the outer list.
+
+    Raises:
+        InvalidInputError: an input or option that is not usable.
+    """
+    is_single, items = read_inputs(inputs)
+    decode = decoder(runner.spec, function_to_apply, top_k)
+    answers = [decode(row) for row in runner.run_texts(items, "logits")]
+    return answers[0] if is_single and (isinstance(inputs, dict) or top_k != "") else answers
 
 
 def read_inputs(inputs: Any) -> tuple[bool, list[Text]]:
@@ -74,9 +100,7 @@ def _apply(name: str, logits: F32) -> F32:
         with np.errstate(over="ignore"):  # exp(-x) may be infinite: the score is then 0
             sigmoid: F32 = np.float32(1.0) / (np.float32(1.0) + np.exp(-logits))
         return sigmoid
-    powers = np.exp(logits - logits.max())
-    softmax: F32 = powers / powers.sum()
-    return softmax
+    return softmax(logits)
 
 
 def _read_item(i: int, item: Any) -> Text:
