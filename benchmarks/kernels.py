@@ -18,7 +18,12 @@ from edgebert.bench.provenance import Recorder
 from edgebert.bench.roof import Roof, measure_roof, roof_of, take_higher
 
 # The roof that a kernel is held against; what moves memory more than it computes has none.
-PRECISIONS = {"linear_u8s8_f32": "int8", "linear_f32": "fp32", "attention_varlen": "fp32"}
+PRECISIONS = {
+    "linear_u8s8_f32": "int8",
+    "linear_f32": "fp32",
+    "attention_varlen": "fp32",
+    "attention_varlen_u8s8": "int8",
+}
 
 
 def main() -> int:

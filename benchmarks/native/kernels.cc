@@ -92,7 +92,10 @@ class Bench {
         add_layernorm(name, rows, shape.hidden);
         quantize_rows(name, rows, shape.intermediate);
       }
-      for (const int length : kLengths) attention(shape, length);
+      for (const int length : kLengths) {
+        attention("attention_varlen", table_.attention_varlen, shape, length);
+        attention("attention_varlen_u8s8", table_.attention_varlen_u8s8, shape, length);
+      }
     }
   }
 
@@ -145,7 +148,8 @@ class Bench {
     print("linear_f32", shape, seconds, "gop", 2e-9 * rows * inputs * outputs);
   }
 
-  void attention(const Shape& shape, int length) {
+  template <class Kernel>
+  void attention(const char* kernel, Kernel attend, const Shape& shape, int length) {
     const int head_dim = shape.hidden / shape.heads;
     const int32_t cu_seqlens[] = {0, length};
     Array<float> qkv(static_cast<size_t>(length) * 3 * shape.hidden),
@@ -160,9 +164,9 @@ class Bench {
     args.context = context.get();
     args.context_stride = shape.hidden;
     const double seconds = shortest(kSeconds, [&] {
-      for (int head = 0; head < shape.heads; ++head) table_.attention_varlen(args, 0, head, scratch.get());
+      for (int head = 0; head < shape.heads; ++head) attend(args, 0, head, scratch.get());
     });
-    print("attention_varlen", std::string(shape.name) + ", " + std::to_string(length) + " tokens", seconds, "gop",
+    print(kernel, std::string(shape.name) + ", " + std::to_string(length) + " tokens", seconds, "gop",
           4e-9 * length * length * shape.hidden);
   }
 

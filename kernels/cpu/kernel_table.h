@@ -137,7 +137,7 @@ struct PoolArgs {
   int out_stride;
 };
 
-// Rows that go from one attention to the next at once; whole row tiles on every ISA. Every block reads all weights of
+// Rows that go from one attention to the next at once. Every block reads all weights of
 // a layer, so fewer rows ask more of the memory than it gives.
 constexpr int kBlockRows = 96;
 

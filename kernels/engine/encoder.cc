@@ -335,25 +335,21 @@ struct Encoder::Impl::Pass {
     heads();
   }
 
-  // Calls body(team, rows) for blocks of rows, each on one thread; or, where the threads would not get two row tiles
-  // each, for all rows on the whole team, whose steps then share out columns.
+  // Calls body(team, rows) for blocks of rows of like size, equally many for each thread; or, where a thread would get
+  // only a tile or so, for all rows on the whole team, whose steps then share out columns.
   template <class Body>
   void over_rows(Body body) {
-    const int tile = kernels.row_tile;
-    if (team.size() > 1 && tokens < 2 * tile * team.size()) return body(team, rows_at(0, tokens, 0));
-    // a thread's share in blocks of like size
-    const int tiles = (tokens + tile - 1) / tile, share = (tiles + team.size() - 1) / team.size();
-    const int blocks = (share * tile + kBlockRows - 1) / kBlockRows, block = (share + blocks - 1) / blocks;
+    if (team.size() > 1 && tokens < 2 * kernels.row_tile * team.size()) return body(team, rows_at(0, tokens, 0));
+    const int blocks = round_up((tokens + kBlockRows - 1) / kBlockRows, team.size());
+    const auto first_row = [&](int block) { return static_cast<int>(static_cast<int64_t>(tokens) * block / blocks); };
     team.share(
-        tiles,
+        blocks,
         [&](int begin, int end) {
           Team alone;
-          for (int at = begin; at < end; at += block) {
-            const int first = at * tile, last = std::min(tokens, std::min(at + block, end) * tile);
-            body(alone, rows_at(first, last - first, team.rank()));
-          }
+          for (int b = begin; b < end; ++b)
+            body(alone, rows_at(first_row(b), first_row(b + 1) - first_row(b), team.rank()));
         },
-        block);
+        1);
   }
 
   Rows rows_at(int first, int count, int rank) const {

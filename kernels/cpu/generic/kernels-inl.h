@@ -14,7 +14,6 @@
 namespace edgebert {
 namespace EB_ISA {
 
-static_assert(kBlockRows % kDotRows == 0, "a block is whole row tiles");
 static_assert(kTileRows <= kAttentionRows, "attention_scratch() is too small for the query tile");
 
 extern const KernelTable kTable;
