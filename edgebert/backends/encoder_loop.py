@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -65,13 +66,16 @@ class EncoderOps(Protocol):
         """The same with both products in int8, for `attention_dtype` s8."""
 
     def add_layernorm(self, x: F32, residual: F32 | None, norm: LayerNorm) -> F32:
-        """LayerNorm of x + residual."""
+        """LayerNorm of x + residual, rows or one row for all."""
 
     def pool(self, x: F32, cu_seqlens: I32, pooling: str) -> F32:
         """One row a sequence."""
 
     def normalize(self, x: F32) -> F32:
         """Rows divided by their Euclidean norm."""
+
+    def column(self, x: F32, index: int) -> F32:
+        """One column of x."""
 
 
 def run_encoder(
@@ -135,19 +139,22 @@ def run_encoder(
         x = linear("embeddings.projection", x)
 
     for i, layer in enumerate(spec.layers):
+        # a pruned-away sub-block leaves its bias
+        bias: F32 | None = None
         if layer.num_heads:
             qkv = layer_linear(i, "qkv", x)
             context = attention(qkv, batch.cu_seqlens, layer.num_heads)
             x = layer_linear(i, "attention_output", context, residual=x)
         else:
-            x = x + tensors[f"layer.{i}.attention.output.bias"]
-        x = ops.add_layernorm(x, None, norm(f"layer.{i}.attention.layer_norm"))
+            bias = tensors[f"layer.{i}.attention.output.bias"]
+        x = ops.add_layernorm(x, bias, norm(f"layer.{i}.attention.layer_norm"))
+        bias = None
         if layer.intermediate_size:
             inner = layer_linear(i, "ffn_up", x, activation=spec.activation)
             x = layer_linear(i, "ffn_down", inner, residual=x)
         else:
-            x = x + tensors[f"layer.{i}.ffn.down.bias"]
-        x = ops.add_layernorm(x, None, norm(f"layer.{i}.ffn.layer_norm"))
+            bias = tensors[f"layer.{i}.ffn.down.bias"]
+        x = ops.add_layernorm(x, bias, norm(f"layer.{i}.ffn.layer_norm"))
 
     def sequence_head() -> F32:
         rows = ops.pool(x, batch.cu_seqlens, spec.pooling)
@@ -156,6 +163,10 @@ def run_encoder(
         if spec.task != "embedding":
             return linear("head.out", rows)
         return ops.normalize(rows) if spec.normalize else rows
+
+    @cache
+    def token_logits() -> F32:
+        return linear("head.out", x)
 
     def mlm_head() -> F32:
         inner = linear("mlm.dense", x, spec.mlm_activation)
@@ -167,9 +178,9 @@ def run_encoder(
         if name == "last_hidden_state":
             return x
         if name in ("start_logits", "end_logits"):
-            return np.ascontiguousarray(linear("head.out", x)[:, ("start_logits", "end_logits").index(name)])
+            return ops.column(token_logits(), ("start_logits", "end_logits").index(name))
         if name == "prediction_logits" or spec.task == "fill-mask":
             return mlm_head()
-        return linear("head.out", x) if spec.has_token_head else sequence_head()
+        return token_logits() if spec.has_token_head else sequence_head()
 
     return {name: compute(name) for name in outputs}

@@ -16,6 +16,7 @@ __all__ = [
     "add_layernorm",
     "attention_varlen",
     "attention_varlen_u8s8",
+    "column",
     "embed_layernorm",
     "linear",
     "normalize",
@@ -126,7 +127,7 @@ def add_layernorm(x: F32, residual: F32 | None, norm: LayerNorm) -> F32:
 
     Args:
         x: f32 [tokens, width].
-        residual: f32 [tokens, width], or None where a linear's epilogue has added it.
+        residual: f32 [tokens, width], or [width] for every row, or None where a linear's epilogue has added it.
         norm: weight and bias f32 [width], eps.
 
     Returns:
@@ -161,3 +162,8 @@ def normalize(x: F32) -> F32:
     norm = np.sqrt((x * x).sum(axis=1, keepdims=True))
     unit: F32 = x / np.maximum(norm, np.float32(1e-12))
     return unit
+
+
+def column(x: F32, index: int) -> F32:
+    """Column `index` of f32 [tokens, width], f32 [tokens]."""
+    return np.ascontiguousarray(x[:, index])
