@@ -1,0 +1,439 @@
+"""Task data: rows of a file, checked, as examples of one task. A complaint names the file, the row and the way out."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import hashlib
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+from edgebert.artifact.spec import PROBLEM_TYPES
+from edgebert.errors import EdgeBertError, InvalidInputError
+from edgebert.tokenizer import Text
+
+SINGLE_LABEL, MULTI_LABEL, REGRESSION = PROBLEM_TYPES
+TASKS = ("text-classification", "token-classification", "question-answering", "embedding", "fill-mask")
+
+# Role of a column -> names it is found under, first match first; `columns` names it otherwise.
+ROLES = {
+    "text": ("text", "text_a", "sentence", "sentence1", "text1", "premise", "question1", "query", "review", "content"),
+    "text_pair": ("text_pair", "text_b", "sentence2", "text2", "hypothesis", "question2", "positive"),
+    "label": ("label", "labels", "class", "category", "intent"),
+    "score": ("score", "similarity", "rating", "target"),
+    "tokens": ("tokens", "words"),
+    "tags": ("tags", "ner_tags", "pos_tags", "labels"),
+    "question": ("question",),
+    "context": ("context", "passage"),
+    "answers": ("answers", "answer"),
+}
+_TASK_ROLES = {  # roles of a task: (needed, optional)
+    "text-classification": (("text",), ("text_pair", "label", "score")),
+    "token-classification": (("tokens", "tags"), ()),
+    "question-answering": (("question", "context", "answers"), ()),
+    "embedding": (("text", "text_pair"), ("score",)),
+    "fill-mask": (("text",), ()),
+}
+MULTI_LABEL_SEPARATOR = ";"  # between the labels of one cell of a CSV or TSV file
+HELD_OUT = 10  # one text in so many is held out where there is no evaluation file
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One right answer: its text, and where it starts in the context, in characters."""
+
+    text: str
+    start: int
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Examples of one task.
+
+    Attributes:
+        task: one of TASKS.
+        inputs: an example each: a text or a pair; the list of words (token classification); (question, context).
+        targets: an example each: a label; a tuple of labels; a score; a tuple of tags, one a word; a tuple of answers,
+            none for a question that has none; None (contrastive pairs, fill-mask).
+        labels: in the order of the model's logits; () where the task has none.
+        problem_type: one of spec.PROBLEM_TYPES; what the targets are.
+        source: the file, for messages.
+    """
+
+    task: str
+    inputs: list[Any]
+    targets: list[Any]
+    labels: tuple[str, ...]
+    problem_type: str
+    source: str
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def take(self, indices: Sequence[int]) -> Dataset:
+        """The examples at `indices`."""
+        return replace(self, inputs=[self.inputs[i] for i in indices], targets=[self.targets[i] for i in indices])
+
+    def texts(self) -> list[Text]:
+        """Each example's text or pair, as the tokenizer takes it."""
+        return [" ".join(item) if self.task == "token-classification" else item for item in self.inputs]
+
+
+def load_dataset(
+    path: str | Path,
+    task: str,
+    *,
+    columns: Mapping[str, str] | None = None,
+    problem_type: str | None = None,
+    labels: Sequence[str] | None = None,
+) -> Dataset:
+    """Read and check a file of task data.
+
+    Args:
+        path: .csv, .tsv, .jsonl (also .json and .ndjson with an object a line) or .txt (a text a line), each also with
+            .gz after it, or .parquet.
+        task: one of TASKS.
+        columns: role -> column; roles left out are found by the names in ROLES.
+        problem_type: of text classification; None takes what the column holds: lists of labels, labels or numbers.
+        labels: the labels there may be, in order; None takes those of the file, sorted.
+
+    Raises:
+        InvalidInputError: no such file, a column missing or of mixed types, an empty field, a single class, a label
+            that is not among `labels`, an answer that is not where it should be; names the row.
+        EdgeBertError: Parquet without pyarrow.
+    """
+    path = Path(path)
+    if task not in TASKS:
+        raise InvalidInputError(f"task {task!r} cannot be trained; expected one of {', '.join(TASKS)}")
+    rows = read_rows(path)
+    found = _find_columns(path, task, list(rows[0]), dict(columns or {}), problem_type)
+    complain = _Complaints(path)
+    reader: Callable[..., tuple[list[Any], list[Any], str]] = {
+        "text-classification": _read_classification,
+        "token-classification": _read_tokens,
+        "question-answering": _read_questions,
+        "embedding": _read_pairs,
+        "fill-mask": _read_texts,
+    }[task]
+    inputs, targets, problem_type = reader(rows, found, complain, problem_type)
+    dataset = Dataset(task, inputs, targets, (), problem_type, str(path))
+    return _with_labels(dataset, labels)
+
+
+def _with_labels(dataset: Dataset, labels: Sequence[str] | None) -> Dataset:
+    """The dataset with its labels: those given, which must cover it, or its own, sorted."""
+    if dataset.task == "token-classification":
+        seen = {tag for tags in dataset.targets for tag in tags}
+    elif dataset.task != "text-classification":
+        return dataset
+    elif dataset.problem_type == REGRESSION:
+        return replace(dataset, labels=("score",))
+    elif dataset.problem_type == MULTI_LABEL:
+        seen = {label for found in dataset.targets for label in found}
+    else:
+        seen = set(dataset.targets)
+    if labels is not None:
+        if unknown := sorted(seen - set(labels)):
+            raise InvalidInputError(
+                f"{dataset.source} has labels that the training data lacks: {', '.join(unknown[:5])}"
+                f"{', …' if len(unknown) > 5 else ''}; expected some of {', '.join(list(labels)[:5])}"
+                f"{', …' if len(labels) > 5 else ''}: correct them, or add training rows"
+            )
+    elif len(seen) < 2:
+        raise InvalidInputError(
+            f"{dataset.source} has one class only ({next(iter(seen), 'none')!r}): a classifier needs two or more"
+        )
+    return replace(dataset, labels=tuple(sorted(seen) if labels is None else labels))
+
+
+def hold_out(dataset: Dataset) -> tuple[Dataset, Dataset]:
+    """(train, eval): a tenth by a hash of the text, so that equal texts are on one side, whatever the order of rows.
+
+    Raises:
+        InvalidInputError: too few rows for either side, or a label only among those held out.
+    """
+    keys = [item if isinstance(item, str) else "\0".join(item) for item in dataset.inputs]
+    is_held = [int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") % HELD_OUT == 0 for key in keys]
+    train = dataset.take([i for i, held in enumerate(is_held) if not held])
+    held = dataset.take([i for i, held in enumerate(is_held) if held])
+    if not len(train) or not len(held):
+        raise InvalidInputError(f"{dataset.source} has too few rows ({len(dataset)}) to hold some out: give --eval")
+    _with_labels(held, _with_labels(train, None).labels if train.labels else None)
+    return train, held
+
+
+# Files to rows
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file, column -> value; all strings for CSV and TSV.
+
+    Raises:
+        InvalidInputError: missing, unreadable, not UTF-8, without rows, or of an unknown kind.
+        EdgeBertError: Parquet without pyarrow.
+    """
+    kind = path.name.removesuffix(".gz").rpartition(".")[2].lower()
+    readers = {"csv": _read_csv, "tsv": _read_csv, "json": _read_json, "jsonl": _read_json, "ndjson": _read_json}
+    if kind == "parquet":
+        rows = _read_parquet(path)
+    elif kind == "txt":
+        rows = [{"text": line} for line in _read_text(path).splitlines() if line.strip()]
+    elif kind in readers:
+        rows = readers[kind](path, kind)
+    else:
+        raise InvalidInputError(f"{path}: expected .csv, .tsv, .jsonl, .txt (each also .gz) or .parquet")
+    if not rows:
+        raise InvalidInputError(f"{path} has no rows: expected a header and rows, or an object a line")
+    return rows
+
+
+def _read_text(path: Path) -> str:
+    try:
+        data = path.read_bytes()
+        data = gzip.decompress(data) if path.suffix == ".gz" else data
+    except (OSError, EOFError) as error:
+        raise InvalidInputError(
+            f"{path} cannot be read ({error}): check the path, and that the file is whole"
+        ) from None
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise InvalidInputError(
+            f"{path}, line {line}, is not UTF-8 ({error.reason}): convert the file to UTF-8"
+        ) from None
+
+
+def _read_csv(path: Path, kind: str) -> list[dict[str, Any]]:
+    csv.field_size_limit(2**30)
+    reader = csv.reader(
+        io.StringIO(_read_text(path), newline=""), delimiter="\t" if kind == "tsv" else ",", strict=True
+    )
+    rows = []
+    try:
+        header = next(reader, [])
+        for fields in reader:
+            if not fields:
+                continue
+            if len(fields) != len(header):
+                raise InvalidInputError(
+                    f"{path}, line {reader.line_num}, has {len(fields)} fields, the header has {len(header)}: "
+                    "quote fields that hold the separator"
+                )
+            rows.append(dict(zip(header, fields, strict=True)))
+    except csv.Error as error:
+        raise InvalidInputError(
+            f"{path}, line {reader.line_num}: {error}; expected quotes doubled and closed"
+        ) from None
+    return rows
+
+
+def _read_json(path: Path, kind: str) -> list[dict[str, Any]]:
+    rows = []
+    for number, line in enumerate(_read_text(path).split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise InvalidInputError(
+                f"{path}, line {number}, is not JSON ({error}): expected an object a line"
+            ) from None
+        if not isinstance(row, dict):
+            raise InvalidInputError(f"{path}, line {number}: expected an object, got {type(row).__name__}")
+        rows.append(row)
+    return rows
+
+
+def _read_parquet(path: Path) -> list[dict[str, Any]]:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        raise EdgeBertError("Parquet files need pyarrow: pip install 'edgebert[compress]'") from None
+    try:
+        rows: list[dict[str, Any]] = parquet.read_table(path).to_pylist()
+    except (OSError, pyarrow.ArrowException) as error:
+        raise InvalidInputError(f"{path} cannot be read as Parquet ({error}): check the path and the file") from None
+    return rows
+
+
+# Rows to examples
+
+
+class _Complaints:
+    """Raises InvalidInputError with the file's name and the row, counted from 1."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __call__(self, row: int, text: str) -> NoReturn:
+        raise InvalidInputError(f"{self.path}, row {row + 1}: {text}")
+
+
+def _find_columns(
+    path: Path, task: str, names: list[str], columns: dict[str, str], problem_type: str | None
+) -> dict[str, str]:
+    """Role -> column, for the roles of the task that the file has."""
+    needed, optional = _TASK_ROLES[task]
+    for role, column in columns.items():
+        if role not in needed + optional:
+            raise InvalidInputError(f"{task} has no column role {role!r}; its roles: {', '.join(needed + optional)}")
+        if column not in names:
+            raise InvalidInputError(f"{path} has no column {column!r} for {role}; its columns: {', '.join(names)}")
+    found = dict(columns)
+    for role in needed + optional:
+        match = next((name for name in ROLES[role] if name in names and name not in found.values()), None)
+        if role not in found and match is not None:
+            found[role] = match
+    if task == "text-classification":
+        if problem_type == REGRESSION and "score" not in columns and "label" in columns:
+            found["score"] = found["label"]
+        needed += ("score",) if problem_type == REGRESSION else () if "score" in found else ("label",)
+    for role in needed:
+        if role not in found:
+            raise InvalidInputError(
+                f"{path} has no column for {role}: expected one named {', '.join(ROLES[role])}; its columns: "
+                f"{', '.join(names)}. Name it with --column {role}=NAME"
+            )
+    return found
+
+
+def _text(row: dict[str, Any], i: int, column: str, complain: _Complaints) -> str:
+    value = row.get(column)
+    if not isinstance(value, str):
+        complain(i, f"column {column!r} must hold text, got {value!r:.60}")
+    if not value.strip():
+        complain(i, f"column {column!r} is empty: fill it in, or leave the row out")
+    return value
+
+
+def _score(row: dict[str, Any], i: int, column: str, complain: _Complaints) -> float:
+    value = row.get(column)
+    try:
+        score = float(value) if not isinstance(value, bool) else float("nan")  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        score = float("nan")
+    if not -1e30 < score < 1e30:
+        complain(i, f"column {column!r} must hold a number, got {value!r:.60}")
+    return score
+
+
+def _read_inputs(rows: list[dict[str, Any]], found: dict[str, str], complain: _Complaints) -> list[Text]:
+    roles = [found[role] for role in ("text", "text_pair") if role in found]
+    texts = [tuple(_text(row, i, column, complain) for column in roles) for i, row in enumerate(rows)]
+    return [text[0] if len(text) == 1 else text for text in texts]
+
+
+def _read_texts(
+    rows: list[dict[str, Any]], found: dict[str, str], complain: _Complaints, _: str | None
+) -> tuple[list[Any], list[Any], str]:
+    return _read_inputs(rows, found, complain), [None] * len(rows), SINGLE_LABEL
+
+
+def _read_pairs(
+    rows: list[dict[str, Any]], found: dict[str, str], complain: _Complaints, _: str | None
+) -> tuple[list[Any], list[Any], str]:
+    inputs = _read_inputs(rows, found, complain)
+    if "score" not in found:
+        return inputs, [None] * len(rows), SINGLE_LABEL
+    return inputs, [_score(row, i, found["score"], complain) for i, row in enumerate(rows)], REGRESSION
+
+
+def _read_classification(
+    rows: list[dict[str, Any]], found: dict[str, str], complain: _Complaints, problem_type: str | None
+) -> tuple[list[Any], list[Any], str]:
+    inputs = _read_inputs(rows, found, complain)
+    if problem_type == REGRESSION or (problem_type is None and "label" not in found):
+        return inputs, [_score(row, i, found["score"], complain) for i, row in enumerate(rows)], REGRESSION
+    column = found["label"]
+    values = [row.get(column) for row in rows]
+    if problem_type is None:
+        problem_type = MULTI_LABEL if isinstance(values[0], list) else SINGLE_LABEL
+    if problem_type == MULTI_LABEL:
+        return inputs, [_read_labels(value, i, column, complain) for i, value in enumerate(values)], problem_type
+    kind = type(values[0])
+    for i, value in enumerate(values):
+        if not isinstance(value, (str, int)) or (isinstance(value, str) and not value.strip()):
+            complain(i, f"column {column!r} must hold a label, got {value!r:.60}")
+        if type(value) is not kind:
+            complain(
+                i, f"column {column!r} holds {type(value).__name__} here and {kind.__name__} in row 1: use one type"
+            )
+    return inputs, [str(value) for value in values], problem_type
+
+
+def _read_labels(value: object, i: int, column: str, complain: _Complaints) -> tuple[str, ...]:
+    labels = [part for part in value.split(MULTI_LABEL_SEPARATOR) if part] if isinstance(value, str) else value
+    if not isinstance(labels, list) or not all(isinstance(label, (str, int)) for label in labels):
+        complain(i, f"column {column!r} must hold a list of labels, got {value!r:.60}")
+    return tuple(str(label) for label in labels)
+
+
+def _read_tokens(
+    rows: list[dict[str, Any]], found: dict[str, str], complain: _Complaints, _: str | None
+) -> tuple[list[Any], list[Any], str]:
+    inputs, targets = [], []
+    for i, row in enumerate(rows):
+        lists = []
+        for role in ("tokens", "tags"):
+            value = row.get(found[role])
+            value = value.split() if isinstance(value, str) else value
+            if not isinstance(value, list) or not value:
+                complain(i, f"column {found[role]!r} must hold a list of {role}, got {value!r:.60}")
+            lists.append(value)
+        tokens, tags = lists
+        if len(tokens) != len(tags):
+            complain(i, f"{len(tokens)} {found['tokens']} but {len(tags)} {found['tags']}: expected a tag for each")
+        for token in tokens:
+            if not isinstance(token, str) or not token.strip():
+                complain(i, f"column {found['tokens']!r} holds {token!r:.60}, expected words")
+        inputs.append(tokens)
+        targets.append(tuple(str(tag) for tag in tags))
+    return inputs, targets, SINGLE_LABEL
+
+
+def _read_questions(
+    rows: list[dict[str, Any]], found: dict[str, str], complain: _Complaints, _: str | None
+) -> tuple[list[Any], list[Any], str]:
+    inputs, targets = [], []
+    for i, row in enumerate(rows):
+        context = _text(row, i, found["context"], complain)
+        inputs.append((_text(row, i, found["question"], complain), context))
+        answers = []
+        for text, start in _answer_fields(row.get(found["answers"]), i, found["answers"], complain):
+            if context[start : start + len(text)] != text:
+                complain(
+                    i,
+                    f"the context has {context[start : start + len(text)]!r:.60} at character {start}, the answer is "
+                    f"{text!r:.60}: `start` counts characters of the context, from 0",
+                )
+            answers.append(Answer(text, start))
+        targets.append(tuple(answers))
+    return inputs, targets, SINGLE_LABEL
+
+
+def _answer_fields(value: Any, i: int, column: str, complain: _Complaints) -> list[tuple[str, int]]:
+    """(text, start) pairs out of [{"text", "start"}, …] or SQuAD's {"text": […], "answer_start": […]}."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            complain(i, f"column {column!r} must hold JSON with text and start, got {value!r:.60}")
+    if isinstance(value, dict) and isinstance(value.get("text"), list):
+        starts = value.get("answer_start", value.get("start"))
+        if isinstance(starts, list) and len(starts) == len(value["text"]):
+            value = [{"text": text, "start": start} for text, start in zip(value["text"], starts, strict=True)]
+    value = [value] if isinstance(value, dict) else value
+    pairs = []
+    for answer in value if isinstance(value, list) else [None]:
+        text = answer.get("text") if isinstance(answer, dict) else None
+        start = answer.get("start", answer.get("answer_start")) if isinstance(answer, dict) else None
+        if not isinstance(text, str) or not text or not isinstance(start, int) or start < 0:
+            complain(i, f"column {column!r} must hold answers with text and start, got {answer!r:.60}")
+        pairs.append((text, start))
+    return pairs

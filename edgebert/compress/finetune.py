@@ -1,0 +1,318 @@
+"""Training: the loop that fine-tuning, distillation and retraining share, and the loss of each task."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+from tqdm import tqdm
+
+from edgebert.artifact.checkpoint import Checkpoint
+from edgebert.artifact.spec import EncoderSpec
+from edgebert.compress.encode import IGNORED, Examples, find_special_tokens
+from edgebert.compress.recipe import Training
+from edgebert.compress.torch_encoder import TorchEncoder
+from edgebert.errors import EdgeBertError
+
+CONTRASTIVE_SCALE = 20.0  # of cosines in the contrastive loss: a temperature of 0.05
+MASKED, MASK_KEPT, MASK_RANDOM = 0.15, 0.1, 0.1  # BERT (arXiv 1810.04805), section 3.1
+_BUCKET = 50  # batches that are sorted by length together
+_SAVE_EVERY = 200  # steps between two saves of the training state
+
+
+class Batch(NamedTuple):
+    """Padded tensors of some examples, on the model's device."""
+
+    input_ids: Tensor  # int64 [B * width, S]
+    attention_mask: Tensor  # int64 [B * width, S]
+    token_type_ids: Tensor  # int64 [B * width, S]
+    targets: list[NDArray[Any]]
+    indices: list[int]
+
+    def run(self, model: nn.Module, **options: Any) -> dict[str, Any]:
+        """The model's outputs for this batch."""
+        outputs: dict[str, Any] = model(self.input_ids, self.attention_mask, self.token_type_ids, **options)
+        return outputs
+
+
+LossOf = Callable[[TorchEncoder, Batch], Tensor]
+
+
+@dataclass
+class Progress:
+    """How a training went: the mean loss of each epoch, the score of each, and the epoch that was kept (from 0)."""
+
+    losses: list[float]
+    scores: list[float]
+    best_epoch: int = -1
+
+
+def train(
+    model: TorchEncoder,
+    examples: Examples,
+    loss_of: LossOf,
+    training: Training,
+    *,
+    seed: int = 0,
+    evaluate: Callable[[TorchEncoder], float] | None = None,
+    extra: nn.Module | None = None,
+    state_file: Path | None = None,
+    name: str = "training",
+) -> Progress:
+    """Train a model in place: AdamW, warm-up and linear decay, length-bucketed batches, the best epoch kept.
+
+    The same arguments give the same weights, also when the training was killed and goes on from `state_file`.
+
+    Args:
+        model: trained in place.
+        examples: what to train on.
+        loss_of: the loss of a batch, a scalar.
+        training: epochs, rates, early stopping and so on.
+        seed: of the order of examples, of dropout and of masks.
+        evaluate: called after each epoch; the weights of the best one are kept, and training stops when the score has
+            not grown for `training.patience` epochs. None keeps the last.
+        extra: parameters of the loss that are trained as well.
+        state_file: where to keep the state; removed by the caller.
+        name: of the progress bar.
+
+    Raises:
+        EdgeBertError: the loss is not finite any more.
+    """
+    torch.manual_seed(seed)
+    device = find_device()
+    model.to(device)
+    modules = nn.ModuleList([model] if extra is None else [model, extra.to(device)])
+    parameters = list(modules.parameters())
+    matrices = [parameter for parameter in parameters if parameter.ndim > 1]
+    vectors = [parameter for parameter in parameters if parameter.ndim <= 1]  # biases and LayerNorms do not decay
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": training.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
+        lr=training.learning_rate,
+        fused=True,
+    )
+    steps_an_epoch = math.ceil(len(examples) / training.batch_size)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, _schedule(training, steps_an_epoch * training.epochs))
+    progress, best = Progress([], []), {key: value.clone() for key, value in model.state_dict().items()}
+    start, total = 0, 0.0
+
+    def state() -> dict[str, Any]:
+        return {
+            "modules": modules.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "scheduler": scheduler.state_dict(),
+            "random": torch.get_rng_state(),
+            "progress": vars(progress),
+            "best": best,
+            "steps": steps,
+            "total": total,
+        }
+
+    steps = 0
+    if state_file is not None and state_file.exists():
+        saved = torch.load(state_file, map_location=device, weights_only=True)
+        modules.load_state_dict(saved["modules"])
+        optimizer.load_state_dict(saved["optimizer"])
+        scheduler.load_state_dict(saved["scheduler"])
+        torch.set_rng_state(saved["random"].cpu())
+        progress, best, start, total = Progress(**saved["progress"]), saved["best"], saved["steps"], saved["total"]
+    steps = start
+    autocast = torch.autocast(device.type, torch.bfloat16) if uses_bf16(training.precision, device) else nullcontext()
+    bar = tqdm(total=steps_an_epoch * training.epochs, initial=start, desc=name, unit="batch", mininterval=1.0)
+    with bar:
+        for epoch in range(start // steps_an_epoch, training.epochs):
+            if _has_stopped(progress, training):
+                break
+            model.train()
+            order = batches_by_length(examples.lengths, training.batch_size, seed + epoch)
+            for indices in order[steps % steps_an_epoch :]:
+                with autocast:
+                    loss = loss_of(model, make_batch(examples, indices, model.spec.pad_token_id, device))
+                loss.backward()  # type: ignore[no-untyped-call]
+                nn.utils.clip_grad_norm_(parameters, training.max_grad_norm)
+                optimizer.step()
+                optimizer.zero_grad()
+                scheduler.step()
+                steps += 1
+                total += float(loss.detach())
+                bar.update()
+                if not math.isfinite(total):
+                    raise EdgeBertError(f"{name}: the loss is not finite after {steps} steps: lower the learning rate")
+                if state_file is not None and steps % _SAVE_EVERY == 0 and steps % steps_an_epoch:
+                    _save(state(), state_file)
+            progress.losses.append(total / steps_an_epoch)
+            total = 0.0
+            if evaluate is None:
+                best, progress.best_epoch = model.state_dict(), epoch
+            else:
+                score = evaluate(model.eval())
+                if score > max(progress.scores, default=-math.inf):
+                    best = {key: value.clone() for key, value in model.state_dict().items()}
+                    progress.best_epoch = epoch
+                progress.scores.append(score)
+                bar.set_postfix(loss=f"{progress.losses[-1]:.3f}", score=f"{score:.4f}")
+            if state_file is not None:
+                _save(state(), state_file)
+    model.load_state_dict(best)
+    model.eval()
+    return progress
+
+
+def find_device() -> torch.device:
+    """CUDA where there is a GPU, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def uses_bf16(precision: str, device: torch.device) -> bool:
+    """Whether products run in bf16: asked for, or left to us and the device multiplies bf16 by itself."""
+    if precision != "auto":
+        return precision == "bf16"
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported())
+    return bool(torch.cpu._is_avx512_bf16_supported())  # the public API has no such question
+
+
+def batches_by_length(lengths: NDArray[np.int32], batch_size: int, seed: int) -> list[list[int]]:
+    """Indices in batches of examples of like length: shuffled, sorted in stretches of some batches, shuffled again."""
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(lengths))
+    stretch = batch_size * _BUCKET
+    batches: list[list[int]] = []
+    for first in range(0, len(order), stretch):
+        part = order[first : first + stretch]
+        part = part[np.argsort(lengths[part], kind="stable")]
+        batches += [part[i : i + batch_size].tolist() for i in range(0, len(part), batch_size)]
+    return [batches[i] for i in rng.permutation(len(batches))]
+
+
+def make_batch(examples: Examples, indices: list[int], pad_token_id: int, device: torch.device) -> Batch:
+    """The examples at `indices`, padded."""
+    taken = examples.take(indices)
+    ids, mask, types = (torch.from_numpy(part).to(device) for part in taken.batch.pad(pad_token_id))
+    return Batch(ids, mask, types, taken.targets, indices)
+
+
+def _schedule(training: Training, num_steps: int) -> Callable[[int], float]:
+    """Linear from 0 to 1 over the warm-up, then linear down to 0."""
+    warmup = round(training.warmup * num_steps)
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return step / warmup
+        return max(0.0, (num_steps - step) / max(1, num_steps - warmup))
+
+    return factor
+
+
+def _has_stopped(progress: Progress, training: Training) -> bool:
+    return bool(progress.scores) and len(progress.scores) - 1 - progress.best_epoch >= training.patience
+
+
+def _save(state: Mapping[str, Any], path: Path) -> None:
+    partial = path.with_suffix(".partial")
+    try:
+        torch.save(state, partial)
+    except (OSError, RuntimeError) as error:
+        partial.unlink(missing_ok=True)
+        raise EdgeBertError(f"cannot save the training state to {path} ({error}): free some space") from None
+    os.replace(partial, path)
+
+
+# Losses
+
+
+def task_loss(checkpoint: Checkpoint, score_range: tuple[float, float] = (0.0, 1.0)) -> LossOf:
+    """The loss that fine-tunes a model on its task's targets.
+
+    Text classification: cross entropy; for several labels at once binary cross entropy; for scores the squared error.
+    Token classification and question answering: cross entropy over tags, and over the places of first and last token.
+    Embeddings: the squared error between the cosine and the score (Sentence-BERT, arXiv 1908.10084, section 3), or,
+    without scores, cross entropy of each pair against the others of the batch (multiple negatives ranking, arXiv
+    1705.00652, section 4.4). Fill-mask: cross entropy of masked tokens (BERT, arXiv 1810.04805, section 3.1).
+
+    Args:
+        checkpoint: the model's spec and tokenizer.
+        score_range: of embedding scores: (the one that is cosine 0, the one that is cosine 1).
+    """
+    spec = checkpoint.spec
+    if spec.task == "fill-mask":
+        return _masked_loss(*find_special_tokens(checkpoint))
+    if spec.task == "embedding":
+        return lambda model, batch: _embedding_loss(batch.run(model)["sentence_embedding"], batch.targets, score_range)
+    return lambda model, batch: supervised_loss(spec, batch.run(model), batch)
+
+
+def supervised_loss(spec: EncoderSpec, outputs: dict[str, Tensor], batch: Batch) -> Tensor:
+    """The loss of logits against the batch's targets, for the tasks that have labels or spans."""
+    device = batch.input_ids.device
+    if spec.task == "question-answering":
+        spans = torch.from_numpy(np.stack(batch.targets)).to(device)
+        losses = []
+        for name, target in zip(spec.outputs, spans.unbind(1), strict=True):
+            logits = outputs[name].float().masked_fill(batch.attention_mask == 0, -1e4)
+            losses.append(functional.cross_entropy(logits, target))
+        return torch.stack(losses).mean()
+    logits = outputs["logits"].float()
+    if spec.task == "token-classification":
+        tags = torch.full(logits.shape[:2], IGNORED)
+        for row, wanted in zip(tags, batch.targets, strict=True):
+            row[: len(wanted)] = torch.from_numpy(wanted)
+        return functional.cross_entropy(logits.flatten(0, 1), tags.flatten().to(device), ignore_index=IGNORED)
+    wanted = torch.from_numpy(np.stack(batch.targets)).to(device)
+    if spec.problem_type == "regression":
+        return functional.mse_loss(logits[:, 0], wanted)
+    if spec.problem_type == "multi_label_classification":
+        return functional.binary_cross_entropy_with_logits(logits, wanted)
+    return functional.cross_entropy(logits, wanted)
+
+
+def _embedding_loss(rows: Tensor, targets: list[NDArray[Any]], score_range: tuple[float, float]) -> Tensor:
+    rows = functional.normalize(rows.float(), dim=-1)
+    first, second = rows[0::2], rows[1::2]
+    scores = torch.from_numpy(np.stack(targets)).to(rows.device)
+    if scores.isnan().any():
+        similarity = first @ second.T * CONTRASTIVE_SCALE
+        return functional.cross_entropy(similarity, torch.arange(len(first), device=rows.device))
+    low, high = score_range
+    return functional.mse_loss((first * second).sum(1), (scores - low) / (high - low))
+
+
+class MaskedTokens(NamedTuple):
+    """A batch with tokens masked: the ids to feed, which tokens are asked for (bool), and the ids they had [n]."""
+
+    input_ids: Tensor
+    is_asked: Tensor
+    targets: Tensor
+
+
+def mask_tokens(spec: EncoderSpec, batch: Batch, mask_token_id: int, special_ids: list[int]) -> MaskedTokens:
+    """Choose 15 % of the tokens; of these 80 % become [MASK], 10 % a random token, 10 % stay as they are."""
+    ids = batch.input_ids
+    chance = torch.rand(ids.shape).to(ids.device)
+    what = torch.rand(ids.shape).to(ids.device)
+    random_ids = torch.randint(spec.vocab_size, ids.shape).to(ids.device)
+    is_ordinary = (batch.attention_mask == 1) & ~torch.isin(ids, torch.tensor(special_ids, device=ids.device))
+    is_asked = (chance < MASKED) & is_ordinary
+    fed = torch.where(is_asked & (what >= MASK_KEPT), random_ids, ids)
+    fed = torch.where(is_asked & (what >= MASK_KEPT + MASK_RANDOM), mask_token_id, fed)
+    return MaskedTokens(fed, is_asked, ids[is_asked])
+
+
+def _masked_loss(mask_token_id: int, special_ids: list[int]) -> LossOf:
+    def loss_of(model: TorchEncoder, batch: Batch) -> Tensor:
+        masked = mask_tokens(model.spec, batch, mask_token_id, special_ids)
+        outputs = batch._replace(input_ids=masked.input_ids).run(model, only=masked.is_asked)
+        logits: Tensor = outputs["logits"].float()
+        # a batch of few tokens may have none masked: its loss is 0, not a mean over nothing
+        return functional.cross_entropy(logits, masked.targets) if len(masked.targets) else logits.sum() * 0.0
+
+    return loss_of
