@@ -1,0 +1,95 @@
+"""`edgebert score`: files of rows in, the same rows with answers out."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+from edgebert.errors import InvalidInputError
+
+HELP = "score a file or folder of rows (Parquet, JSON lines, CSV) with a model file, resumably"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    parser.add_argument("file", help="a model file, or a folder that holds model.onnx")
+    parser.add_argument("input", help="a .parquet, .jsonl or .csv file, the last two also .gz or .zst, or a folder")
+    parser.add_argument(
+        "-o", "--output", required=True, help="a file of one of these kinds, or a folder, for Parquet files"
+    )
+    parser.add_argument(
+        "--column",
+        action="append",
+        metavar="NAME",
+        help="the column of texts (default: text); twice for pairs, or for a question and its context",
+    )
+    parser.add_argument("--task", help="a task that fits the file (default: the file's own)")
+    parser.add_argument(
+        "--options", metavar="JSON", default="{}", help="options of the task, for instance '{\"top_k\": 3}'"
+    )
+    parser.add_argument("--dtype", choices=("f32", "f16"), default="f32", help="of embeddings (default: f32)")
+    parser.add_argument("--prefix", default="", help="put before the names of the result columns")
+    parser.add_argument(
+        "--too-long",
+        choices=("truncate", "error"),
+        default="truncate",
+        help="what to do with a text of too many tokens (default: truncate)",
+    )
+    parser.add_argument(
+        "--errors",
+        metavar="FILE",
+        help="write bad rows there, as JSON lines (default: keep them, with an error column)",
+    )
+    parser.add_argument("--resume", action="store_true", help="go on with a job that was interrupted")
+    parser.add_argument(
+        "--rows-per-part",
+        type=int,
+        default=16384,
+        metavar="N",
+        help="rows that are read, sorted by length, scored and committed together (default: 16384)",
+    )
+    parser.add_argument(
+        "--engine", choices=("local", "ray"), default="local", help="what runs the job (default: local)"
+    )
+    parser.add_argument("--backend", default="auto", help="auto, native, onnxruntime or numpy (default: auto)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:n (default: cpu)")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: the CPUs this process may use)")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar and no summary")
+
+
+def main(args: argparse.Namespace) -> None:
+    """Run the command."""
+    from edgebert.scoring.runner import score
+
+    try:
+        options = json.loads(args.options)
+    except ValueError as error:
+        raise InvalidInputError(f"--options is not JSON ({error}): {args.options}") from None
+    if not isinstance(options, dict):
+        raise InvalidInputError(f"--options must be a JSON object, got {args.options}")
+    summary = score(
+        args.file,
+        args.input,
+        args.output,
+        columns=args.column or ["text"],
+        task=args.task,
+        options=options,
+        too_long=args.too_long,
+        dtype=args.dtype,
+        prefix=args.prefix,
+        errors=args.errors,
+        rows_per_part=args.rows_per_part,
+        resume=args.resume,
+        engine=args.engine,
+        progress=not args.quiet,
+        backend=args.backend,
+        device=args.device,
+        threads=args.threads,
+    )
+    if not args.quiet:
+        print(
+            f"{summary['rows']} rows ({summary['errors']} with an error, {summary['truncated']} truncated) in "
+            f"{args.output}; {summary['rows_per_second']:.0f} rows/s in {summary['seconds']:.1f} s",
+            file=sys.stderr,
+        )

@@ -1,0 +1,205 @@
+"""Output: parts that are there or not, a manifest that says how far the job is, and the file made of them.
+
+Each part and the manifest are written under another name in the same folder, synced and then renamed. So at any moment
+a crash leaves what the manifest says, and perhaps one part that it does not know, which the resumed job writes again.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from edgebert.errors import EdgeBertError, InvalidInputError
+from edgebert.scoring.readers import CODECS, FORMATS, Source, Window, find_format
+from edgebert.scoring.writers import Part, Writer
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+class Output:
+    """Where a job's rows go.
+
+    A path without a suffix is a folder of Parquet parts, in folders like the input's; any other is one file, whose
+    parts wait in a folder beside it. The manifest stays, as a record of how the output was made.
+
+    Attributes:
+        is_folder: which of the two.
+        format: "parquet", "jsonl" or "csv".
+        codec: of a file, "gzip", "zstd" or None.
+        state: what the manifest holds: the job, and how much of it is done.
+    """
+
+    def __init__(self, path: Path, errors: Path | None = None) -> None:
+        """Args: the output, and the file for bad rows if they are to have one.
+
+        Raises:
+            InvalidInputError: the name does not say what to write.
+        """
+        self.path = path
+        self.is_folder = not path.suffix
+        format_, self.codec = ("parquet", None) if self.is_folder else find_format(path)
+        if format_ is None or (format_ == "parquet" and self.codec):
+            raise InvalidInputError(
+                f"{path} does not say what to write: end it in {', '.join(FORMATS)}, the last ones also with "
+                f"{' or '.join(CODECS)}, or in nothing for a folder of Parquet files"
+            )
+        self.format = format_
+        self._errors = errors
+        self._parts = path if self.is_folder else path.with_name(f"{path.name}.parts")
+        self._manifest = path / "_manifest.json" if self.is_folder else path.with_name(f"{path.name}.manifest.json")
+        self.state: dict[str, Any] = {}
+
+    @contextmanager
+    def open(self, job: dict[str, Any], resume: bool) -> Iterator[None]:
+        """Begin a job or find out how far it came, and keep other processes away from it meanwhile.
+
+        Args:
+            job: the model, input and options that the output depends on.
+            resume: go on with what is there; without anything there, begin.
+
+        Raises:
+            InvalidInputError: there is an output and it was not to be resumed, it is of another job, another process
+                is writing it, or parts of it are gone.
+        """
+        state = self._read_manifest()
+        if state and state["complete"] and not self.path.exists():
+            state = None  # somebody has taken the output away
+        if state is None:
+            self.refuse_to_overwrite()
+            state = {"job": job, "complete": False, "parts": 0, "next_file": 0, "next_window": 0}
+            state |= {"rows": 0, "errors": 0, "truncated": 0}
+        elif not resume:
+            done = "is there already" if state["complete"] else f"was begun, {state['rows']} rows are done"
+            raise InvalidInputError(
+                f"{self.path} {done}: choose another name, resume the job, or remove it and {self._manifest}"
+            )
+        elif state["job"] != job:
+            raise InvalidInputError(f"{self.path} is of another job, {_differences(state['job'], job)}")
+        self.state = state
+        self._parts.mkdir(parents=True, exist_ok=True)
+        lock = os.open(self._parts, os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise InvalidInputError(f"{self._parts} is being written by another process: wait for it") from None
+            found = len(self._find_parts())
+            if not state["complete"]:
+                if found < state["parts"]:
+                    raise InvalidInputError(
+                        f"{self._parts} has {found} parts, {self._manifest} says {state['parts']}: "
+                        "the job cannot go on, remove both and begin anew"
+                    )
+                self._write_manifest()
+            yield
+        finally:
+            os.close(lock)
+
+    def commit(self, source: Source, window: Window, part: Part, writer: Writer) -> None:
+        """Write a window's part, and then say so in the manifest."""
+        file = source.files.index(window.file)
+        number = f"{file:05}-{window.index:05}"
+        folder = self._parts / window.file.folder if self.is_folder else self._parts
+        folder.mkdir(parents=True, exist_ok=True)
+        suffix = ".parquet" if self.is_folder else "".join(self.path.suffixes[-2 if self.codec else -1 :])
+        self._write(folder / f"part-{number}{suffix}", lambda path: writer.write(part.payload, path))
+        if part.bad:
+            self._write(self._parts / f"_errors-{number}.jsonl", lambda path: path.write_bytes(part.bad))
+        self.state["parts"] += 1
+        self.state["next_file"], self.state["next_window"] = file, window.index + 1
+        self.state["rows"] += part.num_rows
+        self.state["errors"] += part.num_errors
+        self.state["truncated"] += part.num_truncated
+        self._write_manifest()
+
+    def finish(self, writer: Writer) -> None:
+        """Make the output of its parts. Doing it again gives the same, so a crash in here does no harm either."""
+        bad = sorted(self._parts.glob("_errors-*.jsonl"))
+        if not self.is_folder:
+            self._write(self.path, lambda path: writer.merge(self._find_parts(), path))
+        if self._errors:
+            self._write(self._errors, lambda path: _concatenate(bad, path))
+        self.state["complete"] = True
+        self._write_manifest()
+        self.tidy()
+
+    def tidy(self) -> None:
+        """Remove what a finished job needs no more."""
+        if not self.is_folder:
+            shutil.rmtree(self._parts)
+        for path in self._parts.glob("_errors-*.jsonl"):
+            path.unlink()
+
+    def _find_parts(self) -> list[Path]:
+        """All parts, in order."""
+        return sorted(self._parts.rglob("part-*"), key=lambda path: path.name)
+
+    def refuse_to_overwrite(self) -> None:
+        """See that nothing is in the way.
+
+        Raises:
+            InvalidInputError: something is.
+        """
+        for path in {self.path, self._parts, *([self._errors] if self._errors else [])}:
+            if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+                raise InvalidInputError(f"{path} exists already: choose another name or remove it")
+
+    def _read_manifest(self) -> dict[str, Any] | None:
+        try:
+            state: Any = json.loads(self._manifest.read_bytes())
+        except FileNotFoundError:
+            return None
+        except ValueError:
+            state = None
+        if not isinstance(state, dict) or not state.keys() >= {"job", "complete", "parts", "rows"}:
+            raise InvalidInputError(f"{self._manifest} is not the manifest of a scoring job: remove it")
+        return state
+
+    def _write_manifest(self) -> None:
+        text = json.dumps(self.state, indent=1, ensure_ascii=False) + "\n"
+        self._write(self._manifest, lambda path: path.write_text(text, encoding="utf-8"))
+
+    def _write(self, path: Path, write: Callable[[Path], object]) -> None:
+        """Let `write` write a file beside `path`, sync it and rename it to `path`."""
+        temporary = path.with_name(f".{path.name}.tmp")
+        try:
+            write(temporary)
+            _sync(temporary)
+            os.replace(temporary, path)
+            _sync(path.parent)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            if error.errno not in _FULL:
+                raise
+            raise EdgeBertError(
+                f"no room to write {path} ({os.strerror(error.errno)}): {self.state['rows']} rows are done and kept; "
+                "make room, then resume the job"
+            ) from None
+
+
+def _sync(path: Path) -> None:
+    """Make the system write a file or a folder to its disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _concatenate(parts: Sequence[Path], path: Path) -> None:
+    with open(path, "wb") as whole:
+        for part in parts:
+            whole.write(part.read_bytes())
+
+
+def _differences(was: dict[str, Any], now: dict[str, Any]) -> str:
+    keys = [key for key in now if was.get(key) != now[key]] or ["version"]
+    told = ", ".join(f"{key} was {was.get(key)!r}, is {now.get(key)!r}" for key in keys)
+    return f"it cannot be resumed ({told}): choose another output"

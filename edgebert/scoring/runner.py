@@ -1,0 +1,204 @@
+"""score: a job from beginning to end on this machine."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from edgebert.errors import BackendUnavailableError, InvalidInputError
+from edgebert.scoring.output import Output
+from edgebert.scoring.readers import Source, Window
+from edgebert.scoring.scorer import Scorer
+from edgebert.scoring.writers import WRITERS, Part, Writer
+
+ROWS_PER_PART = 16384
+
+# Threads that score a window each. The model's own threads are as many as there are CPUs, and windows take turns on it
+# for each micro-batch: while one is computed, others are tokenized and made into parts.
+_WORKERS = 2
+_WAITING = 1  # windows read ahead
+
+
+def score(
+    model: str | os.PathLike[str],
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    columns: Sequence[str] = ("text",),
+    errors: str | os.PathLike[str] | None = None,
+    rows_per_part: int = ROWS_PER_PART,
+    resume: bool = False,
+    engine: str = "local",
+    progress: bool = False,
+    **scorer_options: Any,
+) -> dict[str, Any]:
+    """Score all rows of a file or folder.
+
+    Args:
+        model: a model file.
+        source: Parquet, JSON lines or CSV, the last two also as .gz or .zst; or a folder of such files.
+        output: a file of any of these formats; without a suffix a folder of Parquet files, in folders like the input's.
+        columns: the column of texts; two columns for pairs, or for a question and its context.
+        errors: a file for rows that cannot be scored, as JSON lines; None keeps them in the output, with null for an
+            answer and the reason in the column "error".
+        rows_per_part: rows that are read, sorted by length, scored and committed together: a matter of memory.
+        resume: go on with a job that was interrupted.
+        engine: "local", or "ray" for a cluster that Ray knows, without resuming.
+        progress: show a progress bar on standard error.
+        **scorer_options: see `Scorer`: task, options, too_long, dtype, prefix, backend, device, threads.
+
+    Returns:
+        {"rows", "errors", "truncated": counts over the whole job, "seconds", "rows_per_second": of this run}.
+
+    Raises:
+        InvalidInputError: an input, output or option that is not usable. What was committed stays.
+        BackendUnavailableError: pyarrow, tqdm or Ray is not installed.
+    """
+    require("pyarrow", "score")
+    if rows_per_part < 1:
+        raise InvalidInputError(f"rows_per_part must be a positive integer, got {rows_per_part!r}")
+    target = Output(Path(output), Path(errors) if errors else None)
+    whole = Source(Path(source), rows_per_part, has_partition=not target.is_folder or engine == "ray")
+    if Path(source).is_dir() and Path(source).resolve() in Path(output).resolve().parents:
+        raise InvalidInputError(f"{output} is inside of the input: choose an output elsewhere")
+    if engine == "ray":
+        from edgebert.scoring.ray_engine import score_on_ray
+
+        if resume or errors:
+            raise InvalidInputError("with Ray a job cannot be resumed, and bad rows stay in the output")
+        return score_on_ray(model, whole, target, columns, scorer_options)
+    if engine != "local":
+        raise InvalidInputError(f"engine must be local or ray, got {engine!r}")
+
+    first = first_window(whole, columns)
+    scorer = Scorer(model, columns, **scorer_options)
+    has_error_column = errors is None
+    writer = WRITERS[target.format](whole, scorer, first, has_error_column=has_error_column, codec=target.codec)
+    job = _describe_job(model, whole, scorer, columns, rows_per_part, errors, scorer_options)
+    started = time.perf_counter()
+    with target.open(job, resume):
+        state = target.state
+        rows_before = state["rows"]
+        if state["complete"]:
+            target.tidy()
+        else:
+            _run(whole, scorer, writer, target, progress)
+            target.finish(writer)
+    seconds = time.perf_counter() - started
+    return {
+        **{name: state[name] for name in ("rows", "errors", "truncated")},
+        "seconds": seconds,
+        "rows_per_second": (state["rows"] - rows_before) / seconds,
+    }
+
+
+def require(module: str, extra: str) -> None:
+    """See that a library is there.
+
+    Raises:
+        BackendUnavailableError: it is not; the message says which extra brings it.
+    """
+    if importlib.util.find_spec(module) is None:
+        raise BackendUnavailableError(f"{module} is not installed: pip install 'edgebert[{extra}]'")
+
+
+def first_window(source: Source, columns: Sequence[str]) -> Window:
+    """The source's first rows, which say what columns there are; an empty window if it has no rows.
+
+    Raises:
+        InvalidInputError: a column is missing, or nothing can be read.
+    """
+    windows = (window for file in source.files for window in source.read(file))
+    first = next(windows, None) or source.empty_window()
+    source.check_columns(columns, first)
+    return first
+
+
+def _run(source: Source, scorer: Scorer, writer: Writer, output: Output, progress: bool) -> None:
+    """Score what is left and commit it part by part, in order."""
+    from tqdm import tqdm
+
+    def make_part(window: Window) -> Part:
+        return writer.encode(window, scorer({name: window.column(name) for name in scorer.columns}))
+
+    pending: deque[tuple[Window, Future[Part]]] = deque()
+    state = output.state
+    with (
+        tqdm(unit=" rows", initial=state["rows"], disable=not progress, smoothing=0.1) as bar,
+        ThreadPoolExecutor(_WORKERS) as pool,
+    ):
+
+        def commit_oldest() -> None:
+            window, future = pending.popleft()
+            output.commit(source, window, future.result(), writer)
+            # how many rows there are is known at the end only: as many as the bytes read so far let expect
+            bar.total = round(state["rows"] / max(source.share_read(window), 1e-9))
+            bar.update(len(window.rows))
+
+        broken: InvalidInputError | None = None
+        try:
+            windows = _windows_from(source, state["next_file"], state["next_window"])
+            try:
+                for window in windows:
+                    pending.append((window, pool.submit(make_part, window)))
+                    if len(pending) > _WORKERS + _WAITING:
+                        commit_oldest()
+            except InvalidInputError as error:  # a file that breaks off; what was read of it is good
+                broken = error
+            while pending:
+                commit_oldest()
+            if broken:
+                raise broken
+            if not state["parts"]:
+                output.commit(source, source.empty_window(), make_part(source.empty_window()), writer)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _windows_from(source: Source, next_file: int, next_window: int) -> Iterator[Window]:
+    for file in source.files[next_file:]:
+        is_first = file is source.files[next_file]
+        yield from islice(source.read(file), next_window if is_first else 0, None)
+
+
+def _describe_job(
+    model: str | os.PathLike[str],
+    source: Source,
+    scorer: Scorer,
+    columns: Sequence[str],
+    rows_per_part: int,
+    errors: str | os.PathLike[str] | None,
+    options: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What the output depends on; a job is resumed only with the same."""
+    path = Path(model)
+    with open(path / "model.onnx" if path.is_dir() else path, "rb") as stream:
+        model_hash = hashlib.file_digest(stream, "sha256").hexdigest()
+    files = [(file.name, file.size, file.path.stat().st_mtime_ns) for file in source.files]
+    return {
+        "version": 1,
+        "model": model_hash,
+        "backend": scorer.backend,
+        "input": {
+            "files": len(files),
+            "bytes": source.total_bytes,
+            "names_sizes_times": hashlib.sha256(json.dumps(files).encode()).hexdigest(),
+        },
+        "columns": list(columns),
+        "rows_per_part": rows_per_part,
+        "errors": None if errors is None else str(errors),
+        "options": {
+            name: value
+            for name, value in sorted(options.items())
+            if name not in ("backend", "device", "threads") and value is not None
+        },
+    }

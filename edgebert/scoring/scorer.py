@@ -1,0 +1,180 @@
+"""Scorer: columns of texts in, columns of answers out; what the local runner, Ray and Spark have in common."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from edgebert.errors import InvalidInputError
+from edgebert.model import load
+
+# What a row's columns are called in the model's input, for tasks that take more than a text.
+PAIRS = {"question-answering": ("question", "context")}
+PAIR = ("text", "text_pair")
+
+TOO_LONG = ("truncate", "error")
+DTYPES = ("f32", "f16")
+
+
+class Scorer:
+    """A model and how to apply it to rows. It can be pickled: a copy loads the file anew.
+
+    Attributes:
+        results: the columns of answers and their kind: "vector", "text", "number" or "json".
+        width, dtype: numbers in a vector, and their type.
+        prefix: of the names of all results.
+        backend: name of the backend that runs the model.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str],
+        columns: Sequence[str] = ("text",),
+        *,
+        task: str | None = None,
+        options: Mapping[str, Any] | None = None,
+        too_long: str = "truncate",
+        dtype: str = "f32",
+        prefix: str = "",
+        backend: str = "auto",
+        device: str = "cpu",
+        threads: int | None = None,
+    ) -> None:
+        """Load the model and answer one example, so that options that do not fit are found at once.
+
+        Args:
+            model: a model file.
+            columns: the column of texts; two columns for pairs, or for a question and its context.
+            task: a task that fits the file; None for the file's own.
+            options: options of the task, as `model(texts, **options)` takes them.
+            too_long: "truncate" rows of too many tokens, or make them an "error".
+            dtype: of embeddings, "f32" or "f16".
+            prefix: put before the names of all result columns.
+            backend: as for `edgebert.load`; so are device and threads.
+
+        Raises:
+            InvalidInputError: an argument that is not usable, or does not fit the file.
+        """
+        self._arguments = (model, columns), {
+            "task": task, "options": options, "too_long": too_long, "dtype": dtype, "prefix": prefix,
+            "backend": backend, "device": device, "threads": threads,
+        }  # fmt: skip
+        if isinstance(columns, str) or len(columns) not in (1, 2):
+            raise InvalidInputError(f"columns must be a list of one or two names, got {columns!r}")
+        if too_long not in TOO_LONG:
+            raise InvalidInputError(f"too_long must be one of {', '.join(TOO_LONG)}, got {too_long!r}")
+        if dtype not in DTYPES:
+            raise InvalidInputError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+        self.columns = tuple(columns)
+        self._model = load(model, backend=backend, device=device, threads=threads)
+        self._options = {**(options or {}), "return_truncated": True}
+        self._task = task or self._model.task
+        if task:
+            self._options["task"] = task
+        self._too_long = too_long
+        self.dtype = np.dtype(dtype.replace("f", "float"))
+        self.prefix = prefix
+        self.backend = self._model.backend.name
+
+        [example], _ = self._run([self._example()])
+        self.width = 0
+        if isinstance(example, np.ndarray):
+            self.width = example.shape[-1]
+            kinds = {"embedding": "vector"}
+        elif isinstance(example, dict) and set(example) == {"label", "score"}:
+            kinds = {"label": "text", "score": "number"}
+        elif isinstance(example, float):
+            kinds = {"score": "number"}
+        else:
+            kinds = {"answer": "json"}
+        self.results = {prefix + name: kind for name, kind in kinds.items()}
+        self.error_column = prefix + "error"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, self._arguments
+
+    def __call__(self, columns: Mapping[str, Iterable[Any]]) -> dict[str, list[Any]]:
+        """Answer rows; a bad one costs no other.
+
+        Args:
+            columns: values by column, of which those named at the start are used: a dict of lists, a data frame, …
+
+        Returns:
+            Lists by name: the result columns, None where a row has an error; "error", None where it has none; and
+            "truncated", whether only the beginning of the row was used.
+        """
+        inputs, errors = self._read(columns)
+        answers: list[Any] = [None] * len(inputs)
+        truncated = [False] * len(inputs)
+        self._answer([i for i, error in enumerate(errors) if error is None], inputs, answers, truncated, errors)
+        results: dict[str, list[Any]] = {}
+        for name, kind in self.results.items():
+            key = name.removeprefix(self.prefix)
+            is_dict = kind in ("text", "number")
+            results[name] = [answer[key] if is_dict and isinstance(answer, dict) else answer for answer in answers]
+        return {**results, self.error_column: errors, self.prefix + "truncated": truncated}
+
+    def _read(self, columns: Mapping[str, Iterable[Any]]) -> tuple[list[Any], list[str | None]]:
+        """The model's inputs, and what is wrong with those that are not."""
+        rows = list(zip(*(columns[name] for name in self.columns), strict=True))
+        errors: list[str | None] = []
+        for row in rows:
+            found = (_find_fault(name, value) for name, value in zip(self.columns, row, strict=True))
+            errors.append(next((fault for fault in found if fault), None))
+        keys = PAIRS.get(self._task, PAIR)
+        return [row[0] if len(row) == 1 else dict(zip(keys, row, strict=True)) for row in rows], errors
+
+    def _answer(
+        self, rows: list[int], inputs: list[Any], answers: list[Any], truncated: list[bool], errors: list[str | None]
+    ) -> None:
+        """Fill in `rows`. The model refuses a call for one bad row: halves find it."""
+        if not rows:
+            return
+        try:
+            found, is_truncated = self._run([inputs[i] for i in rows])
+        except InvalidInputError as error:
+            if len(rows) == 1:
+                errors[rows[0]] = str(error)
+                return
+            half = len(rows) // 2
+            self._answer(rows[:half], inputs, answers, truncated, errors)
+            self._answer(rows[half:], inputs, answers, truncated, errors)
+            return
+        for i, answer, is_long in zip(rows, found, is_truncated, strict=True):
+            truncated[i] = bool(is_long)
+            if is_long and self._too_long == "error":
+                errors[i] = "too many tokens for the model, or for max_length"
+            else:
+                answers[i] = answer
+
+    def _run(self, inputs: list[Any]) -> tuple[Sequence[Any], Sequence[bool]]:
+        answers, is_truncated = self._model(inputs, **self._options)
+        if isinstance(answers, np.ndarray):
+            answers = answers.astype(self.dtype, copy=False)
+        elif isinstance(answers, dict):  # some pipelines answer a list of one without the list
+            answers = [answers]
+        return answers, is_truncated
+
+    def _example(self) -> Any:
+        texts = ["a"] * len(self.columns)
+        keys = PAIRS.get(self._task, PAIR)
+        return texts[0] if len(texts) == 1 else dict(zip(keys, texts, strict=True))
+
+
+def _rebuild(arguments: tuple[Any, ...], options: dict[str, Any]) -> Scorer:
+    return Scorer(*arguments, **options)
+
+
+def _find_fault(name: str, value: Any) -> str | None:
+    if value is None or (isinstance(value, float) and np.isnan(value)):  # data frames write null as NaN
+        return f"{name} is null"
+    if not isinstance(value, str):
+        return f"{name} is of type {type(value).__name__}, not text"
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        return f"{name} is not valid Unicode ({error.reason} at character {error.start})"
+    return None
