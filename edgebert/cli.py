@@ -9,10 +9,20 @@ import warnings
 from collections.abc import Callable, Sequence
 
 from edgebert import __version__
-from edgebert.commands import check, demo, doctor, export, info, run, score
+from edgebert.commands import bench, bench_compare, check, demo, doctor, export, info, run, score
 from edgebert.errors import EdgeBertError
 
-COMMANDS = {"run": run, "score": score, "export": export, "check": check, "info": info, "doctor": doctor, "demo": demo}
+COMMANDS = {
+    "run": run,
+    "score": score,
+    "export": export,
+    "check": check,
+    "info": info,
+    "doctor": doctor,
+    "demo": demo,
+    "bench": bench,
+    "bench-compare": bench_compare,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
+import re
 import shlex
 import subprocess
 import time
@@ -21,10 +23,13 @@ _ISA_FLAGS = (
     "asimd", "asimddp", "i8mm", "bf16", "sve",
 )  # fmt: skip
 BUSY_LIMIT = 0.05  # share of all CPUs that others may use before a result is doubted
+CLOCK_LIMIT = 0.1  # by which the speed of a CPU may change
+IDLE_LIMIT = 0.1  # of a CPU that a contender may use while it has nothing to do
+_CLOCK_BYTES = bytes(1 << 20)
 
 
 class Recorder:
-    """Notes the state of the machine when made, and again when asked to describe the run.
+    """Notes the state of the machine when made, at each `watch_clock`, and when asked to describe the run.
 
     Args:
         root: of the checkout that was measured; None where there is none.
@@ -36,13 +41,34 @@ class Recorder:
         self.others_busy = measure_busy()
         self._load_before = load_average()
         self._ticks_before = _read_ticks()
+        self._own_before = _own_seconds()
         self._throttled_before = throttled_periods()
+        self._hot_before = hot_periods()
+        self._clocks: list[float] = []
+        self.watch_clock()
+
+    def watch_clock(self) -> None:
+        """Note how fast a CPU is now: the best time of a few milliseconds' fixed work."""
+        times = []
+        for _ in range(5):
+            begun = time.perf_counter()
+            hashlib.sha256(_CLOCK_BYTES)
+            times.append(time.perf_counter() - begun)
+        self._clocks.append(min(times))
 
     def describe(self, command: Sequence[str], packages: Mapping[str, str | None]) -> dict[str, Any]:
-        """Everything as plain values for JSON; `command` is written as words, without the folders of files."""
+        """Everything as plain values for JSON; `command` is written as words, without the folders of files.
+
+        What the processes used that this one started counts as its own once they have ended.
+        """
+        self.watch_clock()
         load_before, load_after = self._load_before, load_average()
         throttled = throttled_periods() - self._throttled_before
-        steal = _share(self._ticks_before, _read_ticks(), "steal")
+        hot = hot_periods() - self._hot_before
+        ticks = _read_ticks()
+        steal = _share(self._ticks_before, ticks, "steal")
+        others = max(0.0, 1.0 - _share(self._ticks_before, ticks, "idle", default=1.0) - steal - self._own_share())
+        slowdown = max(self._clocks) / min(self._clocks) - 1.0
         return {
             "command": shlex.join(_without_folder(word) for word in command),
             "date": datetime.fromtimestamp(self._started, UTC).isoformat(timespec="seconds"),
@@ -57,13 +83,20 @@ class Recorder:
             "governor": governor(),
             "platform": platform.platform(),
             "python": platform.python_version(),
-            "packages": {"edgebert": edgebert.__version__, **packages},
+            "packages": {**packages, "edgebert": edgebert.__version__},
             "load_average": {"before": load_before, "after": load_after},
             "others_busy_before": round(self.others_busy, 3),
+            "others_busy": round(others, 3),
             "steal": round(steal, 4),
             "throttled_periods": throttled,
-            "warnings": find_warnings(self.others_busy, steal, throttled, governor()),
+            "hot_periods": hot,
+            "clock_change": round(slowdown, 3),
+            "warnings": find_warnings(max(self.others_busy, others), steal, throttled, governor(), hot, slowdown),
         }
+
+    def _own_share(self) -> float:
+        elapsed = time.time() - self._started
+        return (_own_seconds() - self._own_before) / elapsed / (os.cpu_count() or 1)
 
     def _git(self, *arguments: str) -> str | None:
         if self._root is None:
@@ -77,11 +110,13 @@ def _without_folder(word: str) -> str:
     return f"{name}{equals}{Path(value).name or value}"
 
 
-def find_warnings(others_busy: float, steal: float, throttled: int, scaling: str | None) -> list[str]:
+def find_warnings(
+    others_busy: float, steal: float, throttled: int, scaling: str | None, hot: int = 0, slowdown: float = 0.0
+) -> list[str]:
     """What makes these numbers lie, one sentence each."""
     warnings = []
     if others_busy > BUSY_LIMIT:
-        warnings.append(f"other processes used {others_busy:.0%} of the CPUs before the start: run on a quiet machine")
+        warnings.append(f"other processes used {others_busy:.0%} of the CPUs: run on a quiet machine")
     if steal > BUSY_LIMIT:
         warnings.append(f"the hypervisor took {steal:.0%} of the CPU time away: the machine is shared")
     if throttled:
@@ -90,7 +125,22 @@ def find_warnings(others_busy: float, steal: float, throttled: int, scaling: str
         )
     if scaling not in (None, "performance"):
         warnings.append(f"the frequency governor is {scaling!r}: clocks change with load; set it to 'performance'")
+    if hot:
+        warnings.append(f"the CPU slowed down {hot} times because it was hot: cool it, or measure for a shorter time")
+    if slowdown > CLOCK_LIMIT:
+        warnings.append(
+            f"the same work took a CPU up to {slowdown:.0%} longer during the run: its clock changed, or others used it"
+        )
     return warnings
+
+
+def find_spinning(idle_cpus: Mapping[str, float]) -> list[str]:
+    """A sentence for each contender, by name, that used more of a CPU than it should while others had their turn."""
+    return [
+        f"{name} used {idle:.0%} of a CPU while others had their turn: its threads spin, which slows the others down"
+        for name, idle in idle_cpus.items()
+        if idle > IDLE_LIMIT
+    ]
 
 
 def affinity() -> list[int]:
@@ -124,6 +174,47 @@ def throttled_periods() -> int:
         if line.startswith("nr_throttled "):
             return int(line.split()[1])
     return 0
+
+
+def hot_periods() -> int:
+    """How often the CPUs have slowed down because of heat, so far; 0 where the system does not tell."""
+    files = _CPU_FOLDER.glob("cpu*/thermal_throttle/core_throttle_count")
+    return sum(int(_read(file) or 0) for file in files)
+
+
+class Rapl:
+    """Energy counters of the processor packages, where the system lets this process read them.
+
+    Args:
+        folder: of the powercap interface of Linux.
+    """
+
+    def __init__(self, folder: Path = Path("/sys/class/powercap")) -> None:
+        packages = [path for path in sorted(folder.glob("intel-rapl:*")) if re.fullmatch(r"intel-rapl:\d+", path.name)]
+        self._packages = [path for path in packages if _read(path / "energy_uj").strip()]
+        self._last = [self._read(path) for path in self._packages]
+
+    @property
+    def is_readable(self) -> bool:
+        """Whether there is any."""
+        return bool(self._packages)
+
+    def take(self) -> float:
+        """Joules that all packages have used since the last call, or since this was made."""
+        now = [self._read(path) for path in self._packages]
+        ranges = [int(_read(path / "max_energy_range_uj") or 0) for path in self._packages]  # where it starts again
+        used = sum(b - a if b >= a else b - a + most for a, b, most in zip(self._last, now, ranges, strict=True))
+        self._last = now
+        return used / 1e6
+
+    @staticmethod
+    def _read(path: Path) -> int:
+        return int(_read(path / "energy_uj"))
+
+
+def _own_seconds() -> float:
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
 
 
 def _read_ticks() -> dict[str, int]:

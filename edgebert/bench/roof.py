@@ -8,9 +8,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from edgebert.errors import EdgeBertError
+from edgebert.artifact.spec import EncoderSpec
+from edgebert.errors import BackendUnavailableError, EdgeBertError
 
 Roof = dict[str, Any]
+
+
+def find_roof() -> Path | None:
+    """The program that measures the roof, beside the native library; None where it has not been built."""
+    from edgebert.backends import native
+
+    try:
+        program = Path(native.load_library()._name).with_name("edgebert_roof")
+    except BackendUnavailableError:
+        return None
+    return program if program.exists() else None
 
 
 def measure_roof(program: Path, threads: Sequence[int]) -> Roof:
@@ -52,6 +64,24 @@ def take_higher(first: Roof, second: Roof) -> Roof:
         }
         for threads, entry in first.items()
     }
+
+
+def count_operations(spec: EncoderSpec, lengths: Sequence[int]) -> int:
+    """Multiplications and additions of the matrix products of a model, for texts of these lengths; none for padding.
+
+    Heads that answer one row a text are left out: they are a thousandth of the rest.
+    """
+    tokens, squares = sum(lengths), sum(length * length for length in lengths)
+    hidden = spec.hidden_size
+    products = 0 if spec.embedding_size == hidden else tokens * spec.embedding_size * hidden
+    for layer in spec.layers:
+        products += tokens * hidden * (4 * layer.attention_size + 2 * layer.intermediate_size)
+        products += 2 * squares * layer.attention_size
+    if spec.has_token_head:
+        products += tokens * hidden * len(spec.labels)
+    if spec.has_mlm_head:
+        products += tokens * spec.embedding_size * (hidden + spec.vocab_size)
+    return 2 * products
 
 
 def roof_of(roof: Roof, threads: int, precision: str, isa: str | None = None) -> float | None:

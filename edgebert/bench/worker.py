@@ -56,7 +56,7 @@ def start_cold(peer: Peer, threads: int, settings: dict[str, Any], row: list[int
     done = time.monotonic()
     from edgebert.bench.session import peak_mb
 
-    return {"done": done, "peak_mb": peak_mb(), "answer": peer.embed(output, batch)[0].tolist()}
+    return {"done": done, "peak_mb": peak_mb(), "answer": next(iter(peer.embed(output, batch))).tolist()}
 
 
 def _answer(answers: IO[str], value: dict[str, Any]) -> None:

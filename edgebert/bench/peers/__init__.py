@@ -23,6 +23,22 @@ PEERS = {
     "torch-fp32": ("torch", "TorchFp32"),
 }
 
+# over one of the project's files, whatever its task; the source is the file, for the last three a Hugging Face folder
+FILE_PEERS = {
+    "edgebert/native": ("model_file", "NativeBackend"),
+    "edgebert/numba": ("model_file", "NumbaBackend"),
+    "edgebert/onnxruntime": ("model_file", "OnnxRuntimeBackend"),
+    "edgebert/numpy": ("model_file", "NumpyBackend"),
+    "onnxruntime": ("model_file", "OnnxRuntime"),
+    "onnxruntime/int8": ("model_file", "OnnxRuntimeInt8"),
+    "openvino": ("model_file", "OpenVino"),
+    "openvino/bf16": ("model_file", "OpenVinoBf16"),
+    "openvino/int8": ("model_file", "OpenVinoInt8"),
+    "torch": ("model_file", "Torch"),
+    "torch/int8": ("model_file", "TorchInt8"),
+    "ctranslate2/int8": ("model_file", "CTranslate2"),
+}
+
 
 def make_peer(name: str, files: ModelFiles) -> Peer:
     """The peer of that name, not loaded yet; its library is imported when it is built or loaded.
@@ -30,8 +46,9 @@ def make_peer(name: str, files: ModelFiles) -> Peer:
     Raises:
         InvalidInputError: an unknown name.
     """
-    if name not in PEERS:
-        raise InvalidInputError(f"unknown peer {name!r}: expected one of {', '.join(PEERS)}")
-    module, class_name = PEERS[name]
+    peers = {**PEERS, **FILE_PEERS}
+    if name not in peers:
+        raise InvalidInputError(f"unknown peer {name!r}: expected one of {', '.join(peers)}")
+    module, class_name = peers[name]
     peer: Peer = getattr(import_module(f"edgebert.bench.peers.{module}"), class_name)(files)
     return peer

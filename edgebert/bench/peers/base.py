@@ -6,7 +6,7 @@ import contextlib
 import json
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from edgebert.batch import PackedBatch
+from edgebert.batch import I64, PackedBatch
 
 F32 = NDArray[np.float32]
 Settings = dict[str, Any]
@@ -93,7 +93,11 @@ class Peer(ABC):
     def bind(self, batch: PackedBatch) -> Callable[[], Any]:
         """A call that runs the batch: inputs are made here, the call ends when its result can be read."""
 
-    def embed(self, output: Any, batch: PackedBatch) -> Sequence[F32]:
+    def pad(self, batch: PackedBatch) -> dict[str, I64]:
+        """input_ids, attention_mask and token_type_ids, each int64 [n, max_seqlen]."""
+        return dict(zip(("input_ids", "attention_mask", "token_type_ids"), batch.pad(), strict=True))
+
+    def embed(self, output: Any, batch: PackedBatch) -> Iterable[F32]:
         """What is compared with the reference, a vector for each text, from what the call returned.
 
         Here sentence embeddings of unit length, f32 [n, hidden], of the padded last hidden state [n, max_seqlen,

@@ -76,13 +76,16 @@ class OnnxRuntimeFp32(Peer):
     def bind(self, batch: PackedBatch) -> Callable[[], Any]:
         """Padded."""
         session = self._session
-        names = ("input_ids", "attention_mask", "token_type_ids")
         given = {value.name: value.type for value in session.get_inputs()}
         feed = {
             name: array.astype("int32") if given[name] == "tensor(int32)" else array
-            for name, array in zip(names, batch.pad(), strict=True)
+            for name, array in self.pad(batch).items()
             if name in given
         }
+        return self.call(session, feed)
+
+    def call(self, session: Any, feed: dict[str, Any]) -> Callable[[], Any]:
+        """A run that ends with the output to compare."""
         return lambda: session.run(None, feed)[0]
 
 

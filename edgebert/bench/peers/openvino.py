@@ -4,14 +4,30 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edgebert.batch import PackedBatch
+from edgebert.batch import I64, PackedBatch
 from edgebert.bench.peers.base import Kind, Peer, Settings, building
 
+Feed = dict[str, I64]
+
 _NAMES = ("input_ids", "attention_mask", "token_type_ids")
+
+
+def quantize(model: Any, calibration: Sequence[Feed]) -> Any:
+    """NNCF's quantization with the transformer preset."""
+    import nncf
+
+    return nncf.quantize(
+        model,
+        nncf.Dataset(calibration),
+        model_type=nncf.ModelType.TRANSFORMER,
+        preset=nncf.QuantizationPreset.MIXED,
+        subset_size=len(calibration),
+    )
 
 
 class OpenVinoFp32(Peer):
@@ -22,6 +38,11 @@ class OpenVinoFp32(Peer):
     packages = ("openvino",)
     file = "openvino-fp32"
     compute: tuple[str, ...] = ("f32",)
+
+    @property
+    def model_file(self) -> Path:
+        """What OpenVINO reads."""
+        return self.path / "model.xml"
 
     def build(self, calibration: Sequence[Sequence[int]]) -> None:
         """Convert the PyTorch model, shapes left free."""
@@ -66,7 +87,7 @@ class OpenVinoFp32(Peer):
         import openvino
 
         self._core = openvino.Core()
-        self._model = self._core.read_model(self.path / "model.xml")
+        self._model = self._core.read_model(self.model_file)
         self._config = {
             "PERFORMANCE_HINT": settings["hint"],
             "INFERENCE_NUM_THREADS": threads,
@@ -80,7 +101,7 @@ class OpenVinoFp32(Peer):
 
     def bind(self, batch: PackedBatch) -> Callable[[], Any]:
         """Padded; inputs and outputs shared, not copied; an infer request of its own for each calling thread."""
-        feed = dict(zip(_NAMES, batch.pad(), strict=True))
+        feed = self.feed(self._model, batch)
         local = self._local
         if self._is_static:
             model = self._model.clone()
@@ -93,9 +114,18 @@ class OpenVinoFp32(Peer):
         def call() -> Any:
             if not hasattr(local, "request"):
                 local.request = compiled.create_infer_request()
-            return local.request.infer(feed, share_inputs=True, share_outputs=True)[0]
+            return self.collect(local.request.infer(feed, share_inputs=True, share_outputs=True))
 
         return call
+
+    def feed(self, model: Any, batch: PackedBatch) -> Feed:
+        """What the model takes, padded."""
+        given = {name for port in model.inputs for name in port.get_names()}
+        return {name: array for name, array in self.pad(batch).items() if name in given}
+
+    def collect(self, results: Any) -> Any:
+        """The output to compare."""
+        return results[0]
 
     def embed(self, output: Any, batch: PackedBatch) -> Any:
         """Mean pooled."""
@@ -120,13 +150,5 @@ class OpenVinoInt8(OpenVinoFp32):
 
     def convert(self, calibration: Sequence[Sequence[int]]) -> Any:
         """NNCF's quantization with the transformer preset, calibrated one row at a time."""
-        import nncf
-
-        rows = [dict(zip(_NAMES, PackedBatch.from_lists([row]).pad(), strict=True)) for row in calibration]
-        return nncf.quantize(
-            super().convert(calibration),
-            nncf.Dataset(rows),
-            model_type=nncf.ModelType.TRANSFORMER,
-            preset=nncf.QuantizationPreset.MIXED,
-            subset_size=len(rows),
-        )
+        feeds = [self.pad(PackedBatch.from_lists([row])) for row in calibration]
+        return quantize(super().convert(calibration), feeds)

@@ -78,7 +78,11 @@ class TorchFp32(Peer):
         import torch
 
         torch.set_num_threads(threads)
-        self._model = self.convert(load_model(self.files.source))
+        self._model = self.convert(self.load_source())
+
+    def load_source(self) -> Any:
+        """transformers' model of the source, in f32, for inference."""
+        return load_model(self.files.source)
 
     def convert(self, model: Any) -> Any:
         """The model as this peer runs it."""
@@ -88,17 +92,20 @@ class TorchFp32(Peer):
         """Padded; without a mask where nothing is padded."""
         import torch
 
-        ids, mask, types = (torch.from_numpy(array) for array in batch.pad())
-        feed = {"input_ids": ids, "token_type_ids": types}
-        if not bool(mask.all()):
-            feed["attention_mask"] = mask
+        feed = {name: torch.from_numpy(array) for name, array in self.pad(batch).items()}
+        if bool(feed["attention_mask"].all()):
+            del feed["attention_mask"]
         model = self._model
 
         def call() -> Any:
             with torch.inference_mode():
-                return model(**feed).last_hidden_state
+                return self.collect(model(**feed))
 
         return call
+
+    def collect(self, output: Any) -> Any:
+        """The output to compare."""
+        return output.last_hidden_state
 
     def embed(self, output: Any, batch: PackedBatch) -> Any:
         """Mean pooled."""

@@ -1,0 +1,124 @@
+"""A result of `edgebert bench` as a page with plots."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from edgebert.bench.tables import (
+    Result,
+    describe_machine,
+    label,
+    sorted_rows,
+    summarize,
+    tabulate_busy,
+    tabulate_checks,
+    tabulate_footprint,
+    tabulate_times,
+    title_of,
+)
+from edgebert.report import COLORS, Plot, Section, Table, new_figure, write_page
+
+_RUNTIMES = ("edgebert", "onnxruntime", "openvino", "torch", "ctranslate2")
+_PALE = 0.5  # of what is not int8
+
+
+def write_report(path: Path, result: Result) -> None:
+    """Write the page to `path`.
+
+    Raises:
+        EdgeBertError: jinja2 or matplotlib is missing.
+    """
+    workloads = result["workloads"]
+    quiet = [workload for workload in workloads if not workload["is_busy"]]
+    busy = [workload for workload in workloads if workload["is_busy"]]
+    most = max(workload["threads"] for workload in workloads)
+    warnings = list(result["provenance"]["warnings"])
+    sections = [
+        Section("Where", describe_machine(result)),
+        Section(
+            "Times",
+            [
+                *summarize(result),
+                *(plot_bars(result, workload) for workload in quiet if workload["threads"] == most),
+                *plot_lengths(result, most),
+            ],
+        ),
+        Section("Every number", [tabulate_times(result, workload) for workload in quiet]),
+        Section("Footprint", [tabulate_footprint(result)]),
+        Section("Answers", [tabulate_checks(result)]),
+    ]
+    if busy:
+        text = "With a second process that wants one CPU all the time: few devices have only one thing to do."
+        sections.insert(3, Section("Beside a busy process", [text, *(tabulate_busy(result, one) for one in busy)]))
+    if warnings:
+        sections.insert(
+            0, Section("What makes these numbers doubtful", [f"{one[0].upper()}{one[1:]}." for one in warnings])
+        )
+    if result["left_out"]:
+        rows = list(result["left_out"].items())
+        sections.append(Section("Left out", [Table(["", "why"], rows)]))
+    write_page(path, f"EdgeBERT benchmark: {', '.join(result['models'])}", sections)
+
+
+def plot_bars(result: Result, workload: Mapping[str, Any]) -> Plot:
+    """Median times, fastest first, a line to the 90th and a mark at the 99th percentile."""
+    rows = sorted_rows(workload)
+    figure, axes = new_figure(height=0.7 + 0.42 * len(rows))
+    for i, (name, row) in enumerate(rows):
+        axes.barh(i, row["p50_ms"], height=0.42, **_style(result, name))
+        right = row["p50_ms"]
+        for key in ("p90_ms", "p99_ms"):
+            if row[key] is not None:
+                right = max(right, row[key])
+        if right > row["p50_ms"]:
+            axes.plot([row["p50_ms"], right], [i, i], color="#8a8f98", linewidth=1)
+        if row["p99_ms"] is not None:
+            axes.plot(row["p99_ms"], i, marker="|", color="#8a8f98", markersize=7)
+        axes.annotate(
+            f"{label(result, name)}  {row['p50_ms']:.3g} ms", (0, i - 0.3), xytext=(2, 0), textcoords="offset points",
+            fontsize=8.5, va="bottom", weight="bold" if result["contenders"][name]["is_own"] else "normal",
+        )  # fmt: skip
+    axes.set(
+        xlabel="ms: bar p50, line to p90 or p99, mark p99", yticks=[], ylim=(len(rows) - 0.5, -0.8), xlim=(0, None)
+    )
+    axes.spines[["left"]].set_visible(False)
+    axes.grid(visible=False, axis="y")
+    return Plot(figure, title_of(workload) + (" (all texts)" if workload["kind"] == "throughput" else ""))
+
+
+def plot_lengths(result: Result, threads: int) -> list[Plot]:
+    """Median time over the length of a text; nothing for fewer than three lengths."""
+    plots = []
+    quiet = [one for one in result["workloads"] if one["length"] and not one["is_busy"] and one["threads"] == threads]
+    for size in dict.fromkeys(workload["batch_size"] for workload in quiet):
+        group = sorted((one for one in quiet if one["batch_size"] == size), key=lambda one: int(one["length"]))
+        if len(group) >= 3:
+            plots.append(_plot_group(result, group, threads, size))
+    return plots
+
+
+def _plot_group(result: Result, group: Sequence[Mapping[str, Any]], threads: int, size: int) -> Plot:
+    names = list(dict.fromkeys(name for workload in group for name, _ in sorted_rows(workload)))
+    figure, axes = new_figure(height=3.0 + 0.19 * len(names))
+    for name in names:
+        points = [(one["length"], one["rows"][name]["p50_ms"]) for one in group if name in one["rows"]]
+        own = result["contenders"][name]["is_own"]
+        style = {**_style(result, name), "linewidth": 2.2 if own else 1.2, "linestyle": "-" if own else "--"}
+        axes.plot(*zip(*points, strict=True), marker="o", markersize=4, label=label(result, name), **style)
+    lengths = [one["length"] for one in group]
+    axes.set(xscale="log", yscale="log", xlabel="tokens", ylabel="ms, p50")
+    axes.set_xticks(lengths, [str(length) for length in lengths])
+    axes.set_xticks([], minor=True)
+    axes.yaxis.set_major_formatter("{x:g}")
+    figure.legend(fontsize=8, loc="outside lower center", ncols=1)
+    texts = "one text" if size == 1 else f"{size} texts"
+    return Plot(figure, f"{texts} over length, {threads} thread{'s' if threads > 1 else ''}")
+
+
+def _style(result: Result, name: str) -> dict[str, Any]:
+    """Its runtime's colour, paler where it is not int8."""
+    runtime = name.partition(" ")[0].partition("/")[0]
+    is_int8 = result["contenders"][name]["precision"] == "int8"
+    return {"color": COLORS[_RUNTIMES.index(runtime)], "alpha": 1.0 if is_int8 else _PALE}
