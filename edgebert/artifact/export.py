@@ -7,7 +7,7 @@ import importlib.util
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from edgebert.backends.base import Outputs
 from edgebert.backends.numpy_backend import NumpyBackend
 from edgebert.batch import PackedBatch
 from edgebert.errors import EdgeBertError, InvalidInputError, ModelFormatError
-from edgebert.tokenizer import Tokenizer
+from edgebert.tokenizer import Text, Tokenizer
 
 CALIBRATION_FILE = Path(__file__).parents[1] / "data" / "calibration.txt"
 CALIBRATION_LENGTH = 128  # tokens of a calibration text at most
@@ -77,22 +77,59 @@ def export(
         InvalidInputError: the output cannot be written, or the calibration file cannot be used.
         EdgeBertError: a package that export needs is not installed.
     """
-    if importlib.util.find_spec("onnx") is None:
-        raise EdgeBertError("export needs the onnx package: pip install 'edgebert[export]'")
     if (portable or int8_attention or calibrate is not None) and not int8:
         raise InvalidInputError("portable, int8-attention and calibrate belong to int8: add --int8, or leave them out")
+    texts = _read_calibration(Path(calibrate)) if calibrate is not None else None
+    _check_target(Path(os.path.abspath(output)))
+    checkpoint = load_checkpoint(source if isinstance(source, str) else Path(source), task, family)
+    has_torch = importlib.util.find_spec("torch") and importlib.util.find_spec("transformers")
+    return export_checkpoint(
+        checkpoint,
+        output,
+        int8=int8,
+        portable=portable,
+        int8_attention=int8_attention,
+        texts=texts,
+        run_pytorch=run_transformers if has_torch else None,
+    )
+
+
+def export_checkpoint(
+    checkpoint: Checkpoint,
+    output: str | os.PathLike[str],
+    *,
+    int8: bool = False,
+    portable: bool = False,
+    int8_attention: bool = False,
+    texts: Sequence[Text] | None = None,
+    run_pytorch: Callable[[Checkpoint, PackedBatch], Outputs] | None = None,
+    notes: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Export a checkpoint that is in memory, as `export` does one from a source.
+
+    Args:
+        checkpoint: f32.
+        output, int8, portable, int8_attention: as of `export`.
+        texts: with int8, texts or pairs to calibrate on; None takes the built-in sentences.
+        run_pytorch: what PyTorch gives for the checkpoint and a batch, as `Backend.run`; the oracle must agree with it.
+        notes: more for the report that is stored in the file; JSON.
+
+    Returns:
+        The report.
+
+    Raises:
+        As `export`.
+    """
+    if importlib.util.find_spec("onnx") is None:
+        raise EdgeBertError("export needs the onnx package: pip install 'edgebert[export]'")
     if portable and int8_attention:
         raise InvalidInputError("attention's codes cannot be portable: leave out --portable or --int8-attention")
     target = Path(os.path.abspath(output))
     _check_target(target)
-    texts = _read_calibration(Path(calibrate)) if calibrate is not None else None
-    checkpoint = load_checkpoint(source if isinstance(source, str) else Path(source), task, family)
     spec, tensors, quantization = checkpoint.spec, checkpoint.tensors, None
     batch = probe_batch(spec, checkpoint.tokenizer_json)
     outputs = NumpyBackend(spec, tensors).run(batch, spec.outputs)
-    reference = {}
-    if importlib.util.find_spec("torch") and importlib.util.find_spec("transformers"):
-        reference["pytorch"] = run_transformers(checkpoint, batch)
+    reference = {} if run_pytorch is None else {"pytorch": run_pytorch(checkpoint, batch)}
     conversion = compare_fp32(spec, {"numpy": outputs, **reference})
     if int8:
         reference = {"numpy": outputs}
@@ -110,11 +147,15 @@ def export(
         path.write_bytes(model)
         del model
         report = {"edgebert": __version__, **check(path, reference)}
-        if conversion:
-            report["runtimes"]["pytorch"] = f"torch {version('torch')}, transformers {version('transformers')}"
+        if run_pytorch is not None:
+            versions = [
+                f"{name} {version(name)}" for name in ("torch", "transformers") if importlib.util.find_spec(name)
+            ]
+            report["runtimes"]["pytorch"] = ", ".join(versions)
         if quantization is not None:
             report["fp32_max_relative_error_to_pytorch"] = conversion
             report["quantization"] = quantization
+        report |= notes or {}
         with path.open("ab") as file:
             file.write(encode_metadata({"edgebert.report": json.dumps(report, ensure_ascii=False)}))
         if _is_file_target(target):
@@ -196,7 +237,7 @@ def _read_calibration(path: Path) -> list[str]:
     return texts
 
 
-def _calibration_batches(checkpoint: Checkpoint, texts: list[str] | None) -> list[PackedBatch]:
+def _calibration_batches(checkpoint: Checkpoint, texts: Sequence[Text] | None) -> list[PackedBatch]:
     spec = checkpoint.spec
     length = min(CALIBRATION_LENGTH, spec.max_length)
     if checkpoint.tokenizer_json is not None:
