@@ -160,8 +160,9 @@ class _Masked(TorchEncoder):
         heads = [ones(layer.num_heads) for layer in self.spec.layers]
         neurons = [ones(1, layer.intermediate_size) for layer in self.spec.layers]
         self.masks = heads + neurons
-        masks = {"head_masks": heads, "neuron_masks": neurons}
-        return super().forward(input_ids, attention_mask, token_type_ids, **options, **masks)
+        return super().forward(
+            input_ids, attention_mask, token_type_ids, head_masks=heads, neuron_masks=neurons, **options
+        )
 
 
 def removal_order(gradients: F32) -> tuple[I64, F64]:
