@@ -230,8 +230,9 @@ def _save(state: Mapping[str, Any], path: Path) -> None:
 # Losses
 
 
-def task_loss(checkpoint: Checkpoint, score_range: tuple[float, float] = (0.0, 1.0)) -> LossOf:
-    """The loss that fine-tunes a model on its task's targets.
+@dataclass(frozen=True)
+class TaskLoss:
+    """The loss that fine-tunes a model on its task's targets; called with a model and a batch.
 
     Text classification: cross entropy; for several labels at once binary cross entropy; for scores the squared error.
     Token classification and question answering: cross entropy over tags, and over the places of first and last token.
@@ -239,46 +240,56 @@ def task_loss(checkpoint: Checkpoint, score_range: tuple[float, float] = (0.0, 1
     without scores, cross entropy of each pair against the others of the batch (multiple negatives ranking, arXiv
     1705.00652, section 4.4). Fill-mask: cross entropy of masked tokens (BERT, arXiv 1810.04805, section 3.1).
 
-    Args:
+    Attributes:
         checkpoint: the model's spec and tokenizer.
         score_range: of embedding scores: (the one that is cosine 0, the one that is cosine 1).
     """
-    spec = checkpoint.spec
-    if spec.task == "fill-mask":
-        return _masked_loss(*find_special_tokens(checkpoint))
-    if spec.task == "embedding":
-        return lambda model, batch: _embedding_loss(batch.run(model)["sentence_embedding"], batch.targets, score_range)
-    return lambda model, batch: supervised_loss(spec, batch.run(model), batch)
+
+    checkpoint: Checkpoint
+    score_range: tuple[float, float] = (0.0, 1.0)
+
+    def __call__(self, model: TorchEncoder, batch: Batch) -> Tensor:
+        """The loss of a batch, a scalar."""
+        batch, options = self.prepare(batch)
+        return self.measure(batch.run(model, **options), batch)
+
+    def prepare(self, batch: Batch) -> tuple[Batch, dict[str, Any]]:
+        """The batch to run, and with which options: for fill-mask tokens are masked, anew each time."""
+        if self.checkpoint.spec.task != "fill-mask":
+            return batch, {}
+        return mask_tokens(self.checkpoint.spec, batch, *find_special_tokens(self.checkpoint))
+
+    def measure(self, outputs: dict[str, Tensor], batch: Batch) -> Tensor:
+        """The loss of the outputs of a prepared batch."""
+        spec, device = self.checkpoint.spec, batch.input_ids.device
+        if not batch.targets:  # no token happened to be masked
+            return outputs["logits"].sum() * 0.0
+        if spec.task == "token-classification":
+            logits = outputs["logits"].float()
+            tags = torch.full(logits.shape[:2], IGNORED)
+            for row, target in zip(tags, batch.targets, strict=True):
+                row[: len(target)] = torch.from_numpy(target)
+            return functional.cross_entropy(logits.flatten(0, 1), tags.flatten().to(device), ignore_index=IGNORED)
+        wanted = torch.from_numpy(np.stack(batch.targets)).to(device)
+        if spec.task == "embedding":
+            return _embedding_loss(outputs["sentence_embedding"], wanted, self.score_range)
+        if spec.task == "question-answering":
+            losses = []
+            for name, places in zip(spec.outputs, wanted.unbind(1), strict=True):
+                logits = outputs[name].float().masked_fill(batch.attention_mask == 0, -1e4)
+                losses.append(functional.cross_entropy(logits, places))
+            return torch.stack(losses).mean()
+        logits = outputs["logits"].float()
+        if spec.problem_type == "regression":
+            return functional.mse_loss(logits[:, 0], wanted)
+        if spec.problem_type == "multi_label_classification":
+            return functional.binary_cross_entropy_with_logits(logits, wanted)
+        return functional.cross_entropy(logits, wanted)
 
 
-def supervised_loss(spec: EncoderSpec, outputs: dict[str, Tensor], batch: Batch) -> Tensor:
-    """The loss of logits against the batch's targets, for the tasks that have labels or spans."""
-    device = batch.input_ids.device
-    if spec.task == "question-answering":
-        spans = torch.from_numpy(np.stack(batch.targets)).to(device)
-        losses = []
-        for name, target in zip(spec.outputs, spans.unbind(1), strict=True):
-            logits = outputs[name].float().masked_fill(batch.attention_mask == 0, -1e4)
-            losses.append(functional.cross_entropy(logits, target))
-        return torch.stack(losses).mean()
-    logits = outputs["logits"].float()
-    if spec.task == "token-classification":
-        tags = torch.full(logits.shape[:2], IGNORED)
-        for row, wanted in zip(tags, batch.targets, strict=True):
-            row[: len(wanted)] = torch.from_numpy(wanted)
-        return functional.cross_entropy(logits.flatten(0, 1), tags.flatten().to(device), ignore_index=IGNORED)
-    wanted = torch.from_numpy(np.stack(batch.targets)).to(device)
-    if spec.problem_type == "regression":
-        return functional.mse_loss(logits[:, 0], wanted)
-    if spec.problem_type == "multi_label_classification":
-        return functional.binary_cross_entropy_with_logits(logits, wanted)
-    return functional.cross_entropy(logits, wanted)
-
-
-def _embedding_loss(rows: Tensor, targets: list[NDArray[Any]], score_range: tuple[float, float]) -> Tensor:
+def _embedding_loss(rows: Tensor, scores: Tensor, score_range: tuple[float, float]) -> Tensor:
     rows = functional.normalize(rows.float(), dim=-1)
     first, second = rows[0::2], rows[1::2]
-    scores = torch.from_numpy(np.stack(targets)).to(rows.device)
     if scores.isnan().any():
         similarity = first @ second.T * CONTRASTIVE_SCALE
         return functional.cross_entropy(similarity, torch.arange(len(first), device=rows.device))
@@ -286,33 +297,19 @@ def _embedding_loss(rows: Tensor, targets: list[NDArray[Any]], score_range: tupl
     return functional.mse_loss((first * second).sum(1), (scores - low) / (high - low))
 
 
-class MaskedTokens(NamedTuple):
-    """A batch with tokens masked: the ids to feed, which tokens are asked for (bool), and the ids they had [n]."""
+def mask_tokens(
+    spec: EncoderSpec, batch: Batch, mask_token_id: int, special_ids: list[int]
+) -> tuple[Batch, dict[str, Any]]:
+    """Choose 15 % of the tokens; of these 80 % become [MASK], 10 % a random token, 10 % stay as they are.
 
-    input_ids: Tensor
-    is_asked: Tensor
-    targets: Tensor
-
-
-def mask_tokens(spec: EncoderSpec, batch: Batch, mask_token_id: int, special_ids: list[int]) -> MaskedTokens:
-    """Choose 15 % of the tokens; of these 80 % become [MASK], 10 % a random token, 10 % stay as they are."""
+    Returns:
+        (the batch with its tokens masked, its targets the ids of those chosen; options that ask for these alone).
+    """
     ids = batch.input_ids
-    chance = torch.rand(ids.shape).to(ids.device)
-    what = torch.rand(ids.shape).to(ids.device)
+    chance, what = torch.rand(2, *ids.shape).to(ids.device)
     random_ids = torch.randint(spec.vocab_size, ids.shape).to(ids.device)
     is_ordinary = (batch.attention_mask == 1) & ~torch.isin(ids, torch.tensor(special_ids, device=ids.device))
     is_asked = (chance < MASKED) & is_ordinary
     fed = torch.where(is_asked & (what >= MASK_KEPT), random_ids, ids)
     fed = torch.where(is_asked & (what >= MASK_KEPT + MASK_RANDOM), mask_token_id, fed)
-    return MaskedTokens(fed, is_asked, ids[is_asked])
-
-
-def _masked_loss(mask_token_id: int, special_ids: list[int]) -> LossOf:
-    def loss_of(model: TorchEncoder, batch: Batch) -> Tensor:
-        masked = mask_tokens(model.spec, batch, mask_token_id, special_ids)
-        outputs = batch._replace(input_ids=masked.input_ids).run(model, only=masked.is_asked)
-        logits: Tensor = outputs["logits"].float()
-        # a batch of few tokens may have none masked: its loss is 0, not a mean over nothing
-        return functional.cross_entropy(logits, masked.targets) if len(masked.targets) else logits.sum() * 0.0
-
-    return loss_of
+    return batch._replace(input_ids=fed, targets=list(ids[is_asked].cpu().numpy())), {"only": is_asked}

@@ -2,20 +2,303 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import dataclasses
+import math
+import os
+import re
+import tomllib
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from edgebert.artifact.spec import PROBLEM_TYPES
+from edgebert.compress.data import ROLES, TASKS
+from edgebert.errors import InvalidInputError
+
+PRECISIONS = ("auto", "f32", "bf16")
+
+
+def _check(name: str, value: object, is_right: bool, expected: str) -> None:
+    if not is_right:
+        raise InvalidInputError(f"recipe: {name} must be {expected}, got {value!r}")
 
 
 @dataclass(frozen=True)
 class Training:
-    """How a model is trained."""
+    """How a model is trained. Rates are high for a language model because the models are small."""
 
     epochs: int = 6
     batch_size: int = 32
-    learning_rate: float = 1e-4
+    learning_rate: float = 2e-4
     warmup: float = 0.1  # share of the steps
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
     dropout: float = 0.1  # also of the attention weights
     patience: int = 2  # epochs without a better score before training stops
     max_length: int | None = None  # tokens; None: the model's limit
-    precision: str = "auto"
+    precision: str = "auto"  # "auto" is bf16 where the device multiplies it, else f32
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "patience"):
+            _check(name, getattr(self, name), getattr(self, name) >= 1, "a positive integer")
+        for name in ("learning_rate", "max_grad_norm"):
+            _check(name, getattr(self, name), 0 < getattr(self, name) < math.inf, "a positive number")
+        for name in ("warmup", "weight_decay", "dropout"):
+            _check(name, getattr(self, name), 0 <= getattr(self, name) < 1, "a number in [0, 1)")
+        _check("max_length", self.max_length, self.max_length is None or self.max_length >= 4, "at least 4 tokens")
+        _check("precision", self.precision, self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}")
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """How a student learns from the fine-tuned teacher, and how it begins.
+
+    The student is the checkpoint `student` where one is given, else the teacher's layers at `layers` (indices from 0),
+    else `num_layers` of them, evenly spread.
+    """
+
+    num_layers: int = 3
+    layers: tuple[int, ...] = ()
+    student: str | None = None
+    temperature: float = 2.0
+    label_weight: float = 0.5  # of the task's own loss
+    soft_weight: float = 1.0  # of the teacher's soft labels, or of its embeddings
+    hidden_weight: float = 1.0  # of hidden states, layer by layer
+    relation_weight: float = 0.0  # of the last layer's self-attention relations (MiniLM)
+    training: Training = Training(epochs=8)
+
+    def __post_init__(self) -> None:
+        _check("num_layers", self.num_layers, self.num_layers >= 1, "a positive integer")
+        _check("temperature", self.temperature, 0 < self.temperature < math.inf, "a positive number")
+        weights = (self.label_weight, self.soft_weight, self.hidden_weight, self.relation_weight)
+        _check("weights", weights, all(0 <= w < math.inf for w in weights) and sum(weights) > 0, "0 or more, not all 0")
+        _check("layers", self.layers, all(i >= 0 for i in self.layers), "indices from 0")
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """How much of the encoder's arithmetic stays, and whether what is left is trained again."""
+
+    flops: float = 0.5  # share of the encoder's floating-point operations that stays
+    retrain: bool = False  # distilled from the model before pruning
+    temperature: float = 2.0
+    training: Training = Training(epochs=2, learning_rate=1e-4)
+
+    def __post_init__(self) -> None:
+        _check("flops", self.flops, 0 < self.flops <= 1, "a number in (0, 1]")
+        _check("temperature", self.temperature, 0 < self.temperature < math.inf, "a positive number")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What the file must keep to; each None is no limit.
+
+    Attributes:
+        drop: points (hundredths) that the metric may fall below the fine-tuned fp32 model's.
+        size: bytes of the file.
+        latency: seconds of one call, with `tokens` tokens a text, `batch` texts and `threads` threads.
+    """
+
+    drop: float | None = None
+    size: int | None = None
+    latency: float | None = None
+    tokens: int = 128
+    threads: int = 1
+    batch: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("drop", "size", "latency"):
+            value = getattr(self, name)
+            _check(name, value, value is None or 0 <= value < math.inf, "a number, 0 or more")
+        for name in ("tokens", "threads", "batch"):
+            _check(name, getattr(self, name), getattr(self, name) >= 1, "a positive integer")
+
+    @classmethod
+    def parse(cls, texts: typing.Sequence[str]) -> Budget:
+        """Budgets as the command line gives them: `drop=1.0`, `size=10MB`, `latency=2ms@128,threads=1,batch=1`.
+
+        Raises:
+            InvalidInputError: anything else.
+        """
+        found: dict[str, Any] = {}
+        for text in texts:
+            for part in text.split(","):
+                name, _, value = (side.strip() for side in part.partition("="))
+                reader = _BUDGET_READERS.get(name)
+                read = None if reader is None else reader(value)
+                if read is None:
+                    raise InvalidInputError(
+                        f"budget {part!r} is not understood; expected drop=1.0 (points), size=10MB or "
+                        "latency=2ms@128,threads=1,batch=1"
+                    )
+                found |= read
+        return cls(**found)
+
+
+def _read_size(value: str) -> dict[str, Any] | None:
+    match = re.fullmatch(r"([\d.]+)\s*(B|kB|KB|MB|GB)", value)
+    units = {"B": 1, "kB": 1e3, "KB": 1e3, "MB": 1e6, "GB": 1e9}
+    return {"size": int(float(match[1]) * units[match[2]])} if match else None
+
+
+def _read_latency(value: str) -> dict[str, Any] | None:
+    match = re.fullmatch(r"([\d.]+)\s*(s|ms|us)(?:@(\d+))?", value)
+    if not match:
+        return None
+    seconds = float(match[1]) * {"s": 1.0, "ms": 1e-3, "us": 1e-6}[match[2]]
+    return {"latency": seconds} | ({"tokens": int(match[3])} if match[3] else {})
+
+
+def _read_count(name: str) -> typing.Callable[[str], dict[str, Any] | None]:
+    return lambda value: {name: int(value)} if value.isdecimal() else None
+
+
+_BUDGET_READERS: dict[str, typing.Callable[[str], dict[str, Any] | None]] = {
+    "drop": lambda value: {"drop": float(value)} if re.fullmatch(r"\d+(\.\d*)?|\.\d+", value) else None,
+    "size": _read_size,
+    "latency": _read_latency,
+    "threads": _read_count("threads"),
+    "batch": _read_count("batch"),
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A compression run.
+
+    Attributes:
+        model: a Hugging Face folder, the name of an installed model package, or a hub name.
+        task: one of data.TASKS.
+        train: the file of task data; see data.load_dataset.
+        output: the file to write; its name ends in .onnx.
+        eval: a file like `train`; None holds a tenth of it out.
+        unlabelled: a file with more texts for distillation, without targets.
+        columns: role -> column, where the names do not say it.
+        problem_type: of text classification; None takes what the data holds.
+        family: the model's family; None takes what the checkpoint says.
+        work: the folder for finished stages and training states; None puts it beside the output.
+        seed: the same one gives the same file.
+        finetune, distill, prune: None leaves the stage out.
+        trim: cut the vocabulary to the texts of `train` and `unlabelled`.
+        int8: quantize.
+        portable: with int8, weights in +-63; see `edgebert.export`.
+        budget: what the file must keep to.
+    """
+
+    model: str
+    task: str
+    train: str
+    output: str
+    eval: str | None = None
+    unlabelled: str | None = None
+    columns: dict[str, str] = field(default_factory=dict)
+    problem_type: str | None = None
+    family: str | None = None
+    work: str | None = None
+    seed: int = 0
+    trim: bool = False
+    int8: bool = True
+    portable: bool = False
+    finetune: Training | None = Training()
+    distill: Distillation | None = None
+    prune: Pruning | None = None
+    budget: Budget = Budget()
+
+    def __post_init__(self) -> None:
+        _check("task", self.task, self.task in TASKS, f"one of {', '.join(TASKS)}")
+        _check("output", self.output, self.output.endswith(".onnx"), "a file name that ends in .onnx")
+        _check("columns", self.columns, set(self.columns) <= set(ROLES), f"roles out of {', '.join(ROLES)}")
+        kinds = (None, *PROBLEM_TYPES)
+        _check("problem_type", self.problem_type, self.problem_type in kinds, f"one of {', '.join(PROBLEM_TYPES)}")
+        _check("seed", self.seed, self.seed >= 0, "an integer, 0 or more")
+        _check("portable", self.portable, self.int8 or not self.portable, "false without int8")
+
+    @property
+    def work_folder(self) -> Path:
+        """Where finished stages are kept."""
+        return Path(self.work) if self.work else Path(self.output).with_suffix(".work")
+
+    def to_toml(self) -> str:
+        """The recipe as TOML; what is None is left out, a stage that is left out is false."""
+        return tomli_w.dumps(_to_table(self))
+
+    @classmethod
+    def from_toml(cls, text: str, **changes: Any) -> Recipe:
+        """Read a recipe; `changes` replace or add fields before it is checked.
+
+        Raises:
+            InvalidInputError: not TOML, a field that there is none of, or a value out of range.
+        """
+        try:
+            table = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise InvalidInputError(f"the recipe is not TOML ({error})") from None
+        recipe: Recipe = _from_table(cls, table | changes, "recipe")
+        return recipe
+
+
+def read_recipe(path: str | os.PathLike[str], **changes: Any) -> Recipe:
+    """Read a recipe's file.
+
+    Raises:
+        InvalidInputError: the file cannot be read, or as `Recipe.from_toml`.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInputError(f"recipe {os.fspath(path)!r} cannot be read ({error}): give a TOML file") from None
+    return Recipe.from_toml(text, **changes)
+
+
+def _to_table(value: Any) -> dict[str, Any]:
+    table: dict[str, Any] = {}
+    for item in dataclasses.fields(value):
+        found = getattr(value, item.name)
+        if dataclasses.is_dataclass(found):
+            table[item.name] = _to_table(found)
+        elif found is not None:
+            table[item.name] = list(found) if isinstance(found, tuple) else found
+        elif item.default is not None:  # a stage that is left out though the default has it
+            table[item.name] = False
+    return table
+
+
+def _from_table(kind: Any, table: dict[str, Any], path: str) -> Any:
+    hints = typing.get_type_hints(kind)
+    if unknown := sorted(set(table) - set(hints)):
+        raise InvalidInputError(f"{path} has no {', '.join(unknown)}; it has {', '.join(hints)}")
+    try:
+        return kind(**{name: _convert(hints[name], value, f"{path}.{name}") for name, value in table.items()})
+    except TypeError as error:  # a field without a default is missing
+        raise InvalidInputError(f"{path} is incomplete ({error})") from None
+
+
+def _convert(hint: Any, value: Any, path: str) -> Any:
+    """The value as the type hint asks for it."""
+    options = [option for option in typing.get_args(hint) if option is not types.NoneType]
+    if isinstance(hint, types.UnionType):
+        if value is None or (value is False and dataclasses.is_dataclass(options[0])):
+            return None
+        hint = options[0]
+    if dataclasses.is_dataclass(hint):
+        if dataclasses.is_dataclass(value):
+            return value
+        if value is True:
+            return _from_table(hint, {}, path)
+        if not isinstance(value, dict):
+            raise InvalidInputError(f"{path} must be a table, true or false, got {value!r}")
+        return _from_table(hint, value, path)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if typing.get_origin(hint) is tuple:
+        if not isinstance(value, (list, tuple)) or not all(type(item) is int for item in value):
+            raise InvalidInputError(f"{path} must be a list of integers, got {value!r}")
+        return tuple(value)
+    expected = typing.get_origin(hint) or hint
+    if type(value) is not expected:
+        raise InvalidInputError(f"{path} must be of type {expected.__name__}, got {value!r}")
+    return value

@@ -1,0 +1,210 @@
+"""Distillation: a student learns what a teacher says and, layer by layer, how the teacher gets there."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from edgebert.artifact.checkpoint import Checkpoint
+from edgebert.artifact.spec import EncoderSpec
+from edgebert.compress.encode import Examples
+from edgebert.compress.finetune import Batch, Progress, TaskLoss, find_device, train
+from edgebert.compress.recipe import Distillation
+from edgebert.compress.torch_encoder import TorchEncoder
+from edgebert.errors import InvalidInputError
+
+
+def distil(
+    teacher: Checkpoint,
+    student: Checkpoint,
+    examples: Examples,
+    settings: Distillation,
+    *,
+    score_range: tuple[float, float] = (0.0, 1.0),
+    seed: int = 0,
+    evaluate: Callable[[TorchEncoder], float] | None = None,
+    state_file: Path | None = None,
+    name: str = "distillation",
+) -> tuple[Checkpoint, Progress]:
+    """Train a student to answer as its teacher does.
+
+    The loss is a weighted sum of: the task's own loss, where an example has a target; the soft labels (Hinton et al.,
+    arXiv 1503.02531, section 2: divergence at a temperature, times its square), or the distance of embeddings; the mean
+    squared distance of hidden states relative to the teacher's size, the student's layers paired with the teacher's and
+    projected where widths differ (TinyBERT, arXiv 1909.10351, equation 8); and the last layers' relations among
+    queries, keys and values (MiniLMv2, arXiv 2012.15828, section 3).
+
+    Args:
+        teacher: not changed.
+        student: of the same task, labels and tokenizer; not changed.
+        examples: a target is None where there is none: unlabelled text.
+        settings: weights, temperature and training.
+        score_range: as of `finetune.TaskLoss`.
+        seed, evaluate, state_file, name: as of `finetune.train`.
+
+    Returns:
+        (the trained student, how it went).
+
+    Raises:
+        InvalidInputError: teacher and student differ in task, labels or tokenizer.
+    """
+    _check_pair(teacher, student)
+    guide = TorchEncoder(teacher.spec, teacher.tensors).to(find_device()).eval().requires_grad_(False)
+    dropout = settings.training.dropout
+    model = TorchEncoder(student.spec, student.tensors, dropout=dropout, attention_dropout=dropout)
+    projection = None
+    if settings.hidden_weight and student.spec.hidden_size != teacher.spec.hidden_size:
+        torch.manual_seed(seed)
+        projection = nn.Linear(student.spec.hidden_size, teacher.spec.hidden_size, bias=False)
+    loss_of = _Loss(guide, TaskLoss(student, score_range), settings, projection)
+    progress = train(
+        model,
+        examples,
+        loss_of,
+        settings.training,
+        seed=seed,
+        evaluate=evaluate,
+        extra=projection,
+        state_file=state_file,
+        name=name,
+    )
+    return replace(student, tensors=model.tensors()), progress
+
+
+def spread_layers(num_teacher: int, num_student: int) -> tuple[int, ...]:
+    """Teacher layers, from 0, evenly spread, the last one among them: 6 to 3 gives 1, 3, 5."""
+    return tuple(math.ceil((i + 1) * num_teacher / num_student) - 1 for i in range(num_student))
+
+
+def _check_pair(teacher: Checkpoint, student: Checkpoint) -> None:
+    if teacher.tokenizer_json != student.tokenizer_json:
+        raise InvalidInputError(
+            "teacher and student have different tokenizers, their tokens cannot be compared: take a student with the "
+            "teacher's vocabulary, for instance some of its layers"
+        )
+    for name in ("task", "labels", "problem_type"):
+        one, other = getattr(teacher.spec, name), getattr(student.spec, name)
+        if one != other:
+            raise InvalidInputError(f"the student's {name} must be the teacher's {one!r}, got {other!r}")
+
+
+@dataclass
+class _Loss:
+    """The loss of a student on a batch."""
+
+    guide: TorchEncoder
+    task_loss: TaskLoss
+    settings: Distillation
+    projection: nn.Module | None
+
+    def __call__(self, model: TorchEncoder, batch: Batch) -> Tensor:
+        settings = self.settings
+        batch, options = self.task_loss.prepare(batch)
+        options["keep_hidden"] = settings.hidden_weight > 0 or settings.relation_weight > 0
+        with torch.no_grad():
+            told = batch.run(self.guide, **options)
+        found = batch.run(model, **options)
+        loss = torch.zeros((), device=batch.input_ids.device)
+        if settings.label_weight:
+            loss = loss + settings.label_weight * self._label_loss(model.spec, found, batch)
+        if settings.soft_weight:
+            loss = loss + settings.soft_weight * soft_loss(model.spec, found, told, batch, settings.temperature)
+        mask = batch.attention_mask.bool()
+        if settings.hidden_weight:
+            loss = loss + settings.hidden_weight * self._hidden_loss(found, told, mask)
+        if settings.relation_weight:
+            loss = loss + settings.relation_weight * relation_loss(found["qkv"][-1], told["qkv"][-1], mask)
+        return loss
+
+    def _label_loss(self, spec: EncoderSpec, found: dict[str, Any], batch: Batch) -> Tensor:
+        """The task's own loss of the examples that have a target."""
+        labelled = [i for i, target in enumerate(batch.targets) if target is not None]
+        if len(labelled) == len(batch.targets):
+            return self.task_loss.measure(found, batch)
+        if not labelled:
+            return torch.zeros((), device=batch.input_ids.device)
+        width = len(batch.input_ids) // len(batch.targets)
+        rows = [i * width + part for i in labelled for part in range(width)]
+        part = batch._replace(
+            input_ids=batch.input_ids[rows],
+            attention_mask=batch.attention_mask[rows],
+            targets=[batch.targets[i] for i in labelled],
+        )
+        return self.task_loss.measure({name: found[name][rows] for name in spec.outputs}, part)
+
+    def _hidden_loss(self, found: dict[str, Any], told: dict[str, Any], mask: Tensor) -> Tensor:
+        """Of each layer the squared distance to its teacher's over the teacher's square, over real tokens; the mean."""
+        ours, theirs = found["hidden_states"], told["hidden_states"]
+        losses = []
+        for i, layer in enumerate(spread_layers(len(theirs) - 1, len(ours) - 1)):
+            x, target = ours[i + 1][mask], theirs[layer + 1][mask].float()
+            x = x.float() if self.projection is None else self.projection(x).float()
+            losses.append(functional.mse_loss(x, target) / target.square().mean())
+        return torch.stack(losses).mean()
+
+
+def soft_loss(
+    spec: EncoderSpec, found: dict[str, Tensor], told: dict[str, Tensor], batch: Batch, temperature: float
+) -> Tensor:
+    """How far the student's answers are from the teacher's.
+
+    Classification: KL(teacher / T || student / T) * T^2, of several labels at once for each label; scores: the squared
+    error; embeddings: 1 - cosine, or, where widths differ, the squared error of the batch's cosines.
+    """
+    if spec.task == "embedding":
+        x, target = (functional.normalize(y["sentence_embedding"].float(), dim=-1) for y in (found, told))
+        if x.shape == target.shape:
+            return (1.0 - (x * target).sum(-1)).mean()
+        return functional.mse_loss(x @ x.T, target @ target.T)
+    mask = batch.attention_mask.bool()
+    if spec.task == "question-answering":
+        pairs = [[y[name].float().masked_fill(~mask, -1e4) for y in (found, told)] for name in spec.outputs]
+        return torch.stack([_divergence(x, target, temperature) for x, target in pairs]).mean()
+    logits, targets = found["logits"].float(), told["logits"].float()
+    if spec.task == "token-classification":
+        logits, targets = logits[mask], targets[mask]
+    if not len(logits):
+        return logits.sum()
+    if spec.task == "text-classification" and spec.problem_type == "regression":
+        return functional.mse_loss(logits, targets)
+    if spec.task == "text-classification" and spec.problem_type == "multi_label_classification":
+        # a label and its absence are two classes
+        logits, targets = (torch.stack([x, torch.zeros_like(x)], -1).flatten(0, 1) for x in (logits, targets))
+    return _divergence(logits, targets, temperature)
+
+
+def _divergence(logits: Tensor, targets: Tensor, temperature: float) -> Tensor:
+    """KL(softmax(targets / T) || softmax(logits / T)) * T^2, the mean over rows [n, classes]."""
+    ours, theirs = (functional.log_softmax(x / temperature, dim=-1) for x in (logits, targets))
+    return functional.kl_div(ours, theirs, log_target=True, reduction="batchmean") * temperature**2
+
+
+def relation_loss(found: Tensor | None, told: Tensor | None, mask: Tensor) -> Tensor:
+    """KL between the relations softmax(A Aᵀ / sqrt(d)) for A the queries, the keys and the values (MiniLMv2).
+
+    Both models' heads are joined and split again into relation heads, as many as both can be split into.
+
+    Args:
+        found, told: the student's and the teacher's [B, S, 3, num_heads, head_dim].
+        mask: bool [B, S], real tokens.
+
+    Raises:
+        InvalidInputError: a last layer without heads.
+    """
+    if found is None or told is None:
+        raise InvalidInputError("relation_weight needs heads in the last layers: set it to 0")
+    num_heads = math.gcd(found.shape[-2] * found.shape[-1], told.shape[-2] * told.shape[-1], told.shape[-2])
+    relations = []
+    for qkv in (found, told):
+        heads = qkv.reshape(*qkv.shape[:3], num_heads, -1).float().permute(2, 0, 3, 1, 4)  # [3, B, heads, S, d]
+        scores = heads @ heads.transpose(-1, -2) / math.sqrt(heads.shape[-1])
+        relations.append(functional.log_softmax(scores.masked_fill(~mask[:, None, None, :], -1e4), dim=-1))
+    ours, theirs = (x.permute(1, 3, 0, 2, 4)[mask] for x in relations)  # [tokens, 3, heads, S]
+    return functional.kl_div(ours, theirs, log_target=True, reduction="sum") / (ours.numel() / ours.shape[-1])
