@@ -28,6 +28,9 @@ __all__ = [
     "check",
     "export",
     "load",
+    "pipeline",
+    "semantic_search",
+    "similarity",
 ]
 
 # Public names and their modules, imported on first use, so that `import edgebert` stays light.
@@ -38,6 +41,9 @@ _MODULES = {
     "check": "edgebert.artifact.check",
     "export": "edgebert.artifact.export",
     "load": "edgebert.model",
+    "pipeline": "edgebert.model",
+    "semantic_search": "edgebert.tasks.embedding",
+    "similarity": "edgebert.tasks.embedding",
 }
 
 if TYPE_CHECKING:
@@ -45,7 +51,8 @@ if TYPE_CHECKING:
     from edgebert.artifact.export import export
     from edgebert.backends.registry import available_backends
     from edgebert.batch import PackedBatch
-    from edgebert.model import Model, load
+    from edgebert.model import Model, load, pipeline
+    from edgebert.tasks.embedding import semantic_search, similarity
 
 
 def __getattr__(name: str) -> Any:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import inspect
 import os
-import sys
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -21,6 +20,7 @@ from edgebert.batch import PackedBatch
 from edgebert.errors import InvalidInputError
 from edgebert.runner import BATCH_TOKENS, F32, Bools, TextRunner
 from edgebert.tasks import INPUTS, TASKS_OF_HEAD, find_answer
+from edgebert.tasks.inputs import warn
 from edgebert.tokenizer import Tokenizer
 
 
@@ -45,6 +45,35 @@ def load(path: str | os.PathLike[str], backend: str = "auto", device: str = "cpu
         file = file / "model.onnx"
     loaded = load_backend(file, backend, device, threads)
     return Model(loaded, _read_tokenizer(file, loaded.spec))
+
+
+def pipeline(
+    task: str,
+    model: str | os.PathLike[str],
+    *,
+    backend: str = "auto",
+    device: str = "cpu",
+    threads: int | None = None,
+    **options: Any,
+) -> Callable[..., Any]:
+    """A function that answers `task`, called as the one that transformers' `pipeline` returns.
+
+    Args:
+        task: "token-classification" ("ner"), "text-classification" ("sentiment-analysis"), "question-answering",
+            "fill-mask", and EdgeBERT's own: see `Model.__call__`.
+        model: a model file, as for `load`, and
+        backend: as for `load`, and
+        device: as for `load`, and
+        threads: as for `load`.
+        **options: of every call, unless the call says otherwise.
+
+    Raises:
+        EdgeBertError: as `load`; InvalidInputError where the file's head does not fit the task.
+    """
+    task = {"ner": "token-classification", "sentiment-analysis": "text-classification"}.get(task, task)
+    loaded = load(model, backend, device, threads)
+    loaded.choose_task(task)
+    return partial(loaded, task=task, **options)
 
 
 @dataclass(frozen=True)
@@ -98,7 +127,7 @@ class Model:
             InvalidInputError: an input or option that is not usable, or a task that does not fit the file's head;
                 the message says what does.
         """
-        task = self._choose_task(task)
+        task = self.choose_task(task)
         answer = find_answer(task)
         runner = TextRunner(self.backend, self.tokenizer, max_length, stride, batch_tokens)
         try:
@@ -110,11 +139,10 @@ class Model:
             is_single = isinstance(inputs[0] if inputs else None, str)
             return answers, runner.is_truncated[0] if is_single else runner.is_truncated
         if runner.is_truncated.any():
-            warnings.warn(
+            warn(
                 f"{np.count_nonzero(runner.is_truncated)} of {len(runner.is_truncated)} texts were truncated to "
                 f"{max_length or runner.tokenizer.max_length} tokens: return_truncated=True says which, "
-                "stride=N answers from all of a text",
-                stacklevel=_levels_to_caller(),
+                "stride=N answers from all of a text"
             )
         return answers
 
@@ -145,6 +173,14 @@ class Model:
         result: F32 | tuple[F32, Bools] = self(texts, task="embedding", **options)
         return result
 
+    def rank(self, query: str, documents: Iterable[str], **options: Any) -> Any:
+        """Documents in the order a cross-encoder ranks them: see `edgebert.tasks.reranking.answer`."""
+        return self(query, documents, task="reranking", **options)
+
+    def rescore(self, inputs: Any, **options: Any) -> Any:
+        """Pseudo-log-likelihoods of sentences, and n-best lists: see `edgebert.tasks.rescoring.answer`."""
+        return self(inputs, task="rescoring", **options)
+
     def forward(self, batch: PackedBatch, outputs: Sequence[str] | None = None) -> Outputs:
         """Run token ids through the encoder and its head.
 
@@ -165,7 +201,12 @@ class Model:
             )
         return self.backend.run(batch, self.spec.outputs if outputs is None else tuple(outputs))
 
-    def _choose_task(self, task: str | None) -> str:
+    def choose_task(self, task: str | None) -> str:
+        """`task`, or the one that the file's head is for.
+
+        Raises:
+            InvalidInputError: it does not fit the head; the message says which calls do.
+        """
         fitting = TASKS_OF_HEAD[self.task]
         if self.task == "embedding" and not self.spec.has_sequence_head:  # hidden states, not pooled
             fitting = ()
@@ -185,14 +226,6 @@ def _describe_arguments(answer: Callable[..., Any]) -> str:
         name for name in inspect.signature(Model.__call__).parameters if name not in ("self", "inputs", "options")
     ]
     return ", ".join([*names, *common])
-
-
-def _levels_to_caller() -> int:
-    """Stack levels from the function that calls this one to the first that is not EdgeBERT's, as `warnings` counts."""
-    frame, levels = sys._getframe(1), 1
-    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] == "edgebert":
-        frame, levels = frame.f_back, levels + 1
-    return levels
 
 
 def _read_tokenizer(path: Path, spec: EncoderSpec) -> Tokenizer | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,7 @@ I64 = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
 BATCH_TOKENS = 4096  # tokens of one micro-batch, unless a single text has more
-MAX_LOGITS = 1 << 24  # numbers of one micro-batch's token output: a vocabulary's logits are wide
+MAX_LOGITS = 1 << 25  # of a vocabulary, that one micro-batch gives
 
 
 @dataclass
@@ -60,12 +61,28 @@ class TextRunner:
             )
         return self.text_tokenizer
 
+    @property
+    def mask_id(self) -> int:
+        """The id of the tokenizer's mask token.
+
+        Raises:
+            InvalidInputError: it has none.
+        """
+        if self.tokenizer.mask_id is None:
+            raise InvalidInputError("the file's tokenizer has no mask token, neither [MASK] nor <mask>")
+        return self.tokenizer.mask_id
+
+    def tokenize(self, texts: Sequence[Text]) -> tuple[PackedBatch, list[Window]]:
+        """Rows with their offsets, each text truncated or in windows; notes which texts were truncated."""
+        batch, windows, self.is_truncated = self.tokenizer.tokenize_windows(texts, self.max_length, self.stride)
+        return batch, windows
+
     def run_texts(self, texts: Sequence[Text], output: str) -> F32:
         """A sequence output, f32 [n, width], one row a text or pair; of a text in windows the mean of theirs."""
         if self.stride is None:
             batch, self.is_truncated = self.tokenizer.tokenize(texts, self.max_length)
             return self._run_sequences(batch, output)
-        batch, windows, self.is_truncated = self.tokenizer.tokenize_windows(texts, self.max_length, self.stride)
+        batch, windows = self.tokenize(texts)
         rows = self._run_sequences(batch, output)
         text_of_row = np.array([window.text for window in windows], np.int64)
         sums = np.zeros((len(texts), rows.shape[1]), np.float32)
@@ -78,28 +95,53 @@ class TextRunner:
         Returns:
             (the window, its row's input_ids [length], the row's outputs [length, width]) for each.
         """
-        batch, windows, self.is_truncated = self.tokenizer.tokenize_windows(texts, self.max_length, self.stride)
+        batch, windows = self.tokenize(texts)
         found: list[Outputs] = [{} for _ in windows]
-        for indices, part, values in self.run_batch(batch, outputs):
+        for indices, part in self._split(batch, 1):
+            values = self.backend.run(part, outputs)
             for i, first, last in zip(indices, part.cu_seqlens[:-1], part.cu_seqlens[1:], strict=True):
                 found[i] = {name: value[first:last] for name, value in values.items()}
-        return list(zip(windows, np.split(batch.input_ids, batch.cu_seqlens[1:-1]), found, strict=True))
+        ids = [batch.input_ids[first:last] for first, last in pairwise(batch.cu_seqlens)]
+        return list(zip(windows, ids, found, strict=True))
 
-    def run_batch(self, batch: PackedBatch, outputs: Sequence[str]) -> Iterator[tuple[I64, PackedBatch, Outputs]]:
-        """Micro-batches in the order they are best computed in: (indices of their sequences, the part, its outputs)."""
-        if not isinstance(self.batch_tokens, int) or self.batch_tokens < 1:
-            raise InvalidInputError(f"batch_tokens must be a positive integer, got {self.batch_tokens!r}")
-        widths = [width for is_token, width in map(self.spec.output_width, outputs) if is_token]
-        tokens = min(self.batch_tokens, max(1, MAX_LOGITS // max([1, *widths])))
-        # longest first: neighbours are of like length, and memory does not grow after the first batch
-        order = np.argsort(-batch.lengths, kind="stable")
-        batch = batch.take(order)
-        for first, last in batch.split(tokens):
-            part = batch.take(range(first, last))
-            yield order[first:last], part, self.backend.run(part, outputs)
+    def run_tokens(self, batch: PackedBatch, output: str, tokens: Sequence[int] | I64) -> Iterator[tuple[I64, F32]]:
+        """A token output at some tokens alone, piece by piece: all of a vocabulary's logits would be too many to hold.
+
+        Args:
+            batch: rows; those without such a token are not run.
+            output: name of the output.
+            tokens: tokens of the batch, as indices of its `input_ids`.
+
+        Yields:
+            (which of `tokens`, their rows f32 [m, width]).
+        """
+        wanted = np.asarray(tokens, np.int64)
+        row_of = np.searchsorted(batch.cu_seqlens, wanted, side="right") - 1
+        rows, row_of = np.unique(row_of, return_inverse=True)
+        place = wanted - batch.cu_seqlens[rows[row_of]]
+        by_row = np.argsort(row_of, kind="stable")
+        bounds = np.searchsorted(row_of[by_row], np.arange(len(rows) + 1))
+        for indices, part in self._split(batch.take(rows), self.spec.output_width(output)[1]):
+            counts = bounds[indices + 1] - bounds[indices]
+            chosen = np.concatenate([by_row[bounds[i] : bounds[i + 1]] for i in indices])
+            at = np.repeat(part.cu_seqlens[:-1], counts) + place[chosen]
+            yield chosen, self.backend.run(part, [output])[output][at]
 
     def _run_sequences(self, batch: PackedBatch, output: str) -> F32:
         rows = np.empty((batch.num_sequences, self.spec.output_width(output)[1]), np.float32)
-        for indices, _, values in self.run_batch(batch, [output]):
-            rows[indices] = values[output]
+        for indices, part in self._split(batch, 1):
+            rows[indices] = self.backend.run(part, [output])[output]
         return rows
+
+    def _split(self, batch: PackedBatch, width: int) -> Iterator[tuple[I64, PackedBatch]]:
+        """Micro-batches in the order they are best computed in, each with the indices of its sequences.
+
+        They hold at most `batch_tokens` tokens and MAX_LOGITS numbers, `width` a token.
+        """
+        if not isinstance(self.batch_tokens, int) or self.batch_tokens < 1:
+            raise InvalidInputError(f"batch_tokens must be a positive integer, got {self.batch_tokens!r}")
+        # longest first: neighbours are of like length, and memory does not grow after the first batch
+        order = np.argsort(-batch.lengths, kind="stable")
+        batch = batch.take(order)
+        for first, last in batch.split(max(1, min(self.batch_tokens, MAX_LOGITS // width))):
+            yield order[first:last], batch.take(range(first, last))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import count
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -51,12 +52,14 @@ class Window(NamedTuple):
         first: the row's token at which those tokens begin.
         offsets: int32 [k, 2], where each begins and ends in the caller's string, in characters.
         word_ids: int32 [k], the word each belongs to, as the tokenizer splits words; -1 for none.
+        owned: those of the k that no other window has further from its edges; every token is owned once.
     """
 
     text: int
     first: int
     offsets: I32
     word_ids: I32
+    owned: range
 
     @property
     def tokens(self) -> slice:
@@ -70,6 +73,7 @@ class Tokenizer:
     Attributes:
         max_length: tokens a row has at most, special tokens included, unless a call says otherwise.
         unknown_id: the id for what the vocabulary cannot spell; None if there is none.
+        mask_id: the id that stands for a token to be filled in; None if there is none.
     """
 
     def __init__(self, tokenizer_json: str, max_length: int, usable_positions: int, num_token_types: int) -> None:
@@ -91,6 +95,7 @@ class Tokenizer:
         self._usable_positions = usable_positions
         self._num_token_types = num_token_types
         self.unknown_id = self.find_id("[UNK]", "<unk>")
+        self.mask_id = self.find_id("[MASK]", "<mask>")
         self._layouts = [self._find_layout(num_texts) for num_texts in (1, 2)]
 
     @property
@@ -102,9 +107,17 @@ class Tokenizer:
         """The id of the first of these tokens that the vocabulary has."""
         return next((i for i in map(self._tokenizer.token_to_id, names) if i is not None), None)
 
+    def find_pieces(self, text: str) -> list[int]:
+        """The ids of a text's tokens, without special tokens."""
+        return self._encode([[text]], 0, offsets=False)[0].ids
+
     def id_to_token(self, token_id: int) -> str:
         """The token of an id, as it stands in the vocabulary."""
         return self._tokenizer.id_to_token(token_id) or ""
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
+        """Token ids as text."""
+        return str(self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens))
 
     def join_tokens(self, tokens: list[str]) -> str:
         """Tokens as text, the way the tokenizer's decoder writes it."""
@@ -183,14 +196,17 @@ class Tokenizer:
             offsets = np.array(last.offsets, np.int32).reshape(-1, 2)
             word_ids = np.array([-1 if word is None else word for word in last.word_ids], np.int32)
             first = layout.last_text + sum(map(len, head))
-            for begin in range(0, max(1, len(last.ids) - max(room - step, 0)), max(1, step)):
-                ids, types = layout.assemble([*head, last.ids[begin : begin + room]])
+            for begin in count(0, step):
+                end = min(begin + room, len(last.ids))
+                ids, types = layout.assemble([*head, last.ids[begin:end]])
                 all_ids.append(np.array(ids, np.int32))
                 all_types.append(np.array(types, np.int32))
-                end = begin + room
-                windows.append(Window(row, first, offsets[begin:end], word_ids[begin:end]))
-                if stride is None:
-                    is_truncated[row] = len(last.ids) > room
+                is_last = stride is None or end == len(last.ids)
+                margin = (stride or 0) // 2
+                owned = range((stride or 0) - margin if begin else 0, end - begin - (0 if is_last else margin))
+                windows.append(Window(row, first, offsets[begin:end], word_ids[begin:end], owned))
+                if is_last:
+                    is_truncated[row] = end < len(last.ids)
                     break
         return self._pack(all_ids, all_types), windows, is_truncated
 

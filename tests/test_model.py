@@ -142,7 +142,7 @@ def test_a_file_without_tokenizer_takes_ids(make_file: Callable[..., Path]) -> N
     ("arguments", "fitting"),
     [
         ({"task": "question-answering"}, "use model(question=…, context=…) or forward(PackedBatch)"),
-        ({"task": "text-classification"}, "use model(texts) or forward(PackedBatch)"),
+        ({"task": "text-classification"}, "use model(texts) or model(query, documents, task='reranking') or f"),
         ({"pooling": "none", "normalize": False}, "outputs last_hidden_state; use forward(PackedBatch)"),
     ],
 )

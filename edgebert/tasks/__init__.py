@@ -9,19 +9,23 @@ from typing import Any
 # What a file can answer, by the task of its head; `model(…)` answers the first unless told another.
 TASKS_OF_HEAD: dict[str, tuple[str, ...]] = {
     "embedding": ("embedding",),
-    "text-classification": ("text-classification",),
+    "text-classification": ("text-classification", "reranking"),
     "token-classification": ("token-classification",),
     "question-answering": ("question-answering",),
-    "fill-mask": (),
-    "next-sentence": (),
-    "pretraining": (),
+    "fill-mask": ("fill-mask", "rescoring"),
+    "next-sentence": ("next-sentence",),
+    "pretraining": ("fill-mask", "rescoring", "next-sentence"),
 }
 # How each task is called, for messages.
 INPUTS = {
     "embedding": "texts",
     "text-classification": "texts",
+    "reranking": "query, documents",
     "token-classification": "texts",
     "question-answering": "question=…, context=…",
+    "fill-mask": "texts",
+    "rescoring": "sentences",
+    "next-sentence": "pairs",
 }
 
 

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from edgebert.artifact.spec import EncoderSpec
 from edgebert.errors import InvalidInputError
-from edgebert.tasks.inputs import F32, read_texts
+from edgebert.tasks.inputs import F32, check_count, read_texts
 
 if TYPE_CHECKING:
     from edgebert.runner import TextRunner
 
+MAX_COSINES = 1 << 24  # that a search holds at a time
+
 
 def answer(
-    runner: TextRunner, texts: str | Iterable[str], *, prompt_name: str | None = None, prompt: str | None = None
+    runner: TextRunner,
+    texts: str | Iterable[str],
+    *,
+    prompt_name: str | None = None,
+    prompt: str | None = None,
+    normalize_embeddings: bool = False,
+    truncate_dim: int | None = None,
 ) -> F32:
     """One sentence embedding a text.
 
@@ -23,16 +33,28 @@ def answer(
         texts: a text or several.
         prompt_name: name of one of the file's prompts, put before every text; the file's default prompt if None.
         prompt: a prompt of the caller's own, instead of one by name.
+        normalize_embeddings: scale each to length 1, also where the file does not.
+        truncate_dim: keep this many leading dimensions, for models trained so that these can stand alone.
 
     Returns:
-        f32 [n, width] in the order of the texts, f32 [width] for a single str.
+        f32 [n, width] in the order of the texts, f32 [width] for a single str. Of a text in windows it is the mean of
+        theirs, scaled to length 1 where the file does that.
 
     Raises:
-        InvalidInputError: a text or prompt name that is not usable.
+        InvalidInputError: a text, prompt name or width that is not usable.
     """
     before = find_prompt(runner.spec, prompt_name, prompt)
     is_single, items = read_texts(texts)
+    width = runner.spec.output_width("sentence_embedding")[1]
+    if truncate_dim is not None and check_count("truncate_dim", truncate_dim) > width:
+        raise InvalidInputError(f"truncate_dim is {truncate_dim}, the embeddings have {width} dimensions")
     rows = runner.run_texts([before + text for text in items], "sentence_embedding")
+    if runner.stride is not None and runner.spec.normalize:
+        rows = normalize(rows)
+    if truncate_dim is not None:
+        rows = rows[:, :truncate_dim]
+    if normalize_embeddings:
+        rows = normalize(rows)
     return rows[0] if is_single else rows
 
 
@@ -53,3 +75,53 @@ def find_prompt(spec: EncoderSpec, prompt_name: str | None, prompt: str | None) 
         known = ", ".join(sorted(spec.prompts)) or "none"
         raise InvalidInputError(f"unknown prompt_name {name!r}: this file has {known}")
     return spec.prompts[name]
+
+
+def normalize(rows: F32) -> F32:
+    """Rows scaled to length 1: x / max(|x|, 1e-12), f32 [n, width]."""
+    scaled: F32 = rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), np.float32(1e-12))
+    return scaled
+
+
+def similarity(a: F32, b: F32) -> F32:
+    """Cosine of every row of `a` with every row of `b`: f32 [n, width] and [m, width] -> [n, m].
+
+    Raises:
+        InvalidInputError: not two matrices of one width.
+    """
+    rows, columns = _read_unit_rows(a, b)
+    cosines: F32 = rows @ columns.T
+    return cosines
+
+
+def semantic_search(query_embeddings: F32, corpus_embeddings: F32, top_k: int = 10) -> list[list[dict[str, Any]]]:
+    """The rows of a corpus most similar to each query, as `semantic_search` of sentence-transformers gives them.
+
+    Args:
+        query_embeddings: f32 [n, width], or [width] for one query.
+        corpus_embeddings: f32 [m, width].
+        top_k: how many for each query.
+
+    Returns:
+        For each query [{"corpus_id", "score"}, …], best first, the score being the cosine.
+
+    Raises:
+        InvalidInputError: not two matrices of one width, or a bad `top_k`.
+    """
+    check_count("top_k", top_k)
+    queries, corpus = _read_unit_rows(query_embeddings, corpus_embeddings)
+    step = max(1, MAX_COSINES // max(1, len(corpus)))
+    hits = []
+    for first in range(0, len(queries), step):
+        for cosines in queries[first : first + step] @ corpus.T:
+            best = np.argpartition(-cosines, top_k - 1)[:top_k] if top_k < len(cosines) else np.arange(len(cosines))
+            best = best[np.lexsort((best, -cosines[best]))]
+            hits.append([{"corpus_id": int(i), "score": float(cosines[i])} for i in best])
+    return hits
+
+
+def _read_unit_rows(a: F32, b: F32) -> tuple[F32, F32]:
+    rows, others = (np.atleast_2d(np.asarray(values, np.float32)) for values in (a, b))
+    if rows.ndim != 2 or others.ndim != 2 or rows.shape[1] != others.shape[1]:
+        raise InvalidInputError(f"expected embeddings of one width, got {list(rows.shape)} and {list(others.shape)}")
+    return normalize(rows), normalize(others)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,6 +13,7 @@ from numpy.typing import NDArray
 from edgebert.errors import InvalidInputError
 
 F32 = NDArray[np.float32]
+I64 = NDArray[np.int64]
 
 
 def read_texts(texts: Any) -> tuple[bool, list[str]]:
@@ -46,3 +49,18 @@ def softmax(logits: F32) -> F32:
     powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
     scores: F32 = powers / powers.sum(axis=-1, keepdims=True)
     return scores
+
+
+def sigmoid(logits: F32) -> F32:
+    """1 / (1 + exp(-x)), f32."""
+    with np.errstate(over="ignore"):  # exp(-x) may be infinite: the score is then 0
+        scores: F32 = np.float32(1.0) / (np.float32(1.0) + np.exp(-logits))
+    return scores
+
+
+def warn(message: str) -> None:
+    """Warn, at the first line up the stack that is not EdgeBERT's."""
+    frame, level = sys._getframe(), 1
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] == "edgebert":
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)

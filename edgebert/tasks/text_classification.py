@@ -9,13 +9,13 @@ import numpy as np
 
 from edgebert.artifact.spec import EncoderSpec
 from edgebert.errors import InvalidInputError
-from edgebert.tasks.inputs import F32, softmax
+from edgebert.tasks.inputs import F32, sigmoid, softmax
 from edgebert.tokenizer import Text
 
 if TYPE_CHECKING:
     from edgebert.runner import TextRunner
 
-FUNCTIONS = ("softmax", "sigmoid", "none")
+FUNCTIONS: dict[str, Callable[[F32], F32]] = {"softmax": softmax, "sigmoid": sigmoid, "none": lambda logits: logits}
 
 
 def answer(
@@ -70,20 +70,12 @@ def decoder(
     Raises:
         InvalidInputError: an option that is not one of these.
     """
-    name = function_to_apply.lower() if isinstance(function_to_apply, str) else function_to_apply
-    if name is None:
-        if spec.problem_type == "regression":
-            name = "none"
-        else:
-            is_sigmoid = spec.problem_type == "multi_label_classification" or len(spec.labels) == 1
-            name = "sigmoid" if is_sigmoid else "softmax"
-    if name not in FUNCTIONS:
-        raise InvalidInputError(f"function_to_apply must be one of {', '.join(FUNCTIONS)}, got {function_to_apply!r}")
+    function = find_function(spec, function_to_apply)
     if not (top_k in ("", None) or (isinstance(top_k, int) and not isinstance(top_k, bool) and top_k > 0)):
         raise InvalidInputError(f"top_k must be a positive integer or None, got {top_k!r}")
 
     def decode(logits: F32) -> Any:
-        scores = _apply(name, logits)
+        scores = function(logits)
         if top_k == "":
             best = int(scores.argmax())
             return {"label": spec.labels[best], "score": float(scores[best])}
@@ -93,14 +85,22 @@ def decoder(
     return decode
 
 
-def _apply(name: str, logits: F32) -> F32:
-    if name == "none":
-        return logits
-    if name == "sigmoid":
-        with np.errstate(over="ignore"):  # exp(-x) may be infinite: the score is then 0
-            sigmoid: F32 = np.float32(1.0) / (np.float32(1.0) + np.exp(-logits))
-        return sigmoid
-    return softmax(logits)
+def find_function(spec: EncoderSpec, function_to_apply: str | None) -> Callable[[F32], F32]:
+    """From logits [..., labels] to scores: the one of FUNCTIONS asked for, else the one for the file's kind of labels.
+
+    Raises:
+        InvalidInputError: another one.
+    """
+    name = function_to_apply.lower() if isinstance(function_to_apply, str) else function_to_apply
+    if name is None:
+        if spec.problem_type == "regression":
+            name = "none"
+        else:
+            is_sigmoid = spec.problem_type == "multi_label_classification" or len(spec.labels) == 1
+            name = "sigmoid" if is_sigmoid else "softmax"
+    if name not in FUNCTIONS:
+        raise InvalidInputError(f"function_to_apply must be one of {', '.join(FUNCTIONS)}, got {function_to_apply!r}")
+    return FUNCTIONS[name]
 
 
 def _read_item(i: int, item: Any) -> Text:

@@ -1,0 +1,103 @@
+"""Reranking and similarity search against plain loops over the scores of pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import edgebert
+from edgebert.errors import InvalidInputError
+from edgebert.tasks import embedding
+
+QUERY = "is the router off ?"
+DOCUMENTS = ["the router is off .", "roses", "", "turn the modem on", "roses", "the water is fast and very good"]
+
+
+def test_ranks_by_the_score_of_each_pair(backend: str, make_file: Callable[..., Path]) -> None:
+    model = edgebert.load(make_file(task="text-classification", num_labels=1), backend)
+    scores = [model({"text": QUERY, "text_pair": text})["score"] for text in DOCUMENTS]
+    found = model.rank(QUERY, DOCUMENTS)
+    assert [entry["corpus_id"] for entry in found] == sorted(range(6), key=lambda i: -scores[i])
+    assert [entry["score"] for entry in found] == pytest.approx(sorted(scores, reverse=True), abs=1e-6)
+    assert model.rank(QUERY, DOCUMENTS, top_k=2) == found[:2]
+    with_texts = model.rank(QUERY, DOCUMENTS, top_k=2, return_documents=True)
+    assert [entry["text"] for entry in with_texts] == [DOCUMENTS[entry["corpus_id"]] for entry in found[:2]]
+    raw = model.rank(QUERY, DOCUMENTS, function_to_apply="none")
+    assert [entry["corpus_id"] for entry in raw] == [entry["corpus_id"] for entry in found]
+    assert raw[0]["score"] == pytest.approx(np.log(found[0]["score"] / (1 - found[0]["score"])), rel=1e-3)
+    assert model.rank(QUERY, []) == []
+
+
+def test_ranks_by_a_label(make_file: Callable[..., Path]) -> None:
+    model = edgebert.load(make_file(task="text-classification", num_labels=3), "numpy")
+    found = model.rank(QUERY, DOCUMENTS, label="LABEL_2")
+    for entry in found:
+        answers = model({"text": QUERY, "text_pair": DOCUMENTS[entry["corpus_id"]]}, top_k=None)
+        assert entry["score"] == {answer["label"]: answer["score"] for answer in answers}["LABEL_2"]
+    assert [entry["score"] for entry in found] == sorted((entry["score"] for entry in found), reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        ((QUERY, DOCUMENTS), {}, "label must be one of LABEL_0, LABEL_1, LABEL_2, got None"),
+        ((QUERY, DOCUMENTS), {"label": "yes"}, "label must be one of LABEL_0, LABEL_1, LABEL_2, got 'yes'"),
+        ((QUERY, "a"), {"label": "LABEL_0"}, "expected a list of documents, got one str"),
+        ((QUERY, [3]), {"label": "LABEL_0"}, "text 0 must be a str, got int"),
+        ((None, ["a"]), {"label": "LABEL_0"}, "query must be a str, got NoneType"),
+        ((QUERY, ["a"]), {"label": "LABEL_0", "top_k": 0}, "top_k must be a positive integer"),
+    ],
+)
+def test_refuses(make_file: Callable[..., Path], arguments: tuple, options: dict, message: str) -> None:
+    model = edgebert.load(make_file(task="text-classification"), "numpy")
+    with pytest.raises(InvalidInputError, match=message):
+        model.rank(*arguments, **options)
+
+
+def test_embeddings_of_fewer_dimensions_and_length_one(backend: str, make_file: Callable[..., Path]) -> None:
+    model = edgebert.load(make_file(normalize=False), backend)
+    rows = model.encode(DOCUMENTS)
+    short = model.encode(DOCUMENTS, truncate_dim=7, normalize_embeddings=True)
+    assert short.shape == (6, 7)
+    np.testing.assert_allclose(short, rows[:, :7] / np.linalg.norm(rows[:, :7], axis=1, keepdims=True), atol=1e-6)
+    np.testing.assert_array_equal(model.encode("roses", truncate_dim=7), model.encode("roses")[:7])
+    with pytest.raises(InvalidInputError, match="truncate_dim is 25, the embeddings have 24 dimensions"):
+        model.encode("a", truncate_dim=25)
+
+
+def test_long_texts_are_the_mean_of_their_windows(backend: str, make_file: Callable[..., Path]) -> None:
+    model = edgebert.load(make_file(), backend)
+    words = [["roses", "water", "fast", "slow"][i * i % 7 % 4] for i in range(16)]
+    windows = model.encode([" ".join(words[i : i + 8]) for i in (0, 4, 8)])
+    (row, alone), is_truncated = model.encode([" ".join(words), "a"], max_length=10, stride=4, return_truncated=True)
+    mean = windows.mean(axis=0)
+    np.testing.assert_allclose(row, mean / np.linalg.norm(mean), atol=1e-6)
+    np.testing.assert_allclose(alone, model.encode("a"), atol=1e-6)
+    assert not is_truncated.any()
+
+
+def test_similarity_and_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    corpus = rng.standard_normal((50, 8)).astype(np.float32)
+    corpus[7] = 2 * corpus[3]
+    corpus[9] = 0
+    queries = corpus[[3, 20]] * 5
+    cosines = edgebert.similarity(queries, corpus)
+    expected = [[a @ b / max(np.linalg.norm(a) * np.linalg.norm(b), 1e-12) for b in corpus] for a in queries]
+    np.testing.assert_allclose(cosines, expected, atol=1e-6)
+    assert edgebert.similarity(corpus[0], corpus[0]).shape == (1, 1)
+    found = edgebert.semantic_search(queries, corpus, top_k=5)
+    assert [{hit["corpus_id"] for hit in hits[:2]} for hits in found][0] == {3, 7}
+    assert found[1][0]["corpus_id"] == 20
+    for hits, row in zip(found, cosines, strict=True):
+        assert [hit["score"] for hit in hits] == pytest.approx(np.sort(row)[::-1][:5].tolist(), abs=1e-6)
+    monkeypatch.setattr(embedding, "MAX_COSINES", 1)
+    again: Any = edgebert.semantic_search(queries, corpus, top_k=5)
+    assert [[hit["corpus_id"] for hit in hits] for hits in again] == [[h["corpus_id"] for h in hits] for hits in found]
+    assert len(edgebert.semantic_search(queries[0], corpus, top_k=80)[0]) == 50
+    with pytest.raises(InvalidInputError, match="embeddings of one width"):
+        edgebert.similarity(corpus, corpus[:, :4])
