@@ -25,6 +25,7 @@ CODECS = {".gz": "gzip", ".zst": "zstd"}
 
 WINDOW_BYTES = 32 << 20  # a window is cut short when its rows take this many bytes, so that long texts fit in memory
 LINE_BYTES = 64 << 20  # a longer line is a bad row: no row may fill the memory
+READ_BYTES = 8192  # read at a time; where a compressed file breaks off, what a read would have given is lost
 PARQUET_ROWS = 256  # rows that are decoded at a time
 NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 
@@ -211,7 +212,7 @@ class Source:
         import pyarrow as pa
         from pyarrow import parquet
 
-        done = 0
+        schema, done = self.schema, 0
         try:
             with parquet.ParquetFile(file.path, buffer_size=1 << 20, pre_buffer=False) as reader:
                 total = max(1, reader.metadata.num_rows)
@@ -221,14 +222,14 @@ class Source:
                     done += batch.num_rows
                     count = sum(part.num_rows for part in parts)
                     if count >= self.window_rows or sum(part.nbytes for part in parts) >= WINDOW_BYTES:
-                        yield Window(file, rows=self._join(file, parts), bytes_read=file.size * done // total)
+                        yield Window(file, rows=self._join(file, parts, schema), bytes_read=file.size * done // total)
                         parts = []
                 if parts:
-                    yield Window(file, rows=self._join(file, parts), bytes_read=file.size)
+                    yield Window(file, rows=self._join(file, parts, schema), bytes_read=file.size)
         except (pa.ArrowException, OSError) as error:
             raise InvalidInputError(f"{file.path} cannot be read after row {done}: {_one_line(error)}") from None
 
-    def _join(self, file: InputFile, parts: list[pa.Table]) -> pa.Table:
+    def _join(self, file: InputFile, parts: list[pa.Table], schema: pa.Schema) -> pa.Table:
         """One table with the columns of all files, null where this one has none."""
         import pyarrow as pa
 
@@ -238,9 +239,9 @@ class Source:
                 table = table.append_column(name, pa.array([value] * table.num_rows, pa.string()))
         columns = [
             table[name].cast(kind) if name in table.column_names else pa.nulls(table.num_rows, kind)
-            for name, kind in zip(self.schema.names, self.schema.types, strict=True)
+            for name, kind in zip(schema.names, schema.types, strict=True)
         ]
-        return pa.Table.from_arrays(columns, schema=self.schema)
+        return pa.Table.from_arrays(columns, schema=schema)
 
     def _read_lines(self, file: InputFile) -> Iterator[Window]:
         import pyarrow as pa
@@ -248,7 +249,7 @@ class Source:
         partition = self._partition(file)
         with open(file.path, "rb", buffering=0) as raw:
             stream = pa.CompressedInputStream(raw, file.codec) if file.codec else raw
-            records = (_parse_csv if file.format == "csv" else _parse_jsonl)(io.BufferedReader(stream, 1 << 20))
+            records = (_parse_csv if file.format == "csv" else _parse_jsonl)(io.BufferedReader(stream, READ_BYTES))
             window, size, done = Window(file), 0, 0
             broken: Exception | None = None
             while True:
@@ -268,7 +269,7 @@ class Source:
                     yield window
                     window, size = Window(file), 0
             if window.rows:
-                window.bytes_read = raw.tell()
+                window.bytes_read = file.size
                 yield window
             if broken:
                 raise InvalidInputError(

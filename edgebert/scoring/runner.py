@@ -8,7 +8,7 @@ import json
 import os
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -66,24 +66,23 @@ def score(
     require("pyarrow", "score")
     if rows_per_part < 1:
         raise InvalidInputError(f"rows_per_part must be a positive integer, got {rows_per_part!r}")
+    if engine not in ("local", "ray"):
+        raise InvalidInputError(f"engine must be local or ray, got {engine!r}")
     target = Output(Path(output), Path(errors) if errors else None)
-    whole = Source(Path(source), rows_per_part, has_partition=not target.is_folder or engine == "ray")
     if Path(source).is_dir() and Path(source).resolve() in Path(output).resolve().parents:
         raise InvalidInputError(f"{output} is inside of the input: choose an output elsewhere")
+    whole = Source(Path(source), rows_per_part, has_partition=not target.is_folder or engine == "ray")
     if engine == "ray":
         from edgebert.scoring.ray_engine import score_on_ray
 
         if resume or errors:
             raise InvalidInputError("with Ray a job cannot be resumed, and bad rows stay in the output")
         return score_on_ray(model, whole, target, columns, scorer_options)
-    if engine != "local":
-        raise InvalidInputError(f"engine must be local or ray, got {engine!r}")
-
-    first = first_window(whole, columns)
     scorer = Scorer(model, columns, **scorer_options)
+    first = first_window(whole, columns)
     has_error_column = errors is None
     writer = WRITERS[target.format](whole, scorer, first, has_error_column=has_error_column, codec=target.codec)
-    job = _describe_job(model, whole, scorer, columns, rows_per_part, errors, scorer_options)
+    job = _describe_job(model, whole, scorer, rows_per_part, errors)
     started = time.perf_counter()
     with target.open(job, resume):
         state = target.state
@@ -174,31 +173,21 @@ def _describe_job(
     model: str | os.PathLike[str],
     source: Source,
     scorer: Scorer,
-    columns: Sequence[str],
     rows_per_part: int,
     errors: str | os.PathLike[str] | None,
-    options: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What the output depends on; a job is resumed only with the same."""
     path = Path(model)
     with open(path / "model.onnx" if path.is_dir() else path, "rb") as stream:
         model_hash = hashlib.file_digest(stream, "sha256").hexdigest()
     files = [(file.name, file.size, file.path.stat().st_mtime_ns) for file in source.files]
+    names_sizes_times = hashlib.sha256(json.dumps(files).encode()).hexdigest()
     return {
         "version": 1,
         "model": model_hash,
         "backend": scorer.backend,
-        "input": {
-            "files": len(files),
-            "bytes": source.total_bytes,
-            "names_sizes_times": hashlib.sha256(json.dumps(files).encode()).hexdigest(),
-        },
-        "columns": list(columns),
+        "input": {"files": len(files), "bytes": source.total_bytes, "names_sizes_times": names_sizes_times},
+        **scorer.settings,
         "rows_per_part": rows_per_part,
-        "errors": None if errors is None else str(errors),
-        "options": {
-            name: value
-            for name, value in sorted(options.items())
-            if name not in ("backend", "device", "threads") and value is not None
-        },
+        "errors": None if errors is None else os.fspath(errors),
     }

@@ -26,6 +26,7 @@ class Scorer:
         results: the columns of answers and their kind: "vector", "text", "number" or "json".
         width, dtype: numbers in a vector, and their type.
         prefix: of the names of all results.
+        settings: everything that the results depend on, besides the model and its backend.
         backend: name of the backend that runs the model.
     """
 
@@ -58,10 +59,6 @@ class Scorer:
         Raises:
             InvalidInputError: an argument that is not usable, or does not fit the file.
         """
-        self._arguments = (model, columns), {
-            "task": task, "options": options, "too_long": too_long, "dtype": dtype, "prefix": prefix,
-            "backend": backend, "device": device, "threads": threads,
-        }  # fmt: skip
         if isinstance(columns, str) or len(columns) not in (1, 2):
             raise InvalidInputError(f"columns must be a list of one or two names, got {columns!r}")
         if too_long not in TOO_LONG:
@@ -69,7 +66,13 @@ class Scorer:
         if dtype not in DTYPES:
             raise InvalidInputError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
         self.columns = tuple(columns)
-        self._model = load(model, backend=backend, device=device, threads=threads)
+        self.settings = {
+            "columns": list(columns), "task": task, "options": dict(options or {}), "too_long": too_long,
+            "dtype": dtype, "prefix": prefix,
+        }  # fmt: skip
+        self._file = model
+        self._place: dict[str, Any] = {"backend": backend, "device": device, "threads": threads}
+        self._model = load(model, **self._place)
         self._options = {**(options or {}), "return_truncated": True}
         self._task = task or self._model.task
         if task:
@@ -94,7 +97,7 @@ class Scorer:
         self.error_column = prefix + "error"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, self._arguments
+        return _rebuild, (self._file, {**self.settings, **self._place})
 
     def __call__(self, columns: Mapping[str, Iterable[Any]]) -> dict[str, list[Any]]:
         """Answer rows; a bad one costs no other.
@@ -164,8 +167,8 @@ class Scorer:
         return texts[0] if len(texts) == 1 else dict(zip(keys, texts, strict=True))
 
 
-def _rebuild(arguments: tuple[Any, ...], options: dict[str, Any]) -> Scorer:
-    return Scorer(*arguments, **options)
+def _rebuild(model: str | os.PathLike[str], options: dict[str, Any]) -> Scorer:
+    return Scorer(model, **options)
 
 
 def _find_fault(name: str, value: Any) -> str | None:

@@ -337,13 +337,12 @@ def _to_array(field: pa.Field, values: list[Any], errors: list[str | None]) -> p
     if is_text:
         values = [value if value is None or isinstance(value, str) else json.dumps(value) for value in values]
     try:
-        return pa.array(values, field.type)
+        return pa.array(values).cast(field.type)  # given the type, array() would make the integer 7 of 7.5
     except (pa.ArrowException, OverflowError, UnicodeEncodeError):
         cells: list[Any] = []
         for i, value in enumerate(values):
             try:
-                pa.array([value], field.type)
-                cells.append(value)
+                cells += pa.array([value]).cast(field.type).to_pylist()
             except (pa.ArrowException, OverflowError, UnicodeEncodeError):
                 cells.append(value.encode(errors="replace").decode() if is_text else None)
                 what = "is not valid Unicode" if is_text else f"does not fit {field.type}, the type in the first part"
