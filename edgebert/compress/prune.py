@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edgebert.artifact.checkpoint import Checkpoint
-from edgebert.artifact.names import linear_name
+from edgebert.artifact.names import linear_name, weight_tensors
 from edgebert.artifact.spec import EncoderSpec
 from edgebert.compress.torch_encoder import TorchEncoder
 from edgebert.errors import InvalidInputError
@@ -309,48 +309,53 @@ def take_layers(checkpoint: Checkpoint, layers: Sequence[int]) -> Checkpoint:
 # Tuning
 
 
-class _Layer(TorchEncoder):
-    """One layer alone, on given hidden states; `seen` holds the inputs of its linears and LayerNorms."""
+@torch.no_grad()
+def refit(
+    spec: EncoderSpec, tensors: dict[str, F32], small: EncoderSpec, small_tensors: dict[str, F32], inputs: Inputs
+) -> dict[str, F32]:
+    """Tune attention_output and ffn_down of a pruned model, layer after layer, on the inputs of some batches.
 
-    def __init__(self, spec: EncoderSpec, tensors: dict[str, F32], i: int) -> None:
-        width = spec.hidden_size
-        body = spec.replace(
-            task="embedding", pooling="none", dense_size=0, labels=(), layers=(spec.layers[i],), embedding_size=width,
-            vocab_size=1, pad_token_id=0, num_positions=1, position_offset=0, max_length=1, num_token_types=0,
-        )  # fmt: skip
-        prefix = f"layer.{i}."
-        alone = {f"layer.0.{name.removeprefix(prefix)}": t for name, t in tensors.items() if name.startswith(prefix)}
-        for name in ("word.weight", "position.weight"):
-            alone[f"embeddings.{name}"] = np.zeros((1, width), np.float32)
-        for name in ("layer_norm.weight", "layer_norm.bias"):
-            alone[f"embeddings.{name}"] = np.zeros(width, np.float32)
-        super().__init__(body, alone)
-        self.seen: dict[str, Tensor] = {}
+    Each becomes the least-squares answer to: from the units left, and beside the pruned model's residual, give what the
+    whole model's sub-block and its residual gave. So it also makes up for the errors of the layers before it.
 
-    def run(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Hidden states [B, S, hidden_size] after the layer."""
-        self._x = x
-        hidden: Tensor = self(mask, mask)["last_hidden_state"]
-        return hidden
+    Returns:
+        The pruned model's tensors, tuned.
+    """
+    device = inputs[0][0].device
+    whole, pruned = (TorchEncoder(*model).eval().to(device) for model in ((spec, tensors), (small, small_tensors)))
+    masks = [mask.bool() for _, mask, _ in inputs]
+    targets = [whole.embed(ids, types) for ids, _, types in inputs]  # hidden states of the whole model, batch by batch
+    states = list(targets)  # and of the pruned one
+    for i in range(spec.num_layers):
+        for name in ("attention_output", "ffn_down"):
+            prefix = linear_name(i, name)
+            fit = _LeastSquares(pruned, prefix)
+            inners = []
+            for j, mask in enumerate(masks):
+                inner = _inner(whole, i, name, targets[j], mask)
+                wanted = targets[j] + whole.output(i, name, inner) - states[j]
+                targets[j] = whole.add(i, name, inner, targets[j])
+                inners.append(_inner(pruned, i, name, states[j], mask))
+                fit.add(inners[j][mask], wanted[mask])
+            fit.solve()
+            states = [pruned.add(i, name, inner, x) for inner, x in zip(inners, states, strict=True)]
+    return pruned.tensors()
 
-    def _embed(self, input_ids: Tensor, token_type_ids: Tensor | None) -> Tensor:
-        return self._x
 
-    def _linear(self, prefix: str, x: Tensor) -> Tensor:
-        self.seen[prefix] = x
-        return super()._linear(prefix, x)
-
-    def _layer_norm(self, prefix: str, x: Tensor) -> Tensor:
-        self.seen[prefix] = x
-        self.seen[f"{prefix}.output"] = normed = super()._layer_norm(prefix, x)
-        return normed
+def _inner(model: TorchEncoder, i: int, name: str, x: Tensor, mask: Tensor) -> Tensor:
+    """The input of layer i's attention_output or ffn_down."""
+    if name == "ffn_down":
+        return model.activate(i, x)
+    return model.attend(i, x, None if bool(mask.all()) else mask[:, None, None, :])[0]
 
 
 class _LeastSquares:
-    """Weight and bias of a linear that bring it closest to the outputs asked for, starting from those it has."""
+    """Moves weight and bias of a linear to where they come closest to the outputs asked for."""
 
-    def __init__(self, weight: F32 | None, bias: F32, damping: float = _DAMPING) -> None:
-        self._weight = np.zeros((0, len(bias)), np.float32) if weight is None else weight
+    def __init__(self, model: TorchEncoder, prefix: str, damping: float = _DAMPING) -> None:
+        self._bias = model.tensor(f"{prefix}.bias")
+        has_inputs = f"{prefix}.weight" in weight_tensors(model.spec)
+        self._weight = model.tensor(f"{prefix}.weight") if has_inputs else self._bias.new_zeros(0, len(self._bias))
         inputs, outputs = self._weight.shape
         self._xx, self._xy = np.zeros((inputs, inputs)), np.zeros((inputs, outputs))
         self._x, self._y, self._count = np.zeros(inputs), np.zeros(outputs), 0
@@ -364,56 +369,14 @@ class _LeastSquares:
         self._y += y.sum(0).cpu().numpy()
         self._count += len(x)
 
-    def solve(self) -> tuple[F32, F32]:
-        """Weight and bias, f32: min |x W + b - y|^2 + damping |W - weight|^2."""
+    def solve(self) -> None:
+        """Set weight and bias: min mean |x W + b - y|^2 + damping |W - weight|^2."""
         x, y = self._x / self._count, self._y / self._count
         xx = self._xx / self._count - np.outer(x, x)
         xy = self._xy / self._count - np.outer(x, y)
+        weight = self._weight.cpu().numpy().astype(np.float64)
         if len(x):
             damped = xx + np.eye(len(x)) * max(self._damping * float(xx.diagonal().mean()), 1e-12)
-            weight = self._weight + np.linalg.solve(damped, xy - xx @ self._weight)
-        else:
-            weight = self._weight
-        return weight.astype(np.float32), (y - x @ weight).astype(np.float32)
-
-
-@torch.no_grad()
-def refit(
-    spec: EncoderSpec, tensors: dict[str, F32], small: EncoderSpec, small_tensors: dict[str, F32], inputs: Inputs
-) -> dict[str, F32]:
-    """Tune attention_output and ffn_down of a pruned model, layer after layer, on the inputs of some batches.
-
-    Each becomes the least-squares answer to: from the units left, and beside the pruned model's residual, give what the
-    whole model's sub-block and its residual gave. So it also makes up for the errors of the layers before it.
-
-    Returns:
-        The pruned model's tensors, tuned.
-    """
-    tuned = dict(small_tensors)
-    device = inputs[0][0].device
-    rest = {name: tensor for name, tensor in tensors.items() if not name.startswith("layer.")}
-    embed = TorchEncoder(spec.replace(layers=()), rest).to(device)
-    masks = [mask for _, mask, _ in inputs]
-    targets = [embed._embed(ids, types) for ids, _, types in inputs]
-    states = list(targets)
-    for i in range(spec.num_layers):
-        whole = _Layer(spec, tensors, i).to(device)
-        outputs, sums = [], []
-        for x, mask in zip(targets, masks, strict=True):
-            outputs.append(whole.run(x, mask))
-            sums.append([whole.seen[f"layer.0.{part}.layer_norm"] for part in ("attention", "ffn")])
-        targets = outputs
-        for part, name in enumerate(("attention_output", "ffn_down")):
-            layer, prefix = _Layer(small, tuned, i).to(device), linear_name(i, name)
-            fit = _LeastSquares(tuned.get(f"{prefix}.weight"), tuned[f"{prefix}.bias"])
-            for x, mask, total in zip(states, masks, sums, strict=True):
-                layer.run(x, mask)
-                residual = layer.seen["layer.0.attention.layer_norm.output"] if part else x
-                units = layer.seen.get(linear_name(0, name), x[..., :0])
-                fit.add(units[mask.bool()], (total[part] - residual)[mask.bool()])
-            weight, tuned[f"{prefix}.bias"] = fit.solve()
-            if len(weight):
-                tuned[f"{prefix}.weight"] = weight
-        layer = _Layer(small, tuned, i).to(device)
-        states = [layer.run(x, mask) for x, mask in zip(states, masks, strict=True)]
-    return tuned
+            weight += np.linalg.solve(damped, xy - xx @ weight)
+        self._weight.copy_(torch.from_numpy(weight))
+        self._bias.copy_(torch.from_numpy(y - x @ weight))

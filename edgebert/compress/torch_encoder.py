@@ -102,45 +102,69 @@ class TorchEncoder(nn.Module):
         """
         spec = self.spec
         mask = attention_mask.bool()
-        x = self._embed(input_ids, token_type_ids)
+        x = self.embed(input_ids, token_type_ids)
         hidden_states: list[Tensor] = [x]
         kept_qkv: list[Tensor | None] = []
         attention_bias = None if bool(mask.all()) else mask[:, None, None, :]
-        for i, layer in enumerate(spec.layers):
-            qkv = None
-            if layer.num_heads:
-                qkv = self._linear(linear_name(i, "qkv"), x).view(*x.shape[:2], 3, layer.num_heads, layer.head_dim)
-                query, key, value = qkv.transpose(1, 3).unbind(2)  # [B, num_heads, S, head_dim] each
-                context = functional.scaled_dot_product_attention(
-                    query,
-                    key,
-                    value,
-                    attn_mask=attention_bias,
-                    dropout_p=self.attention_dropout if self.training else 0.0,
-                    scale=1.0 / math.sqrt(layer.head_dim),
-                )
-                if head_masks is not None:
-                    context = context * head_masks[i][..., None, None]
-                inner = self._linear(linear_name(i, "attention_output"), context.transpose(1, 2).flatten(2))
-            else:
-                inner = self.tensor(f"{linear_name(i, 'attention_output')}.bias").expand_as(x)
+        for i in range(spec.num_layers):
+            context, qkv = self.attend(i, x, attention_bias, None if head_masks is None else head_masks[i])
+            x = self.add(i, "attention_output", context, x)
+            inner = self.activate(i, x)
+            x = self.add(i, "ffn_down", inner if neuron_masks is None else inner * neuron_masks[i], x)
             kept_qkv.append(qkv)
-            x = self._layer_norm(f"layer.{i}.attention.layer_norm", x + self._drop(inner))
-            if layer.intermediate_size:
-                inner = _ACTIVATIONS[spec.activation](self._linear(linear_name(i, "ffn_up"), x))
-                if neuron_masks is not None:
-                    inner = inner * neuron_masks[i]
-                inner = self._linear(linear_name(i, "ffn_down"), inner)
-            else:
-                inner = self.tensor(f"{linear_name(i, 'ffn_down')}.bias").expand_as(x)
-            x = self._layer_norm(f"layer.{i}.ffn.layer_norm", x + self._drop(inner))
             hidden_states.append(x)
         outputs: dict[str, Any] = self._heads(x, mask, only)
         if keep_hidden:
             outputs |= {"hidden_states": tuple(hidden_states), "qkv": tuple(kept_qkv)}
         return outputs
 
-    def _embed(self, input_ids: Tensor, token_type_ids: Tensor | None) -> Tensor:
+    def attend(
+        self, i: int, x: Tensor, attention_bias: Tensor | None, head_mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The input of layer i's attention_output, [B, S, attention_size], and its qkv, None where there are no heads.
+
+        Args:
+            i: the layer.
+            x: hidden states [B, S, hidden_size].
+            attention_bias: bool [B, 1, 1, S], True for real tokens; None if all are.
+            head_mask: as in `forward`, of this layer.
+        """
+        layer = self.spec.layers[i]
+        if not layer.num_heads:
+            return x[..., :0], None
+        qkv = self._linear(linear_name(i, "qkv"), x).view(*x.shape[:2], 3, layer.num_heads, layer.head_dim)
+        query, key, value = qkv.transpose(1, 3).unbind(2)  # [B, num_heads, S, head_dim] each
+        context = functional.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=attention_bias,
+            dropout_p=self.attention_dropout if self.training else 0.0,
+            scale=1.0 / math.sqrt(layer.head_dim),
+        )
+        if head_mask is not None:
+            context = context * head_mask[..., None, None]
+        return context.transpose(1, 2).flatten(2), qkv
+
+    def activate(self, i: int, x: Tensor) -> Tensor:
+        """The input of layer i's ffn_down, [B, S, intermediate_size]."""
+        if not self.spec.layers[i].intermediate_size:
+            return x[..., :0]
+        return _ACTIVATIONS[self.spec.activation](self._linear(linear_name(i, "ffn_up"), x))
+
+    def output(self, i: int, name: str, inner: Tensor) -> Tensor:
+        """Layer i's "attention_output" or "ffn_down" of its input; where that has no width, the bias."""
+        if not inner.shape[-1]:
+            return self.tensor(f"{linear_name(i, name)}.bias").expand(*inner.shape[:-1], -1)
+        return self._linear(linear_name(i, name), inner)
+
+    def add(self, i: int, name: str, inner: Tensor, x: Tensor) -> Tensor:
+        """The hidden states after a sub-block: LayerNorm of x + output."""
+        norm = f"layer.{i}.{'ffn' if name == 'ffn_down' else 'attention'}.layer_norm"
+        return self._layer_norm(norm, x + self._drop(self.output(i, name, inner)))
+
+    def embed(self, input_ids: Tensor, token_type_ids: Tensor | None) -> Tensor:
+        """The hidden states before the first layer, [B, S, hidden_size]."""
         spec = self.spec
         x = functional.embedding(input_ids, self.tensor("embeddings.word.weight"))
         if spec.num_token_types:
