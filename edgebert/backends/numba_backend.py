@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import threading
-from collections.abc import Mapping, Sequence
-from functools import cache
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-import edgebert
 from edgebert.artifact.reader import read_artifact
 from edgebert.artifact.spec import EncoderSpec
 from edgebert.backends.base import Backend, Outputs
 from edgebert.backends.cpus import usable_cpus
 from edgebert.batch import PackedBatch
 from edgebert.errors import BackendUnavailableError
+
+Array = NDArray[Any]
 
 _INSTALL = "install edgebert[numba]"
 _NUMBA = "0.68"  # LLVM changes the signatures of the instructions that the kernels name from one release to the next
@@ -37,7 +36,7 @@ class NumbaBackend(Backend):
     def __init__(self, spec: EncoderSpec, tensors: Mapping[str, NDArray[Any]], threads: int) -> None:
         import numba
 
-        from edgebert.backends import numba_cpu_ops, numba_cpu_vectors
+        from edgebert.backends import numba_cpu_kernels, numba_cpu_ops, numba_cpu_vectors
 
         self.spec = spec
         self.threads = threads
@@ -47,10 +46,9 @@ class NumbaBackend(Backend):
         self._tensors = tensors
         self._weights = numba_cpu_ops.WeightStore()
         self._workspaces: dict[tuple[str, ...], _Workspace] = {}
-        self._team = _Team(threads)
         self._lock = threading.Lock()
-        self._workspace(spec.outputs)  # packs the weights, and refuses what cannot run
-        _run_program()
+        self._workspace(spec.outputs)  # packs the weights and compiles the kernels they need
+        self._team = _Team(threads, numba_cpu_kernels.run_program())
 
     def _workspace(self, outputs: tuple[str, ...]) -> _Workspace:
         if outputs not in self._workspaces:
@@ -65,26 +63,16 @@ class NumbaBackend(Backend):
         ids[1] = batch.token_type_ids if self.spec.has_token_types else 0
         ids[2] = batch.position_ids()
         ids[2] += self.spec.position_offset
-        cu_seqlens = np.array(batch.cu_seqlens, np.int32)
-        addresses = np.array([result.ctypes.data for result in results.values()], np.int64)
+        arrays = {
+            "ids": ids,
+            "cu_seqlens": np.ascontiguousarray(batch.cu_seqlens, np.int32),
+            "outputs": np.array([result.ctypes.data for result in results.values()], np.int64),
+        }
         with self._lock:
             workspace = self._workspace(tuple(results))
-            slices = self._plan(batch, workspace)
-            program = workspace.program
-            control = _aligned_zeros(64 * (2 + 2 * program.num_steps))
-            self._team.run(
-                control,
-                program.instructions,
-                program.segments,
-                program.buffers,
-                workspace.bases,
-                workspace.scratch,
-                program.lookups,
-                ids,
-                cu_seqlens,
-                addresses,
-                slices,
-            )
+            arrays["slices"] = self._plan(batch, workspace)
+            run = workspace.run_record(arrays, batch.total_tokens)
+            self._team.run(run)
         return results
 
     def _plan(self, batch: PackedBatch, workspace: _Workspace) -> NDArray[np.int64]:
@@ -106,12 +94,30 @@ class _Workspace:
     """A program and the memory it runs in: one set of buffers for the team, one for each thread alone; it only grows."""
 
     def __init__(self, program: Any, threads: int) -> None:
-        self.program = program
+        self._program = program
         self._threads = threads
-        self._sizes = (0, 0, 0, 0, 0)
-        self._memory: list[NDArray[np.uint8]] = []
-        self.bases = np.zeros((1 + threads, len(program.buffers)), np.int64)
-        self.scratch = np.zeros((1 + threads, threads), np.int64)
+        self._sizes: tuple[int, ...] = (0, 0, 0, 0, 0)
+        self._memory: list[Array] = []
+        self._bases = np.zeros((1 + threads, len(program.buffers)), np.int64)
+        self._scratch = np.zeros((1 + threads, threads), np.int64)
+        self._record = np.zeros(1, program.run_dtype)
+        record = self._record[0]
+        record["threads"] = threads
+        for name in ("functions", "program", "segments", "buffers", "lookups"):
+            record[name] = getattr(program, name).ctypes.data
+        for name in ("segments", "buffers"):
+            record[f"num_{name}"] = len(getattr(program, name))
+        record["bases"], record["scratch"] = self._bases.ctypes.data, self._scratch.ctypes.data
+
+    def run_record(self, arrays: Mapping[str, Array], num_tokens: int) -> _Run:
+        """The record of a run over a batch's arrays; see RUN in `numba_cpu_kernels`."""
+        control = _aligned(64 * (2 + 2 * self._program.num_steps))
+        control[:] = 0
+        record = self._record.copy()
+        record["num_tokens"], record["num_slices"] = num_tokens, len(arrays["slices"])
+        for name, array in {**arrays, "control": control}.items():
+            record[name] = array.ctypes.data
+        return _Run(record, (control, *arrays.values()))
 
     def reserve(self, max_seqlen: int, team: tuple[int, int], alone: tuple[int, int]) -> None:
         """Room for slices of that many (tokens, sequences)."""
@@ -120,78 +126,63 @@ class _Workspace:
             return
         self._sizes = sizes
         self._memory.clear()
-        max_seqlen, *rows = sizes
         for index in range(1 + self._threads):
-            threads = self._threads if index == 0 else 1
-            self._place(index, threads, max_seqlen, *(rows[:2] if index == 0 else rows[2:]))
+            rows = sizes[1:3] if index == 0 else sizes[3:5]
+            self._place(index, self._threads if index == 0 else 1, sizes[0], *rows)
 
     def _place(self, index: int, threads: int, max_seqlen: int, tokens: int, sequences: int) -> None:
-        program = self.program
+        program = self._program
         shared = np.where(program.is_token_rows, tokens, sequences)
         rows = np.where(program.buffers["is_local"], threads * program.block_rows, shared)
-        buffer_bytes = (rows + self.program.slack_rows) * program.buffers["stride"]
-        length, head_dim = -(-max_seqlen // 64) * 64, -(-program.head_dim // 64) * 64
-        scratch_bytes = 4 * (length + 64) * (head_dim + 16)
-        ends = np.cumsum([*buffer_bytes, *[scratch_bytes] * threads])
-        self._memory.append(memory := _aligned_empty(int(ends[-1])))
-        starts = memory.ctypes.data + ends - [*buffer_bytes, *[scratch_bytes] * threads]
-        self.bases[index] = starts[: len(buffer_bytes)]
-        self.scratch[index, :threads] = starts[len(buffer_bytes) :]
+        sizes = [*((rows + program.slack_rows) * program.buffers["stride"]), *[program.scratch_bytes(max_seqlen)] * threads]
+        starts = np.cumsum([0, *sizes])
+        memory = _aligned(int(starts[-1]))
+        self._memory.append(memory)
+        self._bases[index] = memory.ctypes.data + starts[: len(rows)]
+        self._scratch[index, :threads] = memory.ctypes.data + starts[len(rows) : -1]
+
+
+class _Run(NamedTuple):
+    record: Array
+    keep: tuple[Array, ...]  # what the record names by address
 
 
 class _Team:
     """Threads that run a program together with the one that asks; started at the first run, anew in a forked child."""
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, entry: Callable[[int, int], None]) -> None:
         self._threads = threads
-        self._queues: list[SimpleQueue[Any]] = []
+        self._entry = entry
+        self._queues: list[SimpleQueue[_Run | None]] = []
         self._pid = 0
 
-    def run(self, control: NDArray[np.uint8], *arguments: Any) -> None:
-        """Run `run_program` on every thread of the team; those that come too late find its gate closed."""
+    def run(self, run: _Run) -> None:
+        """Run on every thread of the team; those that come too late find the gate closed."""
         if self._pid != os.getpid():
             self._pid = os.getpid()
             self._queues = [SimpleQueue() for _ in range(1, self._threads)]
             for rank, queue in enumerate(self._queues, 1):
-                threading.Thread(target=_work, args=(rank, self._threads, queue), daemon=True).start()
+                threading.Thread(target=_work, args=(rank, self._entry, queue), daemon=True).start()
         for queue in self._queues:
-            queue.put((control, arguments))
-        _run_program()(0, self._threads, control.ctypes.data, *arguments)
+            queue.put(run)
+        self._entry(0, run.record.ctypes.data)
 
     def __del__(self) -> None:
         for queue in self._queues:
             queue.put(None)
 
 
-def _work(rank: int, threads: int, queue: SimpleQueue[Any]) -> None:
-    run_program = _run_program()
-    while (item := queue.get()) is not None:
-        control, arguments = item
-        run_program(rank, threads, control.ctypes.data, *arguments)
-        del item, control, arguments
+def _work(rank: int, entry: Callable[[int, int], None], queue: SimpleQueue[_Run | None]) -> None:
+    while (run := queue.get()) is not None:
+        entry(rank, run.record.ctypes.data)
+        del run
 
 
-def _aligned_empty(size: int) -> NDArray[np.uint8]:
+def _aligned(size: int) -> NDArray[np.uint8]:
     """Bytes that begin at a cache line."""
     memory = np.empty(size + 64, np.uint8)
     first = -memory.ctypes.data % 64
     return memory[first : first + size]
-
-
-def _aligned_zeros(size: int) -> NDArray[np.uint8]:
-    memory = _aligned_empty(size)
-    memory[:] = 0
-    return memory
-
-
-@cache
-def _run_program() -> Any:
-    """The compiled entry point, from Numba's cache on disk if this CPU, Numba and these sources made it before."""
-    from edgebert.backends import numba_cpu_kernels, numba_cpu_vectors
-
-    sources = [Path(str(module.__file__)).read_bytes() for module in (numba_cpu_kernels, numba_cpu_vectors)]
-    key = hashlib.sha256(b"".join([edgebert.__version__.encode(), *sources])).hexdigest()
-    return numba_cpu_kernels.make_run_program(key)
 
 
 def unavailable_reason() -> str | None:

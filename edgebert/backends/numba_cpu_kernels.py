@@ -3,38 +3,53 @@
 Oracle: `numpy_ops`, and quant.py for codes. Every sum has one order (16 lanes or one chain, ascending), so a row's
 result does not depend on the rows beside it. A kernel takes addresses and strides in bytes. Rows of float32 are padded
 to `ROW_ALIGN` floats, and a few rows follow the last one, so that kernels may touch whole vectors; what lies there is
-never used. Rows of codes end with their scale (f32) and negated zero point (s32), at `code_tail(width)`.
+never used. A kernel of the list at the end is a C function of two records, INSTRUCTION (what to do) and CALL (to which
+rows); each is compiled when a program first needs it, and kept on disk. Rows of codes end with their scale (f32) and negated zero point (s32), at `code_tail(width)`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numba import njit
+from numba import njit, types
+from numba.core.caching import FunctionCache, IndexDataCacheFile
+from numba.core.ccallback import CFunc
 
-from edgebert.backends import numba_cpu_vectors as vectors
+import edgebert
+from edgebert.backends import numba_cpu_vectors
 from edgebert.backends.numba_cpu_vectors import (
     ISA,
     TILE,
     absolute,
     add_parts,
+    address_of,
     atomic_add,
     atomic_load,
     copy_bytes,
+    dot_tile,
     fma,
+    fma_tile,
     fnma,
+    invoke,
     keep,
     load,
     load_f32_scalar,
     load_first,
+    load_i32,
     load_i32_scalar,
     load_i32_wide,
+    load_i64_scalar,
     load_s8_first,
     load_wide,
     maximum,
     minimum,
+    record_reader,
     reduce_add,
     reduce_max,
     reduce_min,
@@ -47,6 +62,7 @@ from edgebert.backends.numba_cpu_vectors import (
     store_codes,
     store_first,
     to_f32,
+    to_i32,
     transpose_block,
     yield_cpu,
 )
@@ -59,39 +75,49 @@ DOT_ROWS, FMA_ROWS, TILE_VECTORS, CODE_FLIP = ISA.dot_rows, ISA.fma_rows, ISA.ve
 TILE_BYTES = 4 * TILE
 STACK_TILE = max(DOT_ROWS, FMA_ROWS) * TILE_BYTES
 
-# What an instruction does, and what fields it reads besides buffers.
+# What an instruction does: see the kernel of that name in KERNELS.
 EMBED, QUANTIZE, LINEAR_S8, LINEAR_F32, LAYERNORM, ATTENTION, ATTENTION_S8, POOL, NORMALIZE, COPY = range(10)
+NUM_OPS = 10
 
 ACTIVATIONS = ("identity", "gelu_erf", "gelu_tanh", "relu", "tanh")
 
-# One kernel call. Buffers are named by number (-1: none), arrays of weights by address (0: none).
-INSTRUCTION = np.dtype(
-    [
-        ("op", "i8"),
-        ("x", "i8"),
-        ("residual", "i8"),
-        ("out", "i8"),
-        ("codes", "i8"),  # where QUANTIZE and LAYERNORM put codes
-        ("width", "i8"),  # of a row of x; of attention, one of q, k, v
-        ("outputs", "i8"),  # of a linear
-        ("weight", "i8"),
-        ("scale", "i8"),
-        ("colsum", "i8"),
-        ("bias", "i8"),
-        ("smooth", "i8"),
-        ("row", "i8"),  # LAYERNORM: a residual that is the same for all rows
-        ("option", "i8"),  # activation; attention: heads; POOL: is mean; COPY: output; EMBED: lookups
-        ("column", "i8"),  # COPY: first column
-        ("eps", "f4"),
-    ]
+
+def _record(integers: str, **others: str) -> np.dtype[Any]:
+    return np.dtype([(name, "i8") for name in integers.split()] + list(others.items()))
+
+
+# One step of a program. Buffers are named by number (-1: none), arrays of weights by address (0: none).
+#   width    of a row of x; of attention, of q, k or v
+#   codes    buffer in which QUANTIZE and LAYERNORM put codes
+#   row      LAYERNORM: a residual that is the same for all rows
+#   option   activation; attention: heads; POOL: whether mean; COPY: which output; EMBED: lookups
+#   column   COPY: first column
+#   per_sequence   COPY: a row a sequence
+INSTRUCTION = _record(
+    "op x residual out codes width outputs weight scale colsum bias smooth row option column per_sequence", eps="f4"
 )
-# One embedding lookup: f32 rows, or codes with a scale a row; `ids` is a row of the batch's id table.
-LOOKUP = np.dtype([("weight", "i8"), ("scale", "i8"), ("ids", "i8")])
+# One embedding lookup: f32 rows, or codes with a scale a row; `ids` is a row of the batch's ids.
+LOOKUP = _record("weight scale ids")
 # One buffer: bytes of a row; a local one holds a block of rows for each thread, others a slice's rows.
-BUFFER = np.dtype([("stride", "i8"), ("is_local", "i8")])
+BUFFER = _record("stride is_local")
 # Consecutive instructions over the same rows (tokens or sequences), or one attention.
-SEGMENT = np.dtype([("kind", "i8"), ("first", "i8"), ("last", "i8"), ("block_rows", "i8")])
+SEGMENT = _record("kind first last block_rows")
 OVER_TOKENS, OVER_SEQUENCES, OVER_HEADS = range(3)
+# One run, all by address: `functions` by op; `bases` int64 [1 + threads, buffers] and `scratch` int64 [1 + threads,
+# threads] are addresses, row 0 for the team, the others for a thread alone; `ids` int32 [3, tokens]: word, token type,
+# position; `cu_seqlens` int32 [n + 1]; `outputs` int64, addresses; `slices` int64 [num_slices, 2]: first sequence and
+# number of sequences; all but the last run on one thread each. `control` is zeros: the gate, threads that left, then
+# two counters for each step.
+RUN = _record(
+    "threads functions program segments num_segments buffers num_buffers bases scratch lookups ids num_tokens "
+    "cu_seqlens outputs slices num_slices control"
+)
+# What a kernel works on: `rows` rows from addresses, which are `first`, … of a slice that begins at `token` and
+# `sequence` of the batch; panels begin to end of a linear.
+CALL = _record(
+    "rows first begin end x x_stride residual residual_stride out out_stride codes codes_stride token sequence scratch "
+    "run"
+)
 
 _ZERO, _ONE, _LEVELS = np.float32(0.0), np.float32(1.0), np.float32(255.0)
 _MINUS_TINY, _TINY, _LOWEST = np.float32(-1e-12), np.float32(1e-12), np.float32(-3.0e38)
@@ -105,8 +131,18 @@ _G3, _G4, _G5 = np.float32(-5.3412125e-2), np.float32(8.0807296e-3), np.float32(
 _G6 = np.float32(3.3093243e-5)
 _CUBIC, _TANH_SCALE = np.float32(0.044715), np.float32(1.5957691)
 
+_LIMIT, _HALF_RANGE, _LOG2_255 = np.float32(127.0), np.float32(128.0), np.float32(7.99435344)
+_KEY_START = np.float32(0.0 if CODE_FLIP else -128.0)
+_VALUE_START = np.float32(128.0 if CODE_FLIP else 0.0)
+_BYTE, _EIGHT, _SIXTEEN, _TWENTY_FOUR = np.int32(255), np.int32(8), np.int32(16), np.int32(24)
+
 _inline: Any = njit(forceinline=True, error_model="numpy")
-_kernel: Any = njit(error_model="numpy")
+_helper: Any = njit(error_model="numpy")
+
+_instruction, _call, _run = record_reader(INSTRUCTION), record_reader(CALL), record_reader(RUN)
+_lookup, _buffer, _segment = record_reader(LOOKUP), record_reader(BUFFER), record_reader(SEGMENT)
+_INSTRUCTION_BYTES, _LOOKUP_BYTES, _CALL_BYTES = INSTRUCTION.itemsize, LOOKUP.itemsize, CALL.itemsize
+_BUFFER_BYTES, _SEGMENT_BYTES = BUFFER.itemsize, SEGMENT.itemsize
 
 
 def code_tail(width: int) -> int:
@@ -114,11 +150,16 @@ def code_tail(width: int) -> int:
     return (width + 63) // 64 * 64
 
 
+def attention_scratch_bytes(length: int, head_dim: int) -> int:
+    """Bytes of scratch that either attention needs for one head of a sequence."""
+    return 4 * ((length + 15) // 16 * 16 + 24) * ((head_dim + 15) // 16 * 16 + 12)
+
+
 # ---- exp2, GELU and tanh: one polynomial each, the C++ engine's --------------------------------------------------------
 
 
 @_inline
-def _exp2(t):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _exp2(t):
     """2**t for t <= 126; below -126 it is 2**-126. Relative error 8e-8 (minimax polynomial on [-0.5, 0.5])."""
     t = maximum(t, _LOW_EXPONENT)
     n = rint(t)
@@ -182,9 +223,11 @@ def _quantize_row(x, width, smooth, low, high, codes):
     store(tail + 4, np.int32(negated_zero) + np.int32(CODE_FLIP))
 
 
-@_kernel
-def _quantize_rows(rows, width, x, x_stride, smooth, codes, codes_stride):
-    for row in range(rows):
+def _quantize_rows(s, call):
+    s, call = _instruction(s), _call(call)
+    width, smooth = s.width, s.smooth
+    for row in range(call.rows):
+        x = call.x + row * call.x_stride
         low, high = splat(_MINUS_TINY), splat(_ZERO)
         for c in range(0, width, 16):
             v = load(x + 4 * c)
@@ -192,9 +235,7 @@ def _quantize_rows(rows, width, x, x_stride, smooth, codes, codes_stride):
                 v = v * load(smooth + 4 * c)
             v = keep(v, width - c, _ZERO)
             low, high = minimum(low, v), maximum(high, v)
-        _quantize_row(x, width, smooth, reduce_min(low), reduce_max(high), codes)
-        x += x_stride
-        codes += codes_stride
+        _quantize_row(x, width, smooth, reduce_min(low), reduce_max(high), call.codes + row * call.codes_stride)
 
 
 @_inline
@@ -219,11 +260,13 @@ def _normalize_row(x, width, sums, weight, bias, eps, smooth, codes):
         _quantize_row(x, width, smooth, reduce_min(low), reduce_max(high), codes)
 
 
-@_kernel
-def _add_layernorm(
-    rows, width, x, x_stride, residual, residual_stride, weight, bias, eps, out, out_stride, smooth, codes, codes_stride
-):
-    for _ in range(rows):
+def _add_layernorm(s, call):
+    """LayerNorm of x + residual; with `codes`, its codes too."""
+    s, call = _instruction(s), _call(call)
+    width = s.width
+    for row in range(call.rows):
+        x, out = call.x + row * call.x_stride, call.out + row * call.out_stride
+        residual = s.row if s.row else call.residual + row * call.residual_stride
         sums = splat(_ZERO)
         for c in range(0, width, 16):
             v = load(x + 4 * c)
@@ -232,11 +275,7 @@ def _add_layernorm(
             v = keep(v, width - c, _ZERO)
             store(out + 4 * c, v)
             sums = sums + v
-        _normalize_row(out, width, sums, weight, bias, eps, smooth, codes)
-        x += x_stride
-        residual += residual_stride
-        out += out_stride
-        codes += codes_stride
+        _normalize_row(out, width, sums, s.weight, s.bias, s.eps, s.smooth, call.codes + row * call.codes_stride)
 
 
 @_inline
@@ -247,63 +286,67 @@ def _table_lanes(lookup, row, width, c):
     return load_first(lookup.weight + 4 * (row * width + c), width - c)
 
 
-@_kernel
-def _embed_layernorm(rows, width, lookups, count, ids, first, weight, bias, eps, out, out_stride):
-    for row in range(first, first + rows):
+def _embed_layernorm(s, call):
+    """LayerNorm of the sum of the looked-up rows, added in the order of the lookups."""
+    s, call = _instruction(s), _call(call)
+    run, width = _run(call.run), s.width
+    for row in range(call.rows):
+        out = call.out + row * call.out_stride
+        ids = run.ids + 4 * (call.token + call.first + row)
         sums = splat(_ZERO)
         for c in range(0, width, 16):
-            v = _table_lanes(lookups[0], ids[lookups[0].ids, row], width, c)
-            for i in range(1, count):
-                v = v + _table_lanes(lookups[i], ids[lookups[i].ids, row], width, c)
+            v = splat(_ZERO)
+            for i in range(s.option):
+                lookup = _lookup(run.lookups + i * _LOOKUP_BYTES)
+                lanes = _table_lanes(lookup, load_i32_scalar(ids + 4 * lookup.ids * run.num_tokens), width, c)
+                v = v + lanes if i else lanes
             store(out + 4 * c, v)
             sums = sums + v
-        _normalize_row(out, width, sums, weight, bias, eps, 0, 0)
-        out += out_stride
+        _normalize_row(out, width, sums, s.weight, s.bias, s.eps, np.int64(0), np.int64(0))
 
 
-@_kernel
-def _pool(count, width, x, x_stride, starts, is_mean, out, out_stride):
-    """`starts` holds where each of the sequences begins in x, and where the last one ends."""
-    for s in range(count):
-        first = starts[s] - starts[0]
-        rows = starts[s + 1] - starts[s] if is_mean else 1
-        length = np.float32(rows)
-        for c in range(0, width, 16):
-            at = x + first * x_stride + 4 * c
+def _pool(s, call):
+    """The first row of each sequence, or the mean of its rows; x is all rows of the slice."""
+    s, call = _instruction(s), _call(call)
+    for row in range(call.rows):
+        starts = _run(call.run).cu_seqlens + 4 * (call.sequence + call.first + row)
+        first = load_i32_scalar(starts) - call.token
+        count = load_i32_scalar(starts + 4) - load_i32_scalar(starts) if s.option else 1
+        length = np.float32(count)
+        for c in range(0, s.width, 16):
+            at = call.x + first * call.x_stride + 4 * c
             v = load(at)
-            for _ in range(1, rows):
-                at += x_stride
+            for _ in range(1, count):
+                at += call.x_stride
                 v = v + load(at)
-            store(out + 4 * c, v / length)
-        out += out_stride
+            store(call.out + row * call.out_stride + 4 * c, v / length)
 
 
-@_kernel
-def _normalize(rows, width, x, x_stride, out, out_stride):
-    for _ in range(rows):
+def _normalize(s, call):
+    """Rows divided by max(Euclidean norm, 1e-12)."""
+    s, call = _instruction(s), _call(call)
+    for row in range(call.rows):
+        x, out = call.x + row * call.x_stride, call.out + row * call.out_stride
         squares = splat(_ZERO)
-        for c in range(0, width, 16):
-            v = keep(load(x + 4 * c), width - c, _ZERO)
+        for c in range(0, s.width, 16):
+            v = keep(load(x + 4 * c), s.width - c, _ZERO)
             squares = fma(v, v, squares)
         norm = np.float32(math.sqrt(reduce_add(squares)))
         norm = norm if norm > _TINY else _TINY
-        for c in range(0, width, 16):
+        for c in range(0, s.width, 16):
             store(out + 4 * c, load(x + 4 * c) / norm)
-        x += x_stride
-        out += out_stride
+
+
+def _copy(s, call):
+    """Rows, or columns of them, to a result of the caller's, whose rows are not padded."""
+    s, call = _instruction(s), _call(call)
+    first = call.first + (call.sequence if s.per_sequence else call.token)
+    to = load_i64_scalar(_run(call.run).outputs + 8 * s.option) + 4 * s.width * first
+    for row in range(call.rows):
+        copy_bytes(to + 4 * s.width * row, call.x + row * call.x_stride + 4 * s.column, 4 * s.width)
 
 
 # ---- Matrix products ------------------------------------------------------------------------------------------------------
-
-
-@_kernel
-def _dot_tile(rows, num_vectors, codes, stride, columns, step_stride, steps, start, out, out_stride):
-    vectors.dot_tile(rows, num_vectors, codes, stride, columns, step_stride, steps, start, out, out_stride)
-
-
-@_kernel
-def _fma_tile(rows, num_vectors, x, stride, columns, step_stride, steps, out, out_stride):
-    vectors.fma_tile(rows, num_vectors, x, stride, columns, step_stride, steps, 0, out, out_stride)
 
 
 @_inline
@@ -314,48 +357,50 @@ def _store_row(y, activation, residual, out):
     store(out, y)
 
 
-@_kernel
-def _linear_u8s8_f32(
-    rows, s, panel_begin, panel_end, codes, codes_stride, residual, residual_stride, out, out_stride
-):
+def _linear_u8s8_f32(s, call):
     """out = activation((sum * w_scale) * a_scale + bias) + residual; weight [panels][steps][TILE][4]."""
+    s, call = _instruction(s), _call(call)
     tile = stack_space(STACK_TILE)
     steps = (s.width + 3) // 4
     tail = (s.width + 63) // 64 * 64
-    for panel in range(panel_begin, panel_end):
+    for panel in range(call.begin, call.end):
         weight = s.weight + panel * steps * TILE_BYTES
         at = panel * TILE_BYTES
-        for row in range(0, rows, DOT_ROWS):
-            count = min(DOT_ROWS, rows - row)
-            first = codes + row * codes_stride
-            _dot_tile(count, TILE_VECTORS, first, codes_stride, weight, TILE_BYTES, steps, 0, tile, TILE_BYTES)
-            for m in range(count):
-                meta = first + m * codes_stride + tail
+        for first in range(0, call.rows, DOT_ROWS):
+            codes = call.x + first * call.x_stride
+            rows = min(DOT_ROWS, call.rows - first)
+            dot_tile(rows, TILE_VECTORS, codes, call.x_stride, weight, TILE_BYTES, steps, 0, tile, TILE_BYTES)
+            for m in range(rows):
+                meta = codes + m * call.x_stride + tail
                 acc = load_i32_wide(tile + m * TILE_BYTES) + load_i32_wide(s.colsum + at) * load_i32_scalar(meta + 4)
                 y = to_f32(acc) * load_wide(s.scale + at) * load_f32_scalar(meta) + load_wide(s.bias + at)
-                added = residual + (row + m) * residual_stride + at if residual else 0
-                _store_row(y, s.option, added, out + (row + m) * out_stride + at)
+                residual = call.residual + (first + m) * call.residual_stride + at if call.residual else 0
+                _store_row(y, s.option, residual, call.out + (first + m) * call.out_stride + at)
 
 
-@_kernel
-def _linear_f32(rows, s, panel_begin, panel_end, x, x_stride, residual, residual_stride, out, out_stride):
+def _linear_f32(s, call):
     """out = activation(sum + bias) + residual; weight [panels][inputs][TILE]."""
+    s, call = _instruction(s), _call(call)
     tile = stack_space(STACK_TILE)
-    for panel in range(panel_begin, panel_end):
+    for panel in range(call.begin, call.end):
         weight = s.weight + panel * s.width * TILE_BYTES
         at = panel * TILE_BYTES
-        for row in range(0, rows, FMA_ROWS):
-            count = min(FMA_ROWS, rows - row)
-            _fma_tile(
-                count, TILE_VECTORS, x + row * x_stride, x_stride, weight, TILE_BYTES, s.width, tile, TILE_BYTES
-            )
-            for m in range(count):
+        for first in range(0, call.rows, FMA_ROWS):
+            x = call.x + first * call.x_stride
+            rows = min(FMA_ROWS, call.rows - first)
+            fma_tile(rows, TILE_VECTORS, x, call.x_stride, weight, TILE_BYTES, s.width, 0, tile, TILE_BYTES)
+            for m in range(rows):
                 y = load_wide(tile + m * TILE_BYTES) + load_wide(s.bias + at)
-                added = residual + (row + m) * residual_stride + at if residual else 0
-                _store_row(y, s.option, added, out + (row + m) * out_stride + at)
+                residual = call.residual + (first + m) * call.residual_stride + at if call.residual else 0
+                _store_row(y, s.option, residual, call.out + (first + m) * call.out_stride + at)
 
 
 # ---- Attention --------------------------------------------------------------------------------------------------------------
+
+
+@_helper
+def _fma_tile(rows, num_vectors, x, stride, columns, step_stride, steps, out, out_stride):
+    fma_tile(rows, num_vectors, x, stride, columns, step_stride, steps, 0, out, out_stride)
 
 
 @_inline
@@ -385,45 +430,188 @@ def _softmax_row(scores, length, scale2):
     return _ONE / reduce_add(sums)
 
 
-@_kernel
-def _attention_varlen(length, head_dim, q, k, v, stride, context, context_stride, scratch):
+@_inline
+def _attention_rows(s, call):
+    """(length, head_dim, address of q, address of the context) of the call's head: row = sequence * heads + head."""
+    starts = _run(call.run).cu_seqlens + 4 * (call.sequence + call.first // s.option)
+    first = load_i32_scalar(starts) - call.token
+    head_dim = s.width // s.option
+    head = 4 * head_dim * (call.first % s.option)
+    length = np.int64(load_i32_scalar(starts + 4) - load_i32_scalar(starts))
+    return length, head_dim, call.x + first * call.x_stride + head, call.out + first * call.out_stride + head
+
+
+def _attention_varlen(s, call):
     """softmax(Q K^T / sqrt(head_dim)) V of one head of one sequence.
 
     K is transposed once; then for each tile of queries a whole row of scores fits the cache, so the softmax needs no
     rescaling. Every score and every output is one chain of fused multiply-adds, ascending.
     """
-    tile, inv_sums = stack_space(STACK_TILE), stack_space(64)
+    s, call = _instruction(s), _call(call)
+    length, head_dim, q, context = _attention_rows(s, call)
+    stride = call.x_stride
+    k, v = q + 4 * s.width, q + 8 * s.width
+    tile, inv_sums, tile_stride = stack_space(STACK_TILE), stack_space(64), np.int64(TILE_BYTES)
     scores_stride = (length + 15) // 16 * 64
-    keys, scores = scratch, scratch + scores_stride * ((head_dim + 15) // 16 * 16)
+    keys, scores = call.scratch, call.scratch + scores_stride * ((head_dim + 15) // 16 * 16)
     for j in range(0, length, 16):
         for d in range(0, head_dim, 16):
             transpose_block(k + j * stride + 4 * d, stride, keys + d * scores_stride + 4 * j, scores_stride)
     scale2 = _LOG2_E / np.float32(math.sqrt(np.float32(head_dim)))
     for i in range(0, length, FMA_ROWS):
-        count = min(FMA_ROWS, length - i)
-        j = 0
-        while j < length:
-            num = _tile_vectors(length - j)
-            _fma_tile(
-                count, num, q + i * stride, stride, keys + 4 * j, scores_stride, head_dim, scores + 4 * j, scores_stride
-            )
-            j += 16 * num
-        for m in range(count):
+        rows = min(FMA_ROWS, length - i)
+        at = 0
+        while at < length:
+            num = _tile_vectors(length - at)
+            to = scores + 4 * at
+            _fma_tile(rows, num, q + i * stride, stride, keys + 4 * at, scores_stride, head_dim, to, scores_stride)
+            at += 16 * num
+        for m in range(rows):
             store(inv_sums + 4 * m, _softmax_row(scores + m * scores_stride, length, scale2))
-        d = 0
-        while d < head_dim:
-            num = _tile_vectors(head_dim - d)
-            _fma_tile(count, num, scores, scores_stride, v + 4 * d, stride, length, tile, TILE_BYTES)
-            for m in range(count):
+        at = 0
+        while at < head_dim:
+            num = _tile_vectors(head_dim - at)
+            _fma_tile(rows, num, scores, scores_stride, v + 4 * at, stride, length, tile, tile_stride)
+            for m in range(rows):
                 inv_sum = load_f32_scalar(inv_sums + 4 * m)
-                to = context + (i + m) * context_stride + 4 * d
-                for c in range(0, 16 * num, 16):
+                for c in range(0, min(16 * num, head_dim - at), 16):
                     y = load(tile + m * TILE_BYTES + 4 * c) * inv_sum
-                    if head_dim - d - c >= 16:
-                        store(to + 4 * c, y)
-                    elif head_dim - d - c > 0:
-                        store_first(to + 4 * c, y, head_dim - d - c)
-            d += 16 * num
+                    store_first(context + (i + m) * call.out_stride + 4 * (at + c), y, head_dim - at - c)
+            at += 16 * num
+
+
+# Attention with both products in int8. Oracle: quant.attention_u8s8_f32, which states the rounding. Codes of queries
+# and scores are stored xor CODE_FLIP; sums start where that makes them equal on every instruction set.
+
+
+@_helper
+def _dot_tile(rows, num_vectors, codes, stride, columns, step_stride, steps, start, out, out_stride):
+    dot_tile(rows, num_vectors, codes, stride, columns, step_stride, steps, start, out, out_stride)
+
+
+@_inline
+def _pack4(a, b, c, d):
+    """Lane i: the bytes a, b, c, d of lane i."""
+    low = (to_i32(a) & _BYTE) | ((to_i32(b) & _BYTE) << _EIGHT)
+    return low | ((to_i32(c) & _BYTE) << _SIXTEEN) | (to_i32(d) << _TWENTY_FOUR)
+
+
+@_inline
+def _pack_lanes(x, stride, valid, rows, codes, codes_stride, scale, start, start_factor):
+    """Symmetric codes of the `valid` lanes at x over `rows` rows, by lane, [rows / 4][lane][4]; their scales and starts."""
+    top = splat(_TINY)
+    for row in range(rows):
+        top = maximum(top, absolute(keep(load(x + row * stride), valid, _ZERO)))
+    store(scale, top / _LIMIT)
+    r = splat(_LIMIT) / top
+    sums = splat(_ZERO)
+    for row in range(0, rows, 4):
+        a = rint(keep(load(x + row * stride), valid, _ZERO) * r)
+        b, c, d = splat(_ZERO), splat(_ZERO), splat(_ZERO)
+        if row + 1 < rows:
+            b = rint(keep(load(x + (row + 1) * stride), valid, _ZERO) * r)
+        if row + 2 < rows:
+            c = rint(keep(load(x + (row + 2) * stride), valid, _ZERO) * r)
+        if row + 3 < rows:
+            d = rint(keep(load(x + (row + 3) * stride), valid, _ZERO) * r)
+        sums = sums + a + b + c + d
+        store(codes + row // 4 * codes_stride, _pack4(a, b, c, d))
+    store(start, to_i32(sums * start_factor))
+
+
+@_inline
+def _softmax_codes(scores, length, top, scale2, codes):
+    """codes = round(255 * 2**(scale2 * (score - top))); returns 1 / their sum."""
+    shift = _LOG2_255 - top * scale2
+    sums = splat(_ZERO)
+    whole = length // TILE * TILE
+    for c in range(0, whole, TILE):
+        wide = rint(_exp2(fma(load_wide(scores + 4 * c), scale2, splat_wide(shift))))
+        store_codes(codes + c, wide)
+        sums = add_parts(sums, wide)
+    for c in range(whole, length, 16):
+        p = keep(rint(_exp2(fma(load(scores + 4 * c), scale2, splat(shift)))), length - c, _ZERO)
+        store_codes(codes + c, p)
+        sums = sums + p
+    return _ONE / reduce_add(sums)
+
+
+def _attention_varlen_u8s8(s, call):
+    """`_attention_varlen` in int8: K quantized by key, V by column, over this sequence alone."""
+    s, call = _instruction(s), _call(call)
+    length, head_dim, q, context = _attention_rows(s, call)
+    stride = call.x_stride
+    k, v = q + 4 * s.width, q + 8 * s.width
+    keys_stride, values_stride = (length + 15) // 16 * 64, (head_dim + 15) // 16 * 64  # bytes of codes by four, or of f32
+    key_scale = call.scratch
+    key_start = key_scale + keys_stride
+    value_scale = key_start + keys_stride
+    value_start = value_scale + values_stride
+    keys = value_start + values_stride
+    values = keys + (head_dim + 3) // 4 * keys_stride
+    scores = values + (length + 3) // 4 * values_stride
+    query_codes = scores + DOT_ROWS * keys_stride
+    score_codes = query_codes + DOT_ROWS * values_stride // 4
+    block = score_codes + DOT_ROWS * keys_stride // 4
+    for j in range(0, length, 16):
+        for d in range(0, head_dim, 16):
+            transpose_block(k + j * stride + 4 * d, stride, block + 64 * d, 64)
+        at = 4 * j
+        _pack_lanes(
+            block, 64, length - j, head_dim, keys + at, keys_stride, key_scale + at, key_start + at, _KEY_START
+        )
+    for d in range(0, head_dim, 16):
+        at = 4 * d
+        _pack_lanes(
+            v + at, stride, head_dim - d, length, values + at, values_stride, value_scale + at, value_start + at,
+            _VALUE_START,
+        )
+    tile, inv_sums, tile_stride = stack_space(STACK_TILE), stack_space(64), np.int64(TILE_BYTES)
+    scale2 = _LOG2_E / np.float32(math.sqrt(np.float32(head_dim)))
+    for i in range(0, length, DOT_ROWS):
+        rows = min(DOT_ROWS, length - i)
+        for m in range(rows):
+            x = q + (i + m) * stride
+            top = splat(_TINY)
+            for c in range(0, head_dim, 16):
+                top = maximum(top, absolute(keep(load(x + 4 * c), head_dim - c, _ZERO)))
+            largest = reduce_max(top)
+            r = _LIMIT / largest
+            for c in range(0, head_dim, 16):
+                codes = rint(keep(load(x + 4 * c), head_dim - c, _ZERO) * r) + _HALF_RANGE
+                store_codes(query_codes + m * values_stride // 4 + c, codes)
+            store(inv_sums + 4 * m, largest / _LIMIT)  # the query's scale, until the softmax has used it
+        at = 0
+        while at < length:
+            num = _tile_vectors(length - at)
+            _dot_tile(
+                rows, num, query_codes, values_stride // 4, keys + 4 * at, keys_stride, (head_dim + 3) // 4,
+                key_start + 4 * at, scores + 4 * at, keys_stride,
+            )
+            at += 16 * num
+        for m in range(rows):
+            row = scores + m * keys_stride
+            top = splat(_LOWEST)
+            for c in range(0, length, 16):
+                score = to_f32(load_i32(row + 4 * c)) * load(key_scale + 4 * c)
+                store(row + 4 * c, score)
+                top = maximum(top, keep(score, length - c, _LOWEST))
+            row_scale2 = scale2 * load_f32_scalar(inv_sums + 4 * m)
+            inv_sum = _softmax_codes(row, length, reduce_max(top), row_scale2, score_codes + m * keys_stride // 4)
+            store(inv_sums + 4 * m, inv_sum)
+        at = 0
+        while at < head_dim:
+            num = _tile_vectors(head_dim - at)
+            _dot_tile(
+                rows, num, score_codes, keys_stride // 4, values + 4 * at, values_stride, (length + 3) // 4,
+                value_start + 4 * at, tile, tile_stride,
+            )
+            for m in range(rows):
+                inv_sum = load_f32_scalar(inv_sums + 4 * m)
+                for c in range(0, min(16 * num, head_dim - at), 16):
+                    y = to_f32(load_i32(tile + m * TILE_BYTES + 4 * c)) * load(value_scale + 4 * (at + c)) * inv_sum
+                    store_first(context + (i + m) * call.out_stride + 4 * (at + c), y, head_dim - at - c)
+            at += 16 * num
 
 
 # ---- Running a program ------------------------------------------------------------------------------------------------------
@@ -455,182 +643,157 @@ def _finish_step(step, finished, items):
 
 
 @_inline
-def _address(buffers, bases, number, first, block):
-    """Where a buffer's rows begin: those from `first`, or from the thread's block of a local buffer."""
+def _place(run, bases, number, first, block):
+    """(address, stride) of a buffer's rows from `first`, or from `block` of a local buffer."""
     if number < 0:
-        return 0
-    return bases[number] + (block if buffers[number].is_local else first) * buffers[number].stride
+        return 0, 0
+    buffer = _buffer(run.buffers + number * _BUFFER_BYTES)
+    at = block if buffer.is_local else first
+    return load_i64_scalar(bases + 8 * number) + at * buffer.stride, buffer.stride
 
 
-@_inline
-def _stride(buffers, number):
-    return buffers[number].stride if number >= 0 else 0
+@_helper
+def _execute(run, bases, call, at, until, block, column):
+    """Instructions [at, until) over the rows of the call, which are at `block` in local buffers; all columns if -1."""
+    for i in range(at, until):
+        address = run.program + i * _INSTRUCTION_BYTES
+        s = _instruction(address)
+        is_attention = s.op == ATTENTION or s.op == ATTENTION_S8
+        call.x, call.x_stride = _place(run, bases, s.x, 0 if is_attention or s.op == POOL else call.first, block)
+        call.residual, call.residual_stride = _place(run, bases, s.residual, call.first, block)
+        call.out, call.out_stride = _place(run, bases, s.out, 0 if is_attention else call.first, block)
+        call.codes, call.codes_stride = _place(run, bases, s.codes, call.first, block)
+        call.begin, call.end = (column, column + 1) if column >= 0 else (0, (s.outputs + TILE - 1) // TILE)
+        invoke(load_i64_scalar(run.functions + 8 * s.op), address, address_of(call))
 
 
-@_kernel
-def _execute(s, buffers, bases, lookups, ids, cu_seqlens, outputs, token, sequence, first, rows, block, begin, end):
-    """One instruction over rows [first, first + rows) of a slice, panels [begin, end) if it is a linear.
-
-    The slice begins at that token and sequence of the batch.
-    """
-    x = _address(buffers, bases, s.x, first, block)
-    residual = _address(buffers, bases, s.residual, first, block)
-    out = _address(buffers, bases, s.out, first, block)
-    codes = _address(buffers, bases, s.codes, first, block)
-    x_stride, residual_stride = _stride(buffers, s.x), _stride(buffers, s.residual)
-    out_stride, codes_stride = _stride(buffers, s.out), _stride(buffers, s.codes)
-    if s.op == LINEAR_S8:
-        _linear_u8s8_f32(rows, s, begin, end, x, x_stride, residual, residual_stride, out, out_stride)
-    elif s.op == LINEAR_F32:
-        _linear_f32(rows, s, begin, end, x, x_stride, residual, residual_stride, out, out_stride)
-    elif s.op == LAYERNORM:
-        if s.row:
-            residual = s.row
-        _add_layernorm(
-            rows, s.width, x, x_stride, residual, residual_stride, s.weight, s.bias, s.eps, out, out_stride,
-            s.smooth, codes, codes_stride,
-        )
-    elif s.op == QUANTIZE:
-        _quantize_rows(rows, s.width, x, x_stride, s.smooth, codes, codes_stride)
-    elif s.op == EMBED:
-        _embed_layernorm(
-            rows, s.width, lookups, s.option, ids, token + first, s.weight, s.bias, s.eps, out, out_stride
-        )
-    elif s.op == POOL:
-        from_row = cu_seqlens[sequence + first] - cu_seqlens[sequence]
-        starts = cu_seqlens[sequence + first :]
-        x = _address(buffers, bases, s.x, from_row, 0)
-        _pool(rows, s.width, x, x_stride, starts, s.option, out, out_stride)
-    elif s.op == NORMALIZE:
-        _normalize(rows, s.width, x, x_stride, out, out_stride)
-    elif s.op == COPY:
-        at = outputs[s.option] + 4 * s.width * (first + (sequence if s.outputs else token))
-        for row in range(rows):
-            copy_bytes(at + 4 * s.width * row, x + row * x_stride + 4 * s.column, 4 * s.width)
-
-
-@_inline
-def _num_panels(s):
-    return (s.outputs + TILE - 1) // TILE if s.op == LINEAR_S8 or s.op == LINEAR_F32 else 1
-
-
-@_kernel
-def _run_slice(
-    step, rank, threads, program, segments, buffers, bases, scratch, lookups, ids, cu_seqlens, outputs, sequence, count
-):
-    """Run all segments over `count` sequences from `sequence`, as thread `rank` of a team.
+@_helper
+def _run_slice(step, rank, run, bases, call):
+    """Run all segments over the call's sequences, as thread `rank` of a team.
 
     Between two attentions everything is a matter of single rows: a block of them goes through all of it at once, and
     threads share out the blocks. Where there are too few rows for that, they share out the columns of each linear.
     """
-    token = cu_seqlens[sequence]
-    tokens = cu_seqlens[sequence + count] - token
-    for segment in segments:
-        s = program[segment.first]
-        finished = 0
-        if segment.kind == OVER_HEADS:
-            stride, context_stride = buffers[s.x].stride, buffers[s.out].stride
-            head_dim = s.width // s.option
-            items = count * s.option
-            item = _next_item(step, -1)
-            while item < items:
-                at = sequence + item // s.option
-                first, length = cu_seqlens[at] - token, cu_seqlens[at + 1] - cu_seqlens[at]
-                head = 4 * head_dim * (item % s.option)
-                q = bases[s.x] + first * stride + head
-                context = bases[s.out] + first * context_stride + head
-                _attention_varlen(
-                    length, head_dim, q, q + 4 * s.width, q + 8 * s.width, stride, context, context_stride, scratch
-                )
-                finished += 1
-                item = _next_item(step, item)
-            step = _finish_step(step, finished, items)
-            continue
-        rows = count if segment.kind == OVER_SEQUENCES else tokens
-        if threads == 1 or rows >= 2 * DOT_ROWS * threads:
-            # a thread's share in blocks of like size
-            tiles = (rows + DOT_ROWS - 1) // DOT_ROWS
-            share = (tiles + threads - 1) // threads
+    threads = run.threads if step else 1
+    count = call.rows
+    starts = run.cu_seqlens + 4 * call.sequence
+    call.token = np.int64(load_i32_scalar(starts))
+    tokens = load_i32_scalar(starts + 4 * count) - call.token
+    for number in range(run.num_segments):
+        segment = _segment(run.segments + number * _SEGMENT_BYTES)
+        is_heads = segment.kind == OVER_HEADS
+        rows = tokens if segment.kind == OVER_TOKENS else count
+        if is_heads:
+            rows *= _instruction(run.program + segment.first * _INSTRUCTION_BYTES).option
+        is_blocks = not is_heads and (threads == 1 or rows >= 2 * DOT_ROWS * threads)
+        block_size = 1
+        if is_blocks:  # a thread's share in blocks of like size
+            share = ((rows + DOT_ROWS - 1) // DOT_ROWS + threads - 1) // threads
             per_share = (share * DOT_ROWS + segment.block_rows - 1) // segment.block_rows
-            size = (share + per_share - 1) // per_share * DOT_ROWS
-            items = (rows + size - 1) // size
-            item = _next_item(step, -1)
+            block_size = (share + per_share - 1) // per_share * DOT_ROWS
+        at = segment.first
+        while at < segment.last:
+            s = _instruction(run.program + at * _INSTRUCTION_BYTES)
+            is_columns = not is_blocks and (s.op == LINEAR_S8 or s.op == LINEAR_F32)
+            until = segment.last if is_blocks else at + 1
+            items = (s.outputs + TILE - 1) // TILE if is_columns else (rows + block_size - 1) // block_size
+            finished = 0
+            item = _next_item(step, np.int64(-1))
             while item < items:
-                first = item * size
-                for i in range(segment.first, segment.last):
-                    _execute(
-                        program[i], buffers, bases, lookups, ids, cu_seqlens, outputs, token, sequence,
-                        first, min(size, rows - first), rank * segment.block_rows, 0, _num_panels(program[i]),
-                    )
+                call.first = 0 if is_columns else item * block_size
+                call.rows = rows if is_columns else min(block_size, rows - call.first)
+                block = rank * segment.block_rows if is_blocks else call.first
+                _execute(run, bases, call, at, until, block, item if is_columns else -1)
                 finished += 1
                 item = _next_item(step, item)
             step = _finish_step(step, finished, items)
-        else:
-            for i in range(segment.first, segment.last):
-                is_linear = program[i].op == LINEAR_S8 or program[i].op == LINEAR_F32
-                items = _num_panels(program[i]) if is_linear else rows
-                finished = 0
-                item = _next_item(step, -1)
-                while item < items:
-                    first, number = (0, rows) if is_linear else (item, 1)
-                    begin, end = (item, item + 1) if is_linear else (0, 1)
-                    _execute(
-                        program[i], buffers, bases, lookups, ids, cu_seqlens, outputs, token, sequence,
-                        first, number, first, begin, end,
-                    )
-                    finished += 1
-                    item = _next_item(step, item)
-                step = _finish_step(step, finished, items)
+            at = until
+    return step
 
 
-def make_run_program(key: str) -> Any:
-    """The entry point, compiled once a machine: `key` stands for all that the result depends on besides this file."""
+def _run_program(rank, address):
+    """Run a batch as thread `rank`; rank 0 returns when all of it is done and no thread is in it any more."""
+    run = _run(address)
+    if rank and atomic_add(run.control, 1) >= _CLOSED:
+        return
+    call_address = stack_space(_CALL_BYTES)
+    call = _call(call_address)
+    call.run = address
+    first_step = run.control + STEP_BYTES
+    step = first_step
+    items = run.num_slices - 1
+    finished = 0
+    item = _next_item(first_step, np.int64(-1))
+    while True:
+        is_alone = item < items
+        if not is_alone:
+            step = _finish_step(first_step, finished, items)
+        at = run.slices + 16 * (item if is_alone else items)
+        call.sequence, call.rows = load_i64_scalar(at), load_i64_scalar(at + 8)
+        workspace = 1 + rank if is_alone else 0
+        call.scratch = load_i64_scalar(run.scratch + 8 * (workspace * run.threads + (0 if is_alone else rank)))
+        bases = run.bases + 8 * workspace * run.num_buffers
+        if call.rows:
+            _run_slice(0 if is_alone or run.threads == 1 else step, 0 if is_alone else rank, run, bases, call)
+        if not is_alone:
+            break
+        finished += 1
+        item = _next_item(first_step, item)
+    if rank:
+        atomic_add(run.control + 64, 1)
+        return
+    entered = atomic_add(run.control, _CLOSED)
+    while atomic_load(run.control + 64) < entered:
+        yield_cpu()
 
-    def run_program(
-        rank, threads, control, program, segments, buffers, bases, scratch, lookups, ids, cu_seqlens, outputs, slices
-    ):
-        """Run a batch as thread `rank`; rank 0 returns when all of it is done and no thread is in it any more.
 
-        Args:
-            rank: of this thread; threads: of the team.
-            control: address of zeros: gate, threads that left, slices claimed and done, then a step each two counters.
-            program, segments, buffers, lookups: what to do.
-            bases: int64 [1 + threads, buffers]: addresses; row 0 for the team, the others for a thread alone.
-            scratch: int64 [1 + threads, threads]: addresses of attention's scratch.
-            ids: int32 [3, tokens]: word, token type and position.
-            cu_seqlens: int32 [n + 1].
-            outputs: int64: addresses of the results.
-            slices: int64 [k, 2]: first sequence and number of sequences; all but the last run on one thread each.
-        """
-        if key == "":
-            return
-        if rank and atomic_add(control, 1) >= _CLOSED:
-            return
-        step = control + STEP_BYTES
-        items = len(slices) - 1
-        finished = 0
-        item = _next_item(step, -1)
-        while item < items:
-            _run_slice(
-                0, 0, 1, program, segments, buffers, bases[1 + rank], scratch[1 + rank, 0], lookups, ids, cu_seqlens,
-                outputs, slices[item, 0], slices[item, 1],
-            )
-            finished += 1
-            item = _next_item(step, item)
-        step = _finish_step(step, finished, items)
-        if slices[items, 1]:
-            _run_slice(
-                step if threads > 1 else 0, rank, threads, program, segments, buffers, bases[0], scratch[0, rank],
-                lookups, ids, cu_seqlens, outputs, slices[items, 0], slices[items, 1],
-            )
-        if rank:
-            atomic_add(control + 64, 1)
-            return
-        entered = atomic_add(control, _CLOSED)
-        while atomic_load(control + 64) < entered:
-            yield_cpu()
+# ---- Compiling --------------------------------------------------------------------------------------------------------------
 
+KERNELS: dict[int, Callable[..., None]] = {
+    EMBED: _embed_layernorm,
+    QUANTIZE: _quantize_rows,
+    LINEAR_S8: _linear_u8s8_f32,
+    LINEAR_F32: _linear_f32,
+    LAYERNORM: _add_layernorm,
+    ATTENTION: _attention_varlen,
+    ATTENTION_S8: _attention_varlen_u8s8,
+    POOL: _pool,
+    NORMALIZE: _normalize,
+    COPY: _copy,
+}
+
+
+class _Cache(FunctionCache):  # type: ignore[misc]
+    """Numba's cache on disk, keyed by CPU and Numba's version, and here by what all of our sources hold."""
+
+    def __init__(self, function: Callable[..., None]) -> None:
+        super().__init__(function)
+        self._cache_file = IndexDataCacheFile(self._cache_path, self._impl.filename_base, _source_stamp())
+
+
+@cache
+def _source_stamp() -> str:
+    sources = [Path(path).read_bytes() for path in (__file__, str(numba_cpu_vectors.__file__))]
+    return hashlib.sha256(b"".join([edgebert.__version__.encode(), *sources])).hexdigest()
+
+
+@cache
+def _compile(function: Callable[..., None]) -> Any:
+    signature = ((types.int64, types.int64), types.void)
+    compiled = CFunc(function, signature, {}, {"error_model": "numpy"})
     try:
-        return njit(nogil=True, error_model="numpy", cache=True)(run_program)
-    except RuntimeError:  # no folder can be written
-        return njit(nogil=True, error_model="numpy")(run_program)
+        compiled._cache = _Cache(function)
+    except RuntimeError:  # there is no folder to write to: compiled anew in every process
+        pass
+    compiled.compile()
+    return compiled
+
+
+def kernel_address(op: int) -> int:
+    """Address of the kernel of that op, void(INSTRUCTION*, CALL*); compiled, or read from the cache on disk."""
+    return int(_compile(KERNELS[op]).address)
+
+
+def run_program() -> Any:
+    """The entry point as a ctypes function (rank, address of RUN), which releases the GIL."""
+    return _compile(_run_program).ctypes

@@ -34,7 +34,8 @@ class Rows(NamedTuple):
 class Program(NamedTuple):
     """The recorded program; arrays are those of `numba_cpu_kernels`, and `keep` holds what they give the address of."""
 
-    instructions: Array
+    functions: Array
+    program: Array
     segments: Array
     buffers: Array
     lookups: Array
@@ -42,8 +43,13 @@ class Program(NamedTuple):
     block_rows: NDArray[np.int64]  # of each buffer: rows of a thread's block if it is local
     num_steps: int
     head_dim: int  # the largest
-    slack_rows: int  # of a buffer, beyond its last
     keep: list[Array]
+    slack_rows: int = kernels.SLACK_ROWS  # of a buffer, beyond its last row
+    run_dtype: np.dtype[Any] = kernels.RUN
+
+    def scratch_bytes(self, max_seqlen: int) -> int:
+        """Bytes that attention needs for one head of a sequence of that length."""
+        return kernels.attention_scratch_bytes(max_seqlen, self.head_dim)
 
 
 class WeightStore:
@@ -192,7 +198,7 @@ class _Recorder:
         domain = self._domains[source.number]
         self._append(
             kernels.COPY, domain, x=source.number, width=rows.width, option=output, column=column,
-            outputs=int(domain == OVER_SEQUENCES),
+            per_sequence=int(domain == OVER_SEQUENCES),
         )
 
     # ---- Recording
@@ -244,19 +250,20 @@ class _Recorder:
         for row, instruction in zip(program, self._instructions, strict=True):
             for field, value in instruction.items():
                 row[field] = value
-        steps = sum(1 if kind == OVER_HEADS else last - first for kind, first, last in segments)
+        functions = np.zeros(kernels.NUM_OPS, np.int64)
+        for op in {instruction["op"] for instruction in self._instructions}:
+            functions[op] = kernels.kernel_address(op)
+        fields = [(*segment, rows) for segment, rows in zip(segments, block_rows, strict=True)]
         return Program(
+            functions,
             program,
-            np.array(
-                [(*segment, rows) for segment, rows in zip(segments, block_rows, strict=True)], kernels.SEGMENT
-            ),
+            np.array(fields, kernels.SEGMENT),
             np.array([(stride, is_local) for _, is_local, stride, _ in slots], kernels.BUFFER),
             np.array(self._lookups, kernels.LOOKUP),
             np.array([domain == OVER_TOKENS for domain, *_ in slots]),
             np.array([rows for *_, rows in slots]),
-            2 + steps,
+            2 + len(program),
             self._head_dim,
-            kernels.SLACK_ROWS,
             self._keep,
         )
 

@@ -11,11 +11,13 @@ import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.core.extending import intrinsic, lower_builtin, models, register_model
 from numba.core.registry import cpu_target
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
+from numba.np.numpy_support import from_dtype
 
 Value = Any  # an llvmlite value
 Builder = Any  # an llvmlite IRBuilder
@@ -307,7 +309,8 @@ reduce_min = _reducer(lambda b, x, y: b.select(b.fcmp_ordered("<", x, y), x, y))
 
 
 def _loader(kind: Any) -> Any:
-    what = _llvm_type(kind) if isinstance(kind, Vector) else _F32 if kind == types.float32 else _I32
+    scalars = {types.float32: _F32, types.int32: _I32, types.int64: _I64}
+    what = _llvm_type(kind) if isinstance(kind, Vector) else scalars[kind]
 
     @intrinsic
     def load(typingctx: Any, address: Any) -> Any:
@@ -321,8 +324,9 @@ def _loader(kind: Any) -> Any:
     return load
 
 
-load, load_wide, load_i32_wide = _loader(F32X16), _loader(F32_WIDE), _loader(I32_WIDE)
-load_f32_scalar, load_i32_scalar = _loader(types.float32), _loader(types.int32)
+load, load_wide = _loader(F32X16), _loader(F32_WIDE)
+load_i32, load_i32_wide = _loader(I32X16), _loader(I32_WIDE)
+load_f32_scalar, load_i32_scalar, load_i64_scalar = _loader(types.float32), _loader(types.int32), _loader(types.int64)
 
 
 @intrinsic
@@ -411,6 +415,42 @@ def copy_bytes(typingctx: Any, to: Any, source: Any, size: Any) -> Any:
     return types.void(types.int64, types.int64, types.int64), codegen
 
 
+def record_reader(dtype: np.dtype[Any]) -> Any:
+    """An intrinsic: the record of that dtype at an address, by reference."""
+    kind = from_dtype(dtype)
+
+    @intrinsic
+    def record(typingctx: Any, address: Any) -> Any:
+        def codegen(context: Any, builder: Builder, sig: Any, args: Any) -> Value:
+            return builder.inttoptr(args[0], context.get_value_type(kind))
+
+        return kind(types.int64), codegen
+
+    return record
+
+
+@intrinsic
+def address_of(typingctx: Any, record: Any) -> Any:
+    """Address of a record."""
+
+    def codegen(context: Any, builder: Builder, sig: Any, args: Any) -> Value:
+        return builder.ptrtoint(args[0], _I64)
+
+    return types.int64(record), codegen
+
+
+@intrinsic
+def invoke(typingctx: Any, function: Any, first: Any, second: Any) -> Any:
+    """Call the C function at that address, of two int64 and without a result."""
+
+    def codegen(context: Any, builder: Builder, sig: Any, args: Any) -> None:
+        function, *rest = args
+        kind = ir.FunctionType(ir.VoidType(), [_I64, _I64])
+        builder.call(builder.inttoptr(function, kind.as_pointer()), rest)
+
+    return types.void(types.int64, types.int64, types.int64), codegen
+
+
 # ---- Register tiles ---------------------------------------------------------------------------------------------------
 
 
@@ -453,14 +493,15 @@ def _emit_by_size(
 VECTOR_COUNTS = tuple(count for count in (1, 2, 4) if count <= ISA.vectors)  # widths of a tile
 
 
-def _tile_sizes(rows: int) -> list[tuple[int, int]]:
-    return [(some, vectors) for some in range(1, rows + 1) for vectors in VECTOR_COUNTS]
+def _tile_sizes(rows: int, vectors: Any) -> list[tuple[int, int]]:
+    widths = (vectors.literal_value,) if isinstance(vectors, types.IntegerLiteral) else VECTOR_COUNTS
+    return [(some, width) for some in range(1, rows + 1) for width in widths]
 
 
 _TILE_ARGUMENTS = (types.int64,) * 10
 
 
-@intrinsic
+@intrinsic(prefer_literal=True)
 def fma_tile(
     typingctx: Any,
     rows: Any,
@@ -476,8 +517,10 @@ def fma_tile(
 ) -> Any:
     """out[m][lane] = sum over k of x[m][k] * columns[k][lane], f32, one chain of fused multiply-adds, k ascending.
 
-    `rows` is 1 to ISA.fma_rows, `vectors` one of VECTOR_COUNTS; strides count bytes; `start` is not used.
+    `rows` is 1 to ISA.fma_rows, `vectors` one of VECTOR_COUNTS (a constant makes for less code); strides count bytes;
+    `start` is not used.
     """
+    sizes = _tile_sizes(ISA.fma_rows, vectors)
 
     def codegen(context: Any, builder: Builder, sig: Any, args: Any) -> None:
         rows, vectors, x, x_stride, columns, step_stride, steps, _, out, out_stride = args
@@ -498,7 +541,7 @@ def fma_tile(
             sums = _emit_counted_loop(builder, steps, [ir.Constant(vector, None)] * (rows * vectors), step)
             _emit_store_tile(builder, sums, rows, vectors, out, out_stride)
 
-        _emit_by_size(builder, _tile_sizes(ISA.fma_rows), rows, vectors, emit)
+        _emit_by_size(builder, sizes, rows, vectors, emit)
 
     return types.void(*_TILE_ARGUMENTS), codegen
 
@@ -574,7 +617,7 @@ def _emit_dot4(builder: Builder, isa: Isa, sums: Value, four: Value, columns: Va
 def make_dot_tile(isa: Isa) -> Any:
     """`dot_tile` in the form of that instruction set."""
 
-    @intrinsic
+    @intrinsic(prefer_literal=True)
     def dot_tile(
         typingctx: Any,
         rows: Any,
@@ -590,8 +633,10 @@ def make_dot_tile(isa: Isa) -> Any:
     ) -> Any:
         """out[m][lane] = start[lane] + sum over k of codes[m][k] * columns[k / 4][lane][k % 4], s32, exact.
 
-        `rows` is 1 to isa.dot_rows, `vectors` one of VECTOR_COUNTS; strides count bytes; `start` may be 0: from zero.
+        `rows` is 1 to isa.dot_rows, `vectors` one of VECTOR_COUNTS (a constant makes for less code); strides count
+        bytes; `start` may be 0: from zero.
         """
+        sizes = _tile_sizes(isa.dot_rows, vectors)
 
         def codegen(context: Any, builder: Builder, sig: Any, args: Any) -> None:
             rows, vectors, codes, stride, columns, step_stride, steps, start, out, out_stride = args
@@ -617,7 +662,7 @@ def make_dot_tile(isa: Isa) -> Any:
                 sums = _emit_counted_loop(builder, steps, first * rows, step)
                 _emit_store_tile(builder, sums, rows, vectors, out, out_stride)
 
-            _emit_by_size(builder, _tile_sizes(isa.dot_rows), rows, vectors, emit)
+            _emit_by_size(builder, sizes, rows, vectors, emit)
 
         return types.void(*_TILE_ARGUMENTS), codegen
 
