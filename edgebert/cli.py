@@ -9,13 +9,14 @@ import warnings
 from collections.abc import Callable, Sequence
 
 from edgebert import __version__
-from edgebert.commands import bench, bench_compare, check, demo, doctor, export, info, run, score
+from edgebert.commands import bench, bench_compare, check, compress, demo, doctor, export, info, run, score
 from edgebert.errors import EdgeBertError
 
 COMMANDS = {
     "run": run,
     "score": score,
     "export": export,
+    "compress": compress,
     "check": check,
     "info": info,
     "doctor": doctor,

@@ -69,7 +69,7 @@ class Speed:
 
 def main(args: argparse.Namespace) -> int:
     """Run the demo: `args.keep` is a folder for the exported files, or None for a temporary one. 0 if all is well."""
-    require("onnx", "onnxruntime", "safetensors", MODEL_PACKAGE)
+    require("demo", "onnx", "onnxruntime", "safetensors", MODEL_PACKAGE)
     if args.keep is not None:
         folder = Path(args.keep)
         folder.mkdir(parents=True, exist_ok=True)
@@ -128,11 +128,11 @@ def run_demo(folder: Path) -> int:
     return 1 if flips else 0
 
 
-def require(*modules: str) -> None:
+def require(extra: str, *modules: str) -> None:
     """Raise EdgeBertError naming the extra if one of the modules is not installed."""
     missing = [module for module in modules if importlib.util.find_spec(module) is None]
     if missing:
-        raise EdgeBertError(f"the demo needs {', '.join(missing)}, not installed here: pip install 'edgebert[demo]'")
+        raise EdgeBertError(f"this needs {', '.join(missing)}, not installed here: pip install 'edgebert[{extra}]'")
 
 
 def read_sentences() -> list[str]:

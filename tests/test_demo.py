@@ -116,6 +116,6 @@ def test_search_finds_the_sentence_itself_first(make_file: Callable[..., Path]) 
 
 
 def test_missing_extras_are_named_with_the_way_to_get_them() -> None:
-    demo.require("numpy")
+    demo.require("demo", "numpy")
     with pytest.raises(EdgeBertError, match=r"no_such_module.*pip install 'edgebert\[demo\]'"):
-        demo.require("numpy", "no_such_module")
+        demo.require("demo", "numpy", "no_such_module")

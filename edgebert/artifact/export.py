@@ -7,7 +7,7 @@ import importlib.util
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -102,8 +102,8 @@ def export_checkpoint(
     portable: bool = False,
     int8_attention: bool = False,
     texts: Sequence[Text] | None = None,
+    keep_f32: Collection[str] = (),
     run_pytorch: Callable[[Checkpoint, PackedBatch], Outputs] | None = None,
-    notes: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Export a checkpoint that is in memory, as `export` does one from a source.
 
@@ -111,8 +111,8 @@ def export_checkpoint(
         checkpoint: f32.
         output, int8, portable, int8_attention: as of `export`.
         texts: with int8, texts or pairs to calibrate on; None takes the built-in sentences.
+        keep_f32: with int8, linears that stay f32, by canonical name.
         run_pytorch: what PyTorch gives for the checkpoint and a batch, as `Backend.run`; the oracle must agree with it.
-        notes: more for the report that is stored in the file; JSON.
 
     Returns:
         The report.
@@ -135,7 +135,7 @@ def export_checkpoint(
         reference = {"numpy": outputs}
         spec = spec.replace(attention_dtype="s8" if int8_attention else "f32")
         spec, tensors, quantization = quantize(
-            spec, tensors, _calibration_batches(checkpoint, texts), portable=portable
+            spec, tensors, _calibration_batches(checkpoint, texts), portable=portable, keep_f32=keep_f32
         )
         outputs = NumpyBackend(spec, tensors).run(batch, spec.outputs)
     metadata = {"edgebert.probe": encode_probe(batch, outputs, spec)}
@@ -155,7 +155,6 @@ def export_checkpoint(
         if quantization is not None:
             report["fp32_max_relative_error_to_pytorch"] = conversion
             report["quantization"] = quantization
-        report |= notes or {}
         with path.open("ab") as file:
             file.write(encode_metadata({"edgebert.report": json.dumps(report, ensure_ascii=False)}))
         if _is_file_target(target):

@@ -8,7 +8,7 @@ smaller output error. Layers are taken in order, each fed what the quantized lay
 from __future__ import annotations
 
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -42,7 +42,11 @@ class _Candidate(NamedTuple):
 
 
 def quantize(
-    spec: EncoderSpec, tensors: Mapping[str, F32], batches: Sequence[PackedBatch], portable: bool = False
+    spec: EncoderSpec,
+    tensors: Mapping[str, F32],
+    batches: Sequence[PackedBatch],
+    portable: bool = False,
+    keep_f32: Collection[str] = (),
 ) -> tuple[EncoderSpec, dict[str, Array], dict[str, Any]]:
     """Quantize the four linears of every layer and the embedding tables; the same input gives the same bits.
 
@@ -53,6 +57,7 @@ def quantize(
         tensors: its canonical f32 tensors; they are not changed.
         batches: calibration batches, at least one token in all. A few thousand tokens of ordinary text do.
         portable: keep the codes of every integer product in +-63 instead of +-127.
+        keep_f32: linears that stay f32, by canonical name, for instance "layer.3.ffn.down".
 
     Returns:
         (spec, canonical tensors, report). The report names per linear the rounding, whether its input is smoothed, and
@@ -83,7 +88,7 @@ def quantize(
     linears: dict[str, dict[str, Any]] = {}
     for i in range(spec.num_layers):
         inputs = _capture_inputs(spec, new, i, batches, hidden_states)
-        chosen = _quantize_layer(new, i, inputs, limit)
+        chosen = _quantize_layer(new, i, inputs, limit, keep_f32)
         linears |= {
             linear_name(i, name): {
                 "rounding": best.rounding,
@@ -145,13 +150,17 @@ def _capture_inputs(
 # Choosing codes
 
 
-def _quantize_layer(tensors: dict[str, Array], i: int, inputs: dict[str, F32], limit: int) -> dict[str, _Candidate]:
+def _quantize_layer(
+    tensors: dict[str, Array], i: int, inputs: dict[str, F32], limit: int, keep_f32: Collection[str]
+) -> dict[str, _Candidate]:
     """Replace the layer's f32 linears by their best codes; `inputs` are the f32 inputs of each, [tokens, K]."""
     if "attention_output" in inputs:
         inputs["attention_output"] = _fold_into_values(tensors, i, inputs["attention_output"])
     chosen = {}
     for name, x in inputs.items():
         prefix = linear_name(i, name)
+        if prefix in keep_f32:
+            continue
         weight = tensors[f"{prefix}.weight"]
         # the attention output's smoothing is folded; only for ffn_down is it open whether smoothing helps
         smoothings = {"attention_output": (False,), "ffn_down": (False, True)}.get(name, (True,))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -41,7 +41,8 @@ class Examples:
     Attributes:
         batch: all sequences.
         targets: an array an example: int64 [] of a label, f32 [labels] of several, f32 [] of a score (NaN for none),
-            int64 [tokens] of tags (IGNORED where none is asked for), int64 [2] of a span's first and last token.
+            int64 [tokens] of tags (IGNORED where none is asked for), int64 [2] of a span's first and last token;
+            None for text without a target.
         width: sequences an example: 2 for pairs of sentences to be embedded, else 1.
         windows: of question answering, one an example (a long context has several); else empty.
         has_piece: of token classification, bool an example and word: whether the word has a token; else empty.
@@ -50,7 +51,7 @@ class Examples:
     """
 
     batch: PackedBatch
-    targets: list[NDArray[Any]]
+    targets: list[Any]
     width: int
     counts: dict[str, int]
     windows: list[Window] = field(default_factory=list)
@@ -71,6 +72,15 @@ class Examples:
         windows, has_piece = ([kept[i] for i in indices] if kept else [] for kept in (self.windows, self.has_piece))
         targets = [self.targets[i] for i in indices]
         return Examples(self.batch.take(rows), targets, self.width, self.counts, windows, has_piece)  # type: ignore[arg-type]
+
+    def join(self, texts: PackedBatch) -> Examples:
+        """These examples and others without a target, `width` sequences each, at the end."""
+        both = PackedBatch(
+            np.concatenate([self.batch.input_ids, texts.input_ids]),
+            np.concatenate([self.batch.token_type_ids, texts.token_type_ids]),
+            np.concatenate([self.batch.cu_seqlens, texts.cu_seqlens[1:] + self.batch.cu_seqlens[-1]]),
+        )
+        return replace(self, batch=both, targets=[*self.targets, *[None] * (texts.num_sequences // self.width)])
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:

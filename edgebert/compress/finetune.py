@@ -36,7 +36,7 @@ class Batch(NamedTuple):
     input_ids: Tensor  # int64 [B * width, S]
     attention_mask: Tensor  # int64 [B * width, S]
     token_type_ids: Tensor  # int64 [B * width, S]
-    targets: list[NDArray[Any]]
+    targets: list[Any]  # as those of Examples
     indices: list[int]
 
     def run(self, model: nn.Module, **options: Any) -> dict[str, Any]:

@@ -1,0 +1,109 @@
+"""`edgebert compress`: a checkpoint and task data to a small, fast file within a budget."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+HELP = "fine-tune, distil, prune and quantize a model to a budget"
+
+NEEDS = ("safetensors", "scipy", "tomli_w", "torch", "tqdm", "transformers")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments; those that are given replace what the recipe says."""
+    parser.add_argument("model", nargs="?", help="a Hugging Face folder, a hub name or an installed model package")
+    parser.add_argument("--task", help="text-classification, token-classification, question-answering, embedding, …")
+    parser.add_argument("--train", metavar="FILE", help="task data: CSV, TSV, JSON lines (.gz too) or Parquet")
+    parser.add_argument("--eval", metavar="FILE", help="the same for evaluation (default: a tenth of --train held out)")
+    parser.add_argument("--unlabelled", metavar="FILE", help="more texts for distillation")
+    parser.add_argument("-o", "--output", metavar="FILE", help="the file to write, .onnx; a report is put beside it")
+    parser.add_argument("--recipe", metavar="FILE", help="a recipe in TOML")
+    parser.add_argument("--write-recipe", metavar="FILE", help="write the recipe of these arguments, and do no more")
+    parser.add_argument("--column", metavar="ROLE=NAME", action="append", help="the column of a role: text=review")
+    parser.add_argument("--problem-type", help="single_label_classification, multi_label_classification or regression")
+    parser.add_argument("--budget", metavar="B", action="append", help="drop=1.0, size=10MB, latency=2ms@128,threads=1")
+    parser.add_argument("--epochs", type=int, help="of fine-tuning")
+    parser.add_argument("--learning-rate", type=float, help="of fine-tuning")
+    parser.add_argument("--no-finetune", action="store_true", help="take the model as it is")
+    parser.add_argument("--layers", type=int, metavar="N", help="distil into a student of N layers")
+    parser.add_argument("--flops", type=float, metavar="SHARE", help="prune to this share of the arithmetic")
+    parser.add_argument("--retrain", action="store_true", help="with --flops: distil what is left from what was whole")
+    parser.add_argument("--trim", action="store_true", help="cut the vocabulary to the training texts")
+    parser.add_argument("--no-int8", action="store_true", help="leave weights and activations in fp32")
+    parser.add_argument("--work", metavar="FOLDER", help="of finished stages (default: beside the output)")
+    parser.add_argument("--seed", type=int, help="the same one gives the same file (default: 0)")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run the command: 0 if every budget was met."""
+    from edgebert.demo import require
+
+    require("compress", *NEEDS)
+    recipe = build_recipe(args)
+    if args.write_recipe:
+        with open(args.write_recipe, "w", encoding="utf-8") as file:
+            file.write(recipe.to_toml())
+        return 0
+    from edgebert.compress.page import describe_budget, ladder_columns, ladder_rows
+    from edgebert.compress.pipeline import run
+
+    try:
+        result = run(recipe, progress=lambda text: print(f"* {text}", file=sys.stderr, flush=True))
+    except KeyboardInterrupt:
+        print(f"edgebert: interrupted; the same command goes on from {recipe.work_folder}", file=sys.stderr)
+        raise
+    print_table([ladder_columns(result.report), *ladder_rows(result.report)])
+    for name, budget in result.report["budgets"].items():
+        print(describe_budget(name, budget))
+    print(f"wrote {result.output}, and beside it the report: .json and .html")
+    return 0 if result.met else 1
+
+
+def print_table(rows: Sequence[Sequence[str]]) -> None:
+    """Rows as aligned columns."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))
+
+
+def build_recipe(args: argparse.Namespace) -> Any:
+    """The recipe of the arguments: what they say over what the recipe's file says.
+
+    Raises:
+        InvalidInputError: something is missing or out of range.
+    """
+    import dataclasses
+
+    from edgebert.compress.recipe import Budget, Distillation, Pruning, Recipe, Training, read_recipe
+    from edgebert.errors import InvalidInputError
+
+    names = ("model", "task", "train", "eval", "unlabelled", "output", "problem_type", "work", "seed")
+    changes: dict[str, Any] = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    if args.column:
+        pairs = [column.partition("=") for column in args.column]
+        if wrong := [role for role, sign, name in pairs if not (role and sign and name)]:
+            raise InvalidInputError(f"--column {wrong[0]!r}: expected ROLE=NAME, for instance text=review")
+        changes["columns"] = {role: name for role, _, name in pairs}
+    if args.budget:
+        changes["budget"] = Budget.parse(args.budget)
+    changes |= {"trim": True} if args.trim else {}
+    changes |= {"int8": False} if args.no_int8 else {}
+    recipe = read_recipe(args.recipe, **changes) if args.recipe else Recipe.from_toml("", **changes)
+    training = {"epochs": args.epochs, "learning_rate": args.learning_rate}
+    given = {name: value for name, value in training.items() if value is not None}
+    if args.no_finetune:
+        recipe = dataclasses.replace(recipe, finetune=None)
+    elif given:
+        recipe = dataclasses.replace(recipe, finetune=dataclasses.replace(recipe.finetune or Training(), **given))
+    if args.layers is not None:
+        distill = dataclasses.replace(recipe.distill or Distillation(), num_layers=args.layers)
+        recipe = dataclasses.replace(recipe, distill=distill)
+    if args.flops is not None:
+        prune = dataclasses.replace(recipe.prune or Pruning(), flops=args.flops)
+        recipe = dataclasses.replace(recipe, prune=prune)
+    if args.retrain:
+        recipe = dataclasses.replace(recipe, prune=dataclasses.replace(recipe.prune or Pruning(), retrain=True))
+    return recipe

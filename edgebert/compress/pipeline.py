@@ -1,0 +1,437 @@
+"""A compression run: stages from checkpoint to checkpoint, a file of each, and the best one within the budget."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from edgebert import __version__
+from edgebert.artifact.checkpoint import Checkpoint
+from edgebert.artifact.export import export_checkpoint
+from edgebert.artifact.names import weight_tensors
+from edgebert.artifact.spec import EncoderSpec
+from edgebert.artifact.writer import encode_metadata
+from edgebert.backends.base import Outputs
+from edgebert.batch import PackedBatch
+from edgebert.compress import prune, vocabulary
+from edgebert.compress.data import Dataset, hold_out, load_dataset, read_rows
+from edgebert.compress.distill import distil, spread_layers
+from edgebert.compress.encode import Examples, encode, load_tokenizer
+from edgebert.compress.evaluate import Evaluation, evaluate, run_torch
+from edgebert.compress.finetune import TaskLoss, batches_by_length, find_device, make_batch, train
+from edgebert.compress.heads import load_for_task
+from edgebert.compress.latency import LatencyTable
+from edgebert.compress.measure import describe_shape, evaluate_file, measure_speed
+from edgebert.compress.page import write_report
+from edgebert.compress.recipe import Distillation, Recipe, Training
+from edgebert.compress.stages import Stage, StageStore, hash_file
+from edgebert.compress.torch_encoder import TorchEncoder
+from edgebert.errors import InvalidInputError
+from edgebert.report import require_report
+from edgebert.tokenizer import Text
+
+CALIBRATION_TEXTS = 256
+PRUNING_EXAMPLES = 2048  # that choose and tune what stays
+WORST = 20  # examples in the report
+_LATENCY_TRIES = 3
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run gave.
+
+    Attributes:
+        output: the file.
+        report: what `output` has beside it as JSON, the worst examples left out.
+        met: whether every budget was met.
+    """
+
+    output: Path
+    report: dict[str, Any]
+    met: bool
+
+
+def run(recipe: Recipe, progress: Callable[[str], None] = lambda text: None) -> Result:
+    """Fine-tune, distil, prune and quantize a model as the recipe says, and write the file in any case.
+
+    Finished stages lie in `recipe.work_folder`; a run that was killed goes on from the last one. Beside the file are
+    written: the report as `.json` and as a page, `.html`, both with the worst examples.
+
+    Args:
+        recipe: what to do.
+        progress: called with a line of text at each step.
+
+    Raises:
+        InvalidInputError: data or settings that cannot be used.
+        ModelFormatError, UnsupportedModelError: of the model; as GateError, an export that did not pass.
+        EdgeBertError: a training that failed, or a package that is missing.
+    """
+    require_report()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    return _Run(recipe, progress).run()
+
+
+class _Run:
+    """One run; the methods are its steps, in order."""
+
+    def __init__(self, recipe: Recipe, progress: Callable[[str], None]) -> None:
+        self.recipe, self.progress = recipe, progress
+        self.output = Path(recipe.output)
+        if not self.output.absolute().parent.is_dir():
+            raise InvalidInputError(f"folder {self.output.absolute().parent} does not exist: create it first")
+        self.train, self.eval = self._load_data()
+        self.unlabelled = self._load_unlabelled()
+        base = load_for_task(recipe.model, self.train, seed=recipe.seed, family=recipe.family)
+        files = [hash_file(path) for path in (recipe.train, recipe.eval, recipe.unlabelled) if path]
+        sizes = sorted((str(name), path.stat().st_size) for name, path in base.source_files.items())
+        origin = (
+            __version__,
+            recipe.model,
+            sizes,
+            recipe.task,
+            files,
+            recipe.columns,
+            recipe.problem_type,
+            recipe.seed,
+        )
+        self.base = base
+        self.store = StageStore(recipe.work_folder, origin, base)
+        scores = [target for target in self.train.targets if isinstance(target, float)]
+        self.score_range = (min(scores), max(scores)) if scores else (0.0, 1.0)
+        self.messages: list[str] = []
+
+    def _load_data(self) -> tuple[Dataset, Dataset]:
+        recipe = self.recipe
+        options: dict[str, Any] = {"columns": recipe.columns, "problem_type": recipe.problem_type}
+        dataset = load_dataset(recipe.train, recipe.task, **options)
+        if recipe.eval is None:
+            return hold_out(dataset)
+        labels = dataset.labels or None
+        return dataset, load_dataset(recipe.eval, recipe.task, labels=labels, **options)
+
+    def _load_unlabelled(self) -> list[str]:
+        if self.recipe.unlabelled is None:
+            return []
+        rows = read_rows(Path(self.recipe.unlabelled))
+        texts = [row["text"] for row in rows if isinstance(row.get("text"), str) and row["text"].strip()]
+        if not texts:
+            raise InvalidInputError(f"{self.recipe.unlabelled} has no column text with texts: name it so")
+        if self.recipe.task in ("question-answering", "token-classification"):
+            raise InvalidInputError(f"{self.recipe.task} takes no unlabelled texts: leave them out")
+        return texts
+
+    def run(self) -> Result:
+        recipe = self.recipe
+        self._stage("start", None, lambda _: (self.base, {}))
+        if recipe.trim:
+            self._trim()
+        if recipe.finetune is not None:
+            self._finetune(recipe.finetune)
+        teacher = self.store.stages[-1]
+        if recipe.distill is not None:
+            self._distill(recipe.distill)
+        self._prune()
+        return self._finish(teacher)
+
+    # Stages
+
+    def _stage(self, name: str, settings: object, make: Callable[[Path], tuple[Checkpoint, dict[str, Any]]]) -> Stage:
+        """Run a stage, export its fp32 file and measure that."""
+
+        def make_and_measure(folder: Path) -> tuple[Checkpoint, dict[str, Any]]:
+            started = time.perf_counter()
+            checkpoint, record = make(folder / "state.pt")
+            record["seconds"] = time.perf_counter() - started
+            path = folder / "model.onnx"
+            export_checkpoint(checkpoint, path, run_pytorch=_run_pytorch)
+            (folder / "state.pt").unlink(missing_ok=True)
+            return checkpoint, record | self._measure(path, checkpoint)[0]
+
+        self.progress(name)
+        return self.store.run(name, settings, make_and_measure)
+
+    def _measure(self, path: Path, checkpoint: Checkpoint) -> tuple[dict[str, Any], Evaluation]:
+        evaluation = evaluate_file(path, self.eval, self._max_length())
+        record = {
+            "metrics": evaluation.metrics,
+            "bytes": path.stat().st_size,
+            **describe_shape(checkpoint),
+            "speed": measure_speed(path, self.recipe.budget),
+        }
+        return record, evaluation
+
+    def _max_length(self) -> int | None:
+        return self.recipe.finetune.max_length if self.recipe.finetune else None
+
+    def _trim(self) -> None:
+        texts = [*self.train.texts(), *self.unlabelled]
+
+        def make(_: Path) -> tuple[Checkpoint, dict[str, Any]]:
+            checkpoint = vocabulary.trim(self.store.stages[-1].checkpoint, texts)
+            unknown = vocabulary.unknown_share(str(checkpoint.tokenizer_json), self.eval.texts())
+            return checkpoint, {"unknown_share": unknown}
+
+        self._stage("trim", None, make)
+
+    def _finetune(self, training: Training) -> None:
+        def make(state_file: Path) -> tuple[Checkpoint, dict[str, Any]]:
+            checkpoint = self.store.stages[-1].checkpoint
+            examples = encode(self.train, checkpoint, training.max_length)
+            dropout = training.dropout
+            model = TorchEncoder(checkpoint.spec, checkpoint.tensors, dropout=dropout, attention_dropout=dropout)
+            progress = train(
+                model,
+                examples,
+                TaskLoss(checkpoint, self.score_range),
+                training,
+                seed=self.recipe.seed,
+                evaluate=self._scorer(checkpoint),
+                state_file=state_file,
+                name="finetune",
+            )
+            return replace(checkpoint, tensors=model.tensors()), {"encoding": examples.counts, **vars(progress)}
+
+        self._stage("finetune", training, make)
+
+    def _scorer(self, checkpoint: Checkpoint) -> Callable[[TorchEncoder], float]:
+        """The metric of a model in training, on the evaluation data."""
+        examples = encode(self.eval, checkpoint, self._max_length())
+        return lambda model: evaluate(checkpoint, self.eval, examples, run_torch(model)).score
+
+    def _distill(self, settings: Distillation) -> None:
+        teacher = self.store.stages[-1].checkpoint
+
+        def make(state_file: Path) -> tuple[Checkpoint, dict[str, Any]]:
+            return self._distil_into(self._make_student(teacher, settings), teacher, settings, state_file, "distill")
+
+        self._stage("distill", settings, make)
+
+    def _make_student(self, teacher: Checkpoint, settings: Distillation) -> Checkpoint:
+        if settings.student is not None:
+            return load_for_task(settings.student, self.train, seed=self.recipe.seed)
+        layers = settings.layers or spread_layers(teacher.spec.num_layers, settings.num_layers)
+        return prune.take_layers(teacher, layers)
+
+    def _distil_into(
+        self, student: Checkpoint, teacher: Checkpoint, settings: Distillation, state_file: Path, name: str
+    ) -> tuple[Checkpoint, dict[str, Any]]:
+        checkpoint, progress = distil(
+            teacher,
+            student,
+            self._distillation_examples(student, settings.training.max_length),
+            settings,
+            score_range=self.score_range,
+            seed=self.recipe.seed,
+            evaluate=self._scorer(student),
+            state_file=state_file,
+            name=name,
+        )
+        return checkpoint, vars(progress)
+
+    def _distillation_examples(self, checkpoint: Checkpoint, max_length: int | None) -> Examples:
+        """The training data, then the unlabelled texts, without targets."""
+        examples = encode(self.train, checkpoint, max_length)
+        if not self.unlabelled:
+            return examples
+        count = len(self.unlabelled) // examples.width * examples.width
+        more, _ = load_tokenizer(checkpoint).tokenize(self.unlabelled[:count], max_length)
+        return examples.join(more)
+
+    def _prune(self) -> None:
+        settings, budget = self.recipe.prune, self.recipe.budget
+        whole = self.store.stages[-1].checkpoint
+        if settings is not None and settings.flops < 1:
+            costs = prune.Flops.of(whole.spec)
+            self._prune_to("prune", costs, settings.flops * costs.predict(whole.spec))
+        if budget.latency is not None:
+            self._prune_to_latency(budget.latency)
+        if budget.size is not None:
+            spec = self.store.stages[-1].checkpoint.spec
+            costs_bytes = Bytes(spec, self.recipe.int8, self._overhead_bytes())
+            if costs_bytes.predict(spec) > budget.size:
+                self._prune_to("prune-size", costs_bytes, budget.size)
+        pruned = self.store.stages[-1].checkpoint
+        if settings is not None and settings.retrain and pruned.spec != whole.spec:
+            distillation = Distillation(temperature=settings.temperature, training=settings.training)
+
+            def make(state_file: Path) -> tuple[Checkpoint, dict[str, Any]]:
+                return self._distil_into(pruned, whole, distillation, state_file, "retrain")
+
+            self._stage("retrain", distillation, make)
+
+    def _prune_to(self, name: str, costs: prune.Costs, limit: float) -> None:
+        def make(_: Path) -> tuple[Checkpoint, dict[str, Any]]:
+            checkpoint = self.store.stages[-1].checkpoint
+            examples = encode(self.train, checkpoint, self._max_length())
+            chosen = np.random.default_rng(self.recipe.seed).permutation(len(examples))[:PRUNING_EXAMPLES]
+            examples = examples.take(sorted(chosen.tolist()))
+            batches = [
+                make_batch(examples, indices, checkpoint.spec.pad_token_id, find_device())
+                for indices in batches_by_length(examples.lengths, 32, self.recipe.seed)
+            ]
+            loss_of = TaskLoss(checkpoint, self.score_range)
+            return prune.prune(checkpoint, batches, loss_of, limit, costs), {}
+
+        try:
+            self._stage(name, (costs, limit), make)
+        except InvalidInputError as error:
+            self._say(f"{name}: {error}; left as it is")
+
+    def _prune_to_latency(self, limit: float) -> None:
+        budget, spec = self.recipe.budget, self.store.stages[-1].checkpoint.spec
+        path = self.recipe.work_folder / "latency.json"
+        workload = {"tokens": budget.tokens, "batch": budget.batch, "threads": budget.threads, "int8": self.recipe.int8}
+        if path.exists():
+            table = LatencyTable.from_json(path.read_text())
+        else:
+            self.progress("measuring the latency of layer shapes")
+            table = LatencyTable.measure(spec, **workload)  # type: ignore[arg-type]
+            path.write_text(table.to_json())
+        if table.predict(spec) > limit:
+            self._prune_to("prune-latency", table, limit)
+
+    def _say(self, text: str) -> None:
+        self.messages.append(text)
+        self.progress(text)
+
+    def _overhead_bytes(self) -> int:
+        """Bytes of a file besides its weights: tokenizer, graph, metadata."""
+        stage = self.store.stages[-1]
+        return int(stage.model.stat().st_size - 4 * sum(tensor.size for tensor in stage.checkpoint.tensors.values()))
+
+    # The file
+
+    def _finish(self, teacher: Stage) -> Result:
+        recipe = self.recipe
+        last = self.store.stages[-1]
+        reference = _score(teacher.record)
+        draft = recipe.work_folder / "final.onnx"
+        report, record, evaluation = self._export(last.checkpoint, draft, ())
+        if recipe.budget.drop is not None and recipe.int8:
+            lost_by_stages = 100 * (reference - _score(last.record))
+            errors = {name: linear["error"] for name, linear in report["quantization"]["linears"].items()}
+            worst_first = sorted(errors, key=lambda name: -errors[name])
+            count = 1
+            while 100 * (reference - evaluation.score) > recipe.budget.drop >= lost_by_stages and count < len(errors):
+                self._say(f"the metric fell by more than the budget: {count} linears stay f32")
+                report, record, evaluation = self._export(last.checkpoint, draft, tuple(worst_first[:count]))
+                count *= 2
+        budgets = self._check_budgets(record, reference)
+        summary = {
+            "edgebert": __version__,
+            "recipe": recipe.to_toml(),
+            "labels": len(self.train.labels),
+            "rows": {"train": len(self.train), "eval": len(self.eval)},
+            "stages": [{"name": stage.name, **stage.record} for stage in self.store.stages],
+            "reference": teacher.name,
+            "final": {"name": "int8" if recipe.int8 else "fp32", **record},
+            "drop": 100 * (reference - evaluation.score),
+            "quantization": report.get("quantization"),
+            "budgets": budgets,
+            "messages": self.messages,
+        }
+        with draft.open("ab") as file:
+            stored = {key: value for key, value in summary.items() if key not in ("recipe", "quantization")}
+            file.write(encode_metadata({"edgebert.compression": json.dumps(stored, ensure_ascii=False)}))
+        worst = [vars(mistake) for mistake in evaluation.mistakes[:WORST]]
+        _replace(
+            self.output.with_suffix(".json"), json.dumps({**summary, "worst": worst}, ensure_ascii=False, indent=1)
+        )
+        write_report(self.output.with_suffix(".html"), summary, worst)
+        partial = self.output.with_name(f".{self.output.name}.{os.getpid()}")
+        try:
+            shutil.copyfile(draft, partial)
+            os.replace(partial, self.output)
+        finally:
+            partial.unlink(missing_ok=True)
+        return Result(self.output, summary, all(budget["met"] for budget in budgets.values()))
+
+    def _export(
+        self, checkpoint: Checkpoint, path: Path, keep_f32: tuple[str, ...]
+    ) -> tuple[dict[str, Any], dict[str, Any], Evaluation]:
+        self.progress("int8" if self.recipe.int8 else "fp32")
+        report = export_checkpoint(
+            checkpoint,
+            path,
+            int8=self.recipe.int8,
+            portable=self.recipe.portable,
+            texts=self._calibration_texts(),
+            keep_f32=keep_f32,
+            run_pytorch=_run_pytorch,
+        )
+        return report, *self._measure(path, checkpoint)
+
+    def _calibration_texts(self) -> list[Text]:
+        texts = self.train.texts()
+        chosen = np.random.default_rng(self.recipe.seed).permutation(len(texts))[:CALIBRATION_TEXTS]
+        picked = [texts[i] for i in sorted(chosen.tolist())]
+        return [part for pair in picked for part in pair] if self.train.task == "embedding" else picked
+
+    def _check_budgets(self, record: dict[str, Any], reference: float) -> dict[str, dict[str, Any]]:
+        budget = self.recipe.budget
+        found = {
+            "drop": 100 * (reference - next(iter(record["metrics"].values()))),
+            "size": record["bytes"],
+            "latency": record["speed"]["latency_p50"],
+        }
+        limits = {"drop": budget.drop, "size": budget.size, "latency": budget.latency}
+        return {
+            name: {"limit": limit, "found": found[name], "met": found[name] <= limit}
+            for name, limit in limits.items()
+            if limit is not None
+        }
+
+
+def _score(record: dict[str, Any]) -> float:
+    return float(next(iter(record["metrics"].values())))
+
+
+def _run_pytorch(checkpoint: Checkpoint, batch: PackedBatch) -> Outputs:
+    """The checkpoint in PyTorch, one sequence at a time, as `Backend.run`."""
+    run = run_torch(TorchEncoder(checkpoint.spec, checkpoint.tensors))
+    parts = [run(batch.take([i])) for i in range(batch.num_sequences)]
+    return {name: np.concatenate([part[name] for part in parts]) for name in checkpoint.spec.outputs}
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        partial.write_text(text + "\n", encoding="utf-8")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class Bytes:
+    """Bytes of a model's file, as `prune.Costs`: those of its tensors, and `overhead` for the rest."""
+
+    spec: EncoderSpec
+    int8: bool
+    overhead: int
+
+    def layer(self, num_heads: int, intermediate_size: int) -> float:
+        """Of one layer of that shape: four linears with their biases and, in int8, scales and sums; two LayerNorms."""
+        hidden, size = self.spec.hidden_size, num_heads * self.spec.layers[0].head_dim
+        weights = 4 * hidden * size + 2 * hidden * intermediate_size
+        columns = 3 * size + intermediate_size + 2 * hidden
+        return float(weights + 12 * columns if self.int8 else 4 * (weights + columns)) + 16 * hidden
+
+    def predict(self, spec: EncoderSpec) -> float:
+        """Of a whole model."""
+        rest = sum(
+            np.prod(shape) * (1 if self.int8 and name.startswith("embeddings.") and len(shape) == 2 else 4)
+            for name, (_, shape) in weight_tensors(spec.replace(layers=())).items()
+        )
+        layers = sum(self.layer(layer.num_heads, layer.intermediate_size) for layer in spec.layers)
+        return float(self.overhead + rest + layers)
