@@ -19,7 +19,7 @@ from edgebert.backends.registry import load_backend
 from edgebert.batch import PackedBatch
 from edgebert.errors import InvalidInputError
 from edgebert.runner import BATCH_TOKENS, F32, Bools, TextRunner
-from edgebert.tasks import INPUTS, TASKS_OF_HEAD, find_answer
+from edgebert.tasks import INPUTS, TASKS_OF_HEAD, UNLISTED, find_answer
 from edgebert.tasks.inputs import warn
 from edgebert.tokenizer import Tokenizer
 
@@ -29,7 +29,7 @@ def load(path: str | os.PathLike[str], backend: str = "auto", device: str = "cpu
 
     Args:
         path: a file written by `edgebert export`, or a folder that holds it as `model.onnx`.
-        backend: "auto" (the best one usable here), "native", "onnxruntime" or "numpy".
+        backend: "auto" (the best one usable here), "native", "numba", "onnxruntime" or "numpy".
         device: "cpu", "cuda" or "cuda:n"; never left for another one.
         threads: CPU threads; None takes the CPUs that this process may use.
 
@@ -200,6 +200,16 @@ class Model:
                 f"forward takes a PackedBatch, got {type(batch).__name__}: use PackedBatch.from_lists(input_ids)"
             )
         return self.backend.run(batch, self.spec.outputs if outputs is None else tuple(outputs))
+
+    def answer_each(self, inputs: Sequence[Any], **options: Any) -> tuple[Sequence[Any], Bools]:
+        """`model(inputs, **options)` with one answer an input, also where pipelines take the list off a single one.
+
+        Returns:
+            (the answers, bool [n]: which inputs were truncated).
+        """
+        answers, is_truncated = self(inputs, return_truncated=True, **options)
+        is_bare = len(inputs) == 1 and self.choose_task(options.get("task")) in UNLISTED
+        return [answers] if is_bare else answers, is_truncated
 
     def choose_task(self, task: str | None) -> str:
         """`task`, or the one that the file's head is for.

@@ -79,9 +79,82 @@ def test_run_warns_about_truncation(make_file: Callable[..., Path], capsys: pyte
     assert err.count("\n") == 1
 
 
+TASK_RUNS: list[tuple[str, list[str], list[str]]] = [  # head, arguments, keys of each line
+    ("token-classification", ["a b", "über"], ["text", "answers"]),
+    (
+        "token-classification",
+        ["a b " * 60, "--option", "aggregation_strategy=max", "--stride", "9"],
+        ["text", "answers"],
+    ),
+    (
+        "question-answering",
+        ["is it ?\tthe router is", "--pairs"],
+        ["question", "context", "score", "start", "end", "answer"],
+    ),
+    ("question-answering", ["a\tb c", "--pairs", "--option", "top_k=2"], ["question", "context", "answers"]),
+    ("fill-mask", ["the [MASK]", "a [MASK] [MASK]", "--option", "top_k=2"], ["text", "answers"]),
+    ("fill-mask", ["a b", "c", "--task", "rescoring"], ["text", "score", "num_tokens"]),
+    (
+        "pretraining",
+        ['{"id": 3, "hypotheses": [{"text": "a b", "score": -1}]}', "--json", "--task", "rescoring"],
+        ["id", "hypotheses"],
+    ),
+    ("next-sentence", ["a\tb", "c d\t", "--pairs"], ["text", "label", "score"]),
+    ("text-classification", ['{"text": "a", "text_pair": "b"}', "--json"], ["text", "text_pair", "label", "score"]),
+    ("text-classification", ["a", "--option", "top_k=2"], ["text", "answers"]),
+    (
+        "text-classification",
+        ["a", "b", "--task", "reranking", "--option", "query=c d", "--option", "label=LABEL_1"],
+        ["text", "corpus_id", "score"],
+    ),
+    ("embedding", ["a", "--option", "truncate_dim=3"], ["text", "embedding"]),
+]
+
+
+@pytest.mark.parametrize(("head", "arguments", "keys"), TASK_RUNS)
+@pytest.mark.parametrize("form", ["json", "text"])
+def test_run_answers_every_task(
+    make_file: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+    head: str,
+    arguments: list[str],
+    keys: list[str],
+    form: str,
+) -> None:
+    path = make_file(task=head)
+    status, out, err = run(capsys, "run", path, *arguments, "--backend", "numpy", "--format", form)
+    assert (status, err) == (0, "")
+    if form == "json":
+        for line in out.splitlines():
+            assert list(json.loads(line)) == keys
+    elif "--task" not in arguments:
+        assert all(line.count("\t") for line in out.splitlines())
+
+
+def test_run_answers_as_the_model(make_file: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    path = make_file(task="question-answering")
+    question, context = "is it off ?", "the router is off . " * 20
+    arguments = (f"{question}\t{context}", "a\tb c d", "--pairs", "--backend", "numpy")
+    _, out, err = run(capsys, "run", path, *arguments, "--option", "top_k=2", "--option", "truncation=true")
+    assert "1 of 2 texts were truncated to 80 tokens" in err
+    lines = [json.loads(line) for line in out.splitlines()]
+    inputs = [{"question": question, "context": context}, {"question": "a", "context": "b c d"}]
+    answers, _ = edgebert.load(path, "numpy")(inputs, top_k=2, truncation=True, return_truncated=True)
+    assert [line["answers"] for line in lines] == answers
+    assert [line.get("truncated", False) for line in lines] == [True, False]
+    _, out, err = run(capsys, "run", path, *arguments)
+    assert err == ""
+    assert all("truncated" not in json.loads(line) for line in out.splitlines())
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["FILE", "a", "--task", "fill-mask"], "fill-mask does not fit this file: its head is embedding"),
+        (["FILE", "a", "--task", "reranking"], "use model(texts) or forward(PackedBatch)"),
+        (["FILE", "a", "--option", "top_k=3"], "unexpected keyword argument 'top_k'; it takes texts, prompt_name"),
+        (["FILE", "a", "--option", "top_k"], "--option takes NAME=VALUE, got 'top_k'"),
+        (["FILE", "a", "--json"], "text 0 is not JSON"),
         (["missing.onnx", "a"], "does not exist"),
         (["FILE", "a", "--backend", "tpu"], "unknown backend 'tpu'"),
         (["FILE", "a", "--device", "cuda", "--backend", "numpy"], "not on 'cuda:0'"),

@@ -152,6 +152,33 @@ def test_encode_says_which_calls_fit(make_file: Callable[..., Path], arguments: 
         model.encode("a")
 
 
+def test_answer_each_is_always_a_list(make_file: Callable[..., Path]) -> None:
+    pair = {"question": "a", "context": "b c d"}
+    for head, inputs, options in (
+        ("question-answering", [pair, pair], {"top_k": 2}),
+        ("fill-mask", ["[MASK] a", "[MASK] b [MASK]"], {}),
+        ("text-classification", ["a", "b"], {}),
+        ("token-classification", ["a", "b"], {}),
+        ("embedding", ["a", "b"], {}),
+    ):
+        model = edgebert.load(make_file(task=head), "numpy")
+        answers, is_truncated = model.answer_each(inputs, **options)
+        assert len(answers) == 2
+        assert is_truncated.tolist() == [False, False]
+        for item, answer in zip(inputs, answers, strict=True):
+            ((alone,), _) = model.answer_each([item], **options)
+            np.testing.assert_equal(alone, answer)
+
+
+def test_pipeline_is_a_model_with_its_task(make_file: Callable[..., Path]) -> None:
+    path = make_file(task="token-classification")
+    tag = edgebert.pipeline("ner", path, backend="numpy", aggregation_strategy="max")
+    assert tag("a b") == edgebert.load(path, "numpy")("a b", aggregation_strategy="max")
+    assert tag("a b", aggregation_strategy="none") == edgebert.load(path, "numpy")("a b")
+    with pytest.raises(InvalidInputError, match="fill-mask does not fit this file"):
+        edgebert.pipeline("fill-mask", path)
+
+
 def test_forward_gives_the_outputs_asked_for(backend: str, make_file: Callable[..., Path]) -> None:
     model = edgebert.load(make_file(task="question-answering"), backend)
     batch = PackedBatch.from_lists([[1, 2, 3], [4]])

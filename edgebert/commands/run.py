@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 from edgebert.commands.printing import format_value
 from edgebert.errors import InvalidInputError
@@ -17,14 +18,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
     parser.add_argument("file", help="a model file, or a folder that holds model.onnx")
     parser.add_argument("texts", nargs="*", metavar="TEXT", help="texts; none or - reads lines from standard input")
-    parser.add_argument("--backend", default="auto", help="auto, native, onnxruntime or numpy (default: auto)")
+    parser.add_argument("--task", help="another task that fits the file's head (default: the file's own)")
+    parser.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="an option of the task, for instance top_k=3",
+    )
+    parser.add_argument("--backend", default="auto", help="auto, native, numba, onnxruntime or numpy (default: auto)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:n (default: cpu)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: the CPUs this process may use)")
     parser.add_argument("--max-length", type=int, metavar="N", help="truncate to N tokens (default: the file's limit)")
     parser.add_argument(
+        "--stride", type=int, metavar="N", help="cut long texts into windows that share N tokens, instead of truncating"
+    )
+    parser.add_argument(
         "--prompt-name", metavar="NAME", help="of an embedding file: the prompt to put before every text"
     )
-    parser.add_argument("--pairs", action="store_true", help="each text is a pair: first, tab, second")
+    shape = parser.add_mutually_exclusive_group()
+    shape.add_argument(
+        "--pairs", action="store_true", help="each text is a pair: first, tab, second; a question, tab, its context"
+    )
+    shape.add_argument("--json", action="store_true", help="each text is JSON: a pair, a question, an n-best list, …")
     parser.add_argument(
         "--format", choices=("json", "text"), default="json", help="JSON lines, or columns (default: json)"
     )
@@ -34,22 +50,71 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     """Run the command."""
     import edgebert
+    from edgebert.tasks.inputs import warn
 
     model = edgebert.load(args.file, backend=args.backend, device=args.device, threads=args.threads)
     if args.verbose:
         print(f"backend: {model.backend.detail}", file=sys.stderr)
+    task = model.choose_task(args.task)
     texts = list(_read_lines()) if args.texts in ([], ["-"]) else args.texts
-    options = {"max_length": args.max_length}
-    if model.task == "embedding":
+    options: dict[str, Any] = {"task": task, "max_length": args.max_length, "stride": args.stride}
+    options |= dict(map(_read_option, args.option))
+    if args.prompt_name is not None:
         options["prompt_name"] = args.prompt_name
-    inputs = [_split_pair(i, text) for i, text in enumerate(texts)] if args.pairs else texts
-    for text, answer in zip(texts, model(inputs, **options), strict=True):
-        if model.task == "embedding":
+    inputs = [_read_input(i, text, task, args) for i, text in enumerate(texts)]
+    if task == "reranking":
+        answers, is_truncated = model(documents=inputs, return_truncated=True, **options)
+    else:
+        answers, is_truncated = model.answer_each(inputs, **options)
+    if is_truncated.any():
+        warn(
+            f"{is_truncated.sum()} of {len(inputs)} texts were truncated to {args.max_length or model.spec.max_length} "
+            "tokens: --stride N answers from all of a text"
+        )
+    if task == "reranking":  # an answer a document, best first
+        ranking = [answer["corpus_id"] for answer in answers]
+        inputs, is_truncated = [inputs[i] for i in ranking], is_truncated[ranking]
+    for item, answer, is_long in zip(inputs, answers, is_truncated, strict=True):
+        if task == "embedding":
             answer = {"embedding": [float(value) for value in answer]}
+        echo = item if isinstance(item, dict) else {"text": item if isinstance(item, str) else "\t".join(item)}
         if args.format == "json":
-            print(json.dumps({"text": text, **answer}, ensure_ascii=False))
+            line = {**echo, **(answer if isinstance(answer, dict) else {"answers": answer})}
+            print(json.dumps(line | ({"truncated": True} if is_long else {}), ensure_ascii=False))
         else:
-            print("\t".join(format_value(value) for value in [*answer.values(), text]))
+            for row in _flatten(answer):
+                print("\t".join(format_value(value) for value in [*row.values(), *echo.values()]))
+
+
+def _read_option(text: str) -> tuple[str, Any]:
+    """NAME=VALUE, the value as JSON, or as it stands where it is none."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise InvalidInputError(f"--option takes NAME=VALUE, got {text!r}")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
+def _read_input(i: int, text: str, task: str, args: argparse.Namespace) -> Any:
+    if args.json:
+        try:
+            return json.loads(text)
+        except ValueError as error:
+            raise InvalidInputError(f"text {i} is not JSON ({error}): {text!r:.100}") from None
+    if not args.pairs:
+        return text
+    first, second = _split_pair(i, text)
+    return {"question": first, "context": second} if task == "question-answering" else (first, second)
+
+
+def _flatten(answer: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(answer, dict):
+        yield answer
+    else:
+        for part in answer:
+            yield from _flatten(part)
 
 
 def _read_lines() -> Iterator[str]:

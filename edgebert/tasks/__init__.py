@@ -16,6 +16,7 @@ TASKS_OF_HEAD: dict[str, tuple[str, ...]] = {
     "next-sentence": ("next-sentence",),
     "pretraining": ("fill-mask", "rescoring", "next-sentence"),
 }
+UNLISTED = ("question-answering", "fill-mask")  # transformers answers a list of one without the list
 # How each task is called, for messages.
 INPUTS = {
     "embedding": "texts",

@@ -48,8 +48,12 @@ def answer(runner: TextRunner, inputs: Any, *, weight: float = 1.0) -> Any:
     if not is_single and (isinstance(inputs, bytes) or not isinstance(inputs, Iterable)):
         raise InvalidInputError(f"expected sentences or n-best lists, got {type(inputs).__name__}")
     items = [inputs] if is_single else list(inputs)
-    texts = [text for i, item in enumerate(items) for text in _read_item(i, item)]
-    scores = iter(zip(*_score(runner, texts), strict=True))
+    sentences = [_read_item(i, item) for i, item in enumerate(items)]
+    scores = iter(zip(*_score(runner, [text for texts in sentences for text in texts]), strict=True))
+    is_truncated = iter(runner.is_truncated)  # of an input, where any of its sentences is
+    runner.is_truncated = np.array(
+        [max((next(is_truncated) for _ in texts), default=False) for texts in sentences], np.bool_
+    )
     answers = [_describe(item, scores, weight) for item in items]
     return answers[0] if is_single else answers
 
