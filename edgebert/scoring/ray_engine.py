@@ -11,7 +11,7 @@ from edgebert.errors import InvalidInputError
 from edgebert.scoring.output import Output
 from edgebert.scoring.readers import Source, Window
 from edgebert.scoring.runner import first_window, require
-from edgebert.scoring.scorer import Scorer
+from edgebert.scoring.scorer import Scorer, find_fault
 from edgebert.scoring.writers import TableWriter
 
 if TYPE_CHECKING:
@@ -74,12 +74,13 @@ def score_on_ray(
     options = {**options, "threads": options.get("threads") or 1}
     scorer = Scorer(os.path.abspath(model), columns, **options)
     writer = TableWriter(source, scorer, first)
-    error_column = scorer.error_column
+    error_column, scorer_columns = scorer.error_column, scorer.columns
 
     def read(batch: Mapping[str, Any]) -> Iterator[pa.Table]:
         for number in batch["file"]:
             for window in source.read(source.files[number]):
-                errors = [window.errors.get(i) for i in range(len(window.rows))]
+                texts = zip(*map(window.column, scorer_columns), strict=True)  # as they are before they have one type
+                errors = [window.errors.get(i) or find_fault(scorer_columns, row) for i, row in enumerate(texts)]
                 table = writer.pass_through(window, errors)
                 yield table.append_column(error_column, pa.array(errors, pa.string()))
 

@@ -94,7 +94,7 @@ class Scorer:
         else:
             kinds = {"answer": "json"}
         self.results = {prefix + name: kind for name, kind in kinds.items()}
-        self.error_column = prefix + "error"
+        self.error_column, self.truncated_column = prefix + "error", prefix + "truncated"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (self._file, {**self.settings, **self._place})
@@ -118,15 +118,12 @@ class Scorer:
             key = name.removeprefix(self.prefix)
             is_dict = kind in ("text", "number")
             results[name] = [answer[key] if is_dict and isinstance(answer, dict) else answer for answer in answers]
-        return {**results, self.error_column: errors, self.prefix + "truncated": truncated}
+        return {**results, self.error_column: errors, self.truncated_column: truncated}
 
     def _read(self, columns: Mapping[str, Iterable[Any]]) -> tuple[list[Any], list[str | None]]:
         """The model's inputs, and what is wrong with those that are not."""
         rows = list(zip(*(columns[name] for name in self.columns), strict=True))
-        errors: list[str | None] = []
-        for row in rows:
-            found = (_find_fault(name, value) for name, value in zip(self.columns, row, strict=True))
-            errors.append(next((fault for fault in found if fault), None))
+        errors = [find_fault(self.columns, row) for row in rows]
         keys = PAIRS.get(self._task, PAIR)
         return [row[0] if len(row) == 1 else dict(zip(keys, row, strict=True)) for row in rows], errors
 
@@ -171,13 +168,15 @@ def _rebuild(model: str | os.PathLike[str], options: dict[str, Any]) -> Scorer:
     return Scorer(model, **options)
 
 
-def _find_fault(name: str, value: Any) -> str | None:
-    if value is None or (isinstance(value, float) and np.isnan(value)):  # data frames write null as NaN
-        return f"{name} is null"
-    if not isinstance(value, str):
-        return f"{name} is of type {type(value).__name__}, not text"
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        return f"{name} is not valid Unicode ({error.reason} at character {error.start})"
+def find_fault(names: Sequence[str], values: Sequence[Any]) -> str | None:
+    """What keeps a row's values from being texts; None if nothing does."""
+    for name, value in zip(names, values, strict=True):
+        if value is None or (isinstance(value, float) and np.isnan(value)):  # data frames write null as NaN
+            return f"{name} is null"
+        if not isinstance(value, str):
+            return f"{name} is of type {type(value).__name__}, not text"
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            return f"{name} is not valid Unicode ({error.reason} at character {error.start})"
     return None

@@ -76,10 +76,9 @@ class Writer(ABC):
         Raises:
             InvalidInputError: a result would have the name of a column of the input.
         """
-        self.results = dict(scorer.results)
-        self.results[scorer.prefix + "truncated"] = "flag"
-        self._error = scorer.error_column
-        self.truncated_column = scorer.prefix + "truncated"
+        self._answers = list(scorer.results)
+        self._error, self.truncated_column = scorer.error_column, scorer.truncated_column
+        self.results = {**scorer.results, self.truncated_column: "flag"}
         self._width, self._dtype = scorer.width, scorer.dtype
         self._has_error_column = has_error_column
         if has_error_column:
@@ -94,13 +93,14 @@ class Writer(ABC):
             )
 
     def encode(self, window: Window, results: Results) -> Part:
-        """A window with its results as a part."""
-        results = dict(results)
-        errors = results[self._error] = list(results[self._error])
-        for i, error in window.errors.items():
-            errors[i] = error
+        """A window with its results as a part; a row with an error has no answer."""
+        errors = [window.errors.get(i, error) for i, error in enumerate(results[self._error])]
         payload_rows = self.pass_through(window, errors)
         bad = [i for i, error in enumerate(errors) if error is not None]
+        results = {
+            name: [value if error is None else None for value, error in zip(results[name], errors, strict=True)]
+            for name in self._answers
+        } | {self.truncated_column: results[self.truncated_column], self._error: errors}
         lines = b""
         if bad and not self._has_error_column:
             rows = window.to_dicts()
