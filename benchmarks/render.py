@@ -32,7 +32,7 @@ def main() -> int:
     args = parser.parse_args()
 
     tables: dict[str, str] = {}
-    for name, render in (("peers", render_result), ("kernels", render_kernels)):
+    for name, render in RENDERERS.items():
         path = args.results / f"{name}.json"
         if path.exists():
             result = json.loads(path.read_text(encoding="utf-8"))
@@ -171,6 +171,31 @@ def render_kernels(result: Result) -> dict[str, str]:
     return {"kernels": format_table(["kernel, one thread", "shape", *isas], rows)}
 
 
+def render_engine_ladder(result: Result) -> dict[str, str]:
+    """Tables `engine-ladder-THREADS`: a rung a row, milliseconds and the gain over the rung before."""
+    tables = {}
+    for threads in dict.fromkeys(workload["threads"] for workload in result["ladder"]):
+        group = [workload for workload in result["ladder"] if workload["threads"] == threads]
+        medians = [[rung["median_ms"] for rung in workload["rungs"]] for workload in group]
+        rows = [
+            [
+                rung["title"],
+                *(
+                    f"{format_ms(column[i])}" + (f" ({column[i - 1] / column[i]:.2f}x)" if i else "")
+                    for column in medians
+                ),
+            ]
+            for i, rung in enumerate(result["rungs"])
+        ]
+        names = [
+            f"{workload['texts']} texts, ms" if workload["texts"] > 1 else f"{workload['name']}, ms"
+            for workload in group
+        ]
+        header = [f"MiniLM-L6, {threads} thread{'s' if threads > 1 else ''}", *names]
+        tables[f"engine-ladder-{threads}"] = format_table(header, rows)
+    return tables
+
+
 def title_of(result: Result, name: str) -> str:
     """A peer's name for people, with its forced instruction set."""
     peer, _, isa = name.partition(" ")
@@ -188,6 +213,10 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = ["| " + " | ".join(cells) + " |" for cells in (header, *rows)]
     lines.insert(1, "|---|" + "---:|" * (len(header) - 1))
     return "\n".join(lines)
+
+
+# By the name of the result's file.
+RENDERERS = {"peers": render_result, "kernels": render_kernels, "engine_ladder": render_engine_ladder}
 
 
 def draw_plots(result: Result, folder: Path) -> None:

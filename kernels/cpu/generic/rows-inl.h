@@ -1,7 +1,9 @@
-// Kernels over one row at a time: embed_layernorm, add_layernorm, quantize_rows, pool.
+// Kernels over rows: embed_layernorm, add_layernorm, quantize_rows, pool.
 // Oracle: edgebert/backends/numpy_ops.py and edgebert/quant.py. Sums run over 16 lanes, columns ascending, then one
 // tree.
 #pragma once
+
+#include "cpu/generic/linear-inl.h"
 
 namespace edgebert {
 namespace EB_ISA {
@@ -24,76 +26,113 @@ struct RowRange {
 inline RowRange empty_range() { return {set1(-1e-12f), set1(0.0f)}; }
 inline RowRange widen(RowRange range, F32x16 x) { return {min(range.lo, x), max(range.hi, x)}; }
 
-// Codes of one row by the contract: two divisions, the product rounded, then the difference, no fused multiply-add.
-inline void quantize_row(const float* x, int width, const float* inv_smooth, RowRange range, const CodeRows& out,
-                         int row) {
-  const float lo = reduce_min(range.lo), hi = reduce_max(range.hi);
-  const float span = hi - lo;
-  const float r = 255.0f / span;
-  const F32x16 zn = round(set1(lo * r));
-  float zn_lanes[16];
-  store(zn_lanes, zn);
-  out.a_scale[row] = span / 255.0f;
-  out.neg_zero[row] = static_cast<int32_t>(zn_lanes[0]) + kCodeFlip;
+// Rows that go through a kernel side by side: what one sums up at its end, the others do not wait for.
+constexpr int kRowsAtOnce = 4;
+
+// Calls run(row, Rows<n>()) for groups of kRowsAtOnce rows, then for single ones.
+template <class Run>
+inline void for_rows(int row_begin, int row_end, Run run) {
+  int row = row_begin;
+  for (; row + kRowsAtOnce <= row_end; row += kRowsAtOnce) run(row, Rows<kRowsAtOnce>());
+  for (; row < row_end; ++row) run(row, Rows<1>());
+}
+
+// Codes of rows by the contract: two divisions, the product rounded, then the difference, no fused multiply-add.
+template <int kRows>
+inline void quantize_group(const float* x, int stride, int width, const float* inv_smooth, const RowRange* ranges,
+                           const CodeRows& out, int row) {
+  F32x16 vr[kRows], zn[kRows];
+  for (int i = 0; i < kRows; ++i) {
+    const float lo = reduce_min(ranges[i].lo), hi = reduce_max(ranges[i].hi), span = hi - lo, r = 255.0f / span;
+    vr[i] = set1(r);
+    zn[i] = round(set1(lo * r));
+    float zn_lanes[16];
+    store(zn_lanes, zn[i]);
+    out.a_scale[row + i] = span / 255.0f;
+    out.neg_zero[row + i] = static_cast<int32_t>(zn_lanes[0]) + kCodeFlip;
+  }
   uint8_t* codes = out.codes + static_cast<size_t>(row) * out.stride;
-  const F32x16 vr = set1(r);
   for_vectors(width, [&](int c, int lanes) {
-    F32x16 v = load_lanes(x + c, lanes);
-    if (inv_smooth) v = mul(v, load_lanes(inv_smooth + c, lanes));
-    store_codes(codes + c, round(sub(mul(v, vr), zn)), kCodeFlip);
+    const F32x16 smooth = inv_smooth ? load_lanes(inv_smooth + c, lanes) : set1(1.0f);
+    for (int i = 0; i < kRows; ++i) {
+      F32x16 v = load_lanes(x + static_cast<size_t>(i) * stride + c, lanes);
+      if (inv_smooth) v = mul(v, smooth);
+      store_codes(codes + static_cast<size_t>(i) * out.stride + c, round(sub(mul(v, vr[i]), zn[i])), kCodeFlip);
+    }
   });
 }
 
 inline void quantize_rows(const QuantizeArgs& args, int row_begin, int row_end) {
-  for (int row = row_begin; row < row_end; ++row) {
+  for_rows(row_begin, row_end, [&](int row, auto rows) {
+    constexpr int kRows = decltype(rows)::value;
     const float* x = args.x + static_cast<size_t>(row) * args.x_stride;
-    RowRange range = empty_range();
+    RowRange ranges[kRows];
+    for (RowRange& range : ranges) range = empty_range();
     for_vectors(args.width, [&](int c, int lanes) {
-      F32x16 v = load_lanes(x + c, lanes);
-      if (args.inv_smooth) v = mul(v, load_lanes(args.inv_smooth + c, lanes));
-      range = widen(range, v);  // lanes past the end are 0, which the range holds anyway up to -1e-12
+      const F32x16 smooth = args.inv_smooth ? load_lanes(args.inv_smooth + c, lanes) : set1(1.0f);
+      for (int i = 0; i < kRows; ++i) {
+        F32x16 v = load_lanes(x + static_cast<size_t>(i) * args.x_stride + c, lanes);
+        if (args.inv_smooth) v = mul(v, smooth);
+        ranges[i] = widen(ranges[i], v);  // lanes past the end are 0, which the range holds anyway up to -1e-12
+      }
     });
-    quantize_row(x, args.width, args.inv_smooth, range, args.out, row);
-  }
+    quantize_group<kRows>(x, args.x_stride, args.width, args.inv_smooth, ranges, args.out, row);
+  });
 }
 
-// LayerNorm of out[0 .. width) in place, given the lane sums of its values; with `codes`, quantizes the result.
-inline void normalize_row(float* out, F32x16 sums, const LayerNormWeights& norm, const float* inv_smooth,
-                          const CodeRows* codes, int row) {
+// LayerNorm of rows out[i][0 .. width) in place, given the lane sums of each; with `codes`, quantizes the result.
+template <int kRows>
+inline void normalize_group(float* out, int stride, const F32x16* sums, const LayerNormWeights& norm,
+                            const float* inv_smooth, const CodeRows* codes, int row) {
   const float inv_width = 1.0f / static_cast<float>(norm.width);
-  const F32x16 mean = set1(reduce_add(sums) * inv_width);
-  F32x16 squares = set1(0.0f);
+  const auto at = [&](int i, int c) { return out + static_cast<size_t>(i) * stride + c; };
+  F32x16 mean[kRows], squares[kRows], rstd[kRows];
+  RowRange ranges[kRows];
+  for (int i = 0; i < kRows; ++i) {
+    mean[i] = set1(reduce_add(sums[i]) * inv_width);
+    squares[i] = set1(0.0f);
+    ranges[i] = empty_range();
+  }
   for_vectors(norm.width, [&](int c, int lanes) {
-    const F32x16 d = keep_lanes(sub(load(out + c), mean), lanes, 0.0f);
-    squares = fma(d, d, squares);
+    for (int i = 0; i < kRows; ++i) {
+      const F32x16 d = keep_lanes(sub(load(at(i, c)), mean[i]), lanes, 0.0f);
+      squares[i] = fma(d, d, squares[i]);
+    }
   });
-  const F32x16 rstd = set1(1.0f / __builtin_sqrtf(reduce_add(squares) * inv_width + norm.eps));
-  RowRange range = empty_range();
+  for (int i = 0; i < kRows; ++i) rstd[i] = set1(1.0f / __builtin_sqrtf(reduce_add(squares[i]) * inv_width + norm.eps));
   for_vectors(norm.width, [&](int c, int lanes) {
-    const F32x16 d = mul(sub(load(out + c), mean), rstd);
-    F32x16 y = fma(d, load_lanes(norm.weight + c, lanes), load_lanes(norm.bias + c, lanes));
-    y = keep_lanes(y, lanes, 0.0f);
-    store(out + c, y);
-    if (codes) range = widen(range, inv_smooth ? mul(y, load_lanes(inv_smooth + c, lanes)) : y);
+    const F32x16 weight = load_lanes(norm.weight + c, lanes), bias = load_lanes(norm.bias + c, lanes);
+    const F32x16 smooth = inv_smooth ? load_lanes(inv_smooth + c, lanes) : set1(1.0f);
+    for (int i = 0; i < kRows; ++i) {
+      F32x16 y = fma(mul(sub(load(at(i, c)), mean[i]), rstd[i]), weight, bias);
+      y = keep_lanes(y, lanes, 0.0f);
+      store(at(i, c), y);
+      if (codes) ranges[i] = widen(ranges[i], inv_smooth ? mul(y, smooth) : y);
+    }
   });
-  if (codes) quantize_row(out, norm.width, inv_smooth, range, *codes, row);
+  if (codes) quantize_group<kRows>(out, stride, norm.width, inv_smooth, ranges, *codes, row);
 }
 
 inline void add_layernorm(const AddLayerNormArgs& args, int row_begin, int row_end) {
-  for (int row = row_begin; row < row_end; ++row) {
+  for_rows(row_begin, row_end, [&](int row, auto rows) {
+    constexpr int kRows = decltype(rows)::value;
     const float* x = args.x + static_cast<size_t>(row) * args.x_stride;
     const float* residual = args.residual ? args.residual + static_cast<size_t>(row) * args.residual_stride : nullptr;
     float* out = args.out + static_cast<size_t>(row) * args.out_stride;
-    F32x16 sums = set1(0.0f);
+    F32x16 sums[kRows];
+    for (F32x16& sum : sums) sum = set1(0.0f);
     for_vectors(args.norm.width, [&](int c, int lanes) {
-      F32x16 v = load(x + c);
-      if (residual) v = add(v, load(residual + c));
-      v = keep_lanes(v, lanes, 0.0f);
-      store(out + c, v);
-      sums = add(sums, v);
+      for (int i = 0; i < kRows; ++i) {
+        F32x16 v = load(x + static_cast<size_t>(i) * args.x_stride + c);
+        if (residual) v = add(v, load(residual + static_cast<size_t>(i) * args.residual_stride + c));
+        v = keep_lanes(v, lanes, 0.0f);
+        store(out + static_cast<size_t>(i) * args.out_stride + c, v);
+        sums[i] = add(sums[i], v);
+      }
     });
-    normalize_row(out, sums, args.norm, args.inv_smooth, args.quantize ? &args.codes : nullptr, row);
-  }
+    normalize_group<kRows>(out, args.out_stride, sums, args.norm, args.inv_smooth,
+                           args.quantize ? &args.codes : nullptr, row);
+  });
 }
 
 inline F32x16 table_lanes(const EmbeddingTable& table, int row, int width, int c, int lanes) {
@@ -115,7 +154,7 @@ inline void embed_layernorm(const EmbedArgs& args, int row_begin, int row_end) {
       store(out + c, v);
       sums = add(sums, v);
     });
-    normalize_row(out, sums, args.norm, nullptr, nullptr, row);
+    normalize_group<1>(out, args.out_stride, &sums, args.norm, nullptr, nullptr, row);
   }
 }
 
