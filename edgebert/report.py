@@ -45,7 +45,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Plot:
-    """A matplotlib figure, best of about five inches and texts of nine points: a phone shows it at that size."""
+    """A matplotlib figure, best less than five inches wide, with texts of nine points: so wide a phone shows it."""
 
     figure: Figure
     caption: str = ""
@@ -59,7 +59,7 @@ class Section:
     parts: Sequence[str | Table | Plot]
 
 
-def new_figure(width: float = 5.2, height: float = 3.2) -> tuple[Figure, Axes]:
+def new_figure(width: float = 4.7, height: float = 3.0) -> tuple[Figure, Axes]:
     """An empty figure of so many inches and its axes, in the page's style.
 
     Raises:

@@ -35,12 +35,16 @@ def write_report(path: Path, result: Result) -> None:
     busy = [workload for workload in workloads if workload["is_busy"]]
     most = max(workload["threads"] for workload in workloads)
     warnings = list(result["provenance"]["warnings"])
+    legend = (
+        "Bars are medians, strong in colour for int8 and pale for fp32 and bf16; a line goes on to the 90th "
+        "percentile, or to the 99th where it ends in a mark."
+    )
     sections = [
-        Section("Where", describe_machine(result)),
         Section(
             "Times",
             [
                 *summarize(result),
+                legend,
                 *(plot_bars(result, workload) for workload in quiet if workload["threads"] == most),
                 *plot_lengths(result, most),
             ],
@@ -48,10 +52,11 @@ def write_report(path: Path, result: Result) -> None:
         Section("Every number", [tabulate_times(result, workload) for workload in quiet]),
         Section("Footprint", [tabulate_footprint(result)]),
         Section("Answers", [tabulate_checks(result)]),
+        Section("Where and how", describe_machine(result)),
     ]
     if busy:
         text = "With a second process that wants one CPU all the time: few devices have only one thing to do."
-        sections.insert(3, Section("Beside a busy process", [text, *(tabulate_busy(result, one) for one in busy)]))
+        sections.insert(2, Section("Beside a busy process", [text, *(tabulate_busy(result, one) for one in busy)]))
     if warnings:
         sections.insert(
             0, Section("What makes these numbers doubtful", [f"{one[0].upper()}{one[1:]}." for one in warnings])
@@ -63,26 +68,19 @@ def write_report(path: Path, result: Result) -> None:
 
 
 def plot_bars(result: Result, workload: Mapping[str, Any]) -> Plot:
-    """Median times, fastest first, a line to the 90th and a mark at the 99th percentile."""
+    """Median times, fastest first, a line to the 90th or with a mark to the 99th percentile."""
     rows = sorted_rows(workload)
-    figure, axes = new_figure(height=0.7 + 0.42 * len(rows))
+    figure, axes = new_figure(height=0.7 + 0.4 * len(rows))
     for i, (name, row) in enumerate(rows):
         axes.barh(i, row["p50_ms"], height=0.42, **_style(result, name))
-        right = row["p50_ms"]
-        for key in ("p90_ms", "p99_ms"):
-            if row[key] is not None:
-                right = max(right, row[key])
-        if right > row["p50_ms"]:
-            axes.plot([row["p50_ms"], right], [i, i], color="#8a8f98", linewidth=1)
-        if row["p99_ms"] is not None:
-            axes.plot(row["p99_ms"], i, marker="|", color="#8a8f98", markersize=7)
+        if row["p90_ms"] is not None:
+            right, mark = (row["p90_ms"], "") if row["p99_ms"] is None else (row["p99_ms"], "|")
+            axes.plot([row["p50_ms"], right], [i, i], marker=mark, markevery=[1], color=COLORS[-1], linewidth=1)
         axes.annotate(
-            f"{label(result, name)}  {row['p50_ms']:.3g} ms", (0, i - 0.3), xytext=(2, 0), textcoords="offset points",
+            f"{label(result, name)} · {row['p50_ms']:#.3g} ms", (0, i - 0.3), xytext=(2, 0), textcoords="offset points",
             fontsize=8.5, va="bottom", weight="bold" if result["contenders"][name]["is_own"] else "normal",
         )  # fmt: skip
-    axes.set(
-        xlabel="ms: bar p50, line to p90 or p99, mark p99", yticks=[], ylim=(len(rows) - 0.5, -0.8), xlim=(0, None)
-    )
+    axes.set(xlabel="ms", yticks=[], ylim=(len(rows) - 0.5, -0.8), xlim=(0, None))
     axes.spines[["left"]].set_visible(False)
     axes.grid(visible=False, axis="y")
     return Plot(figure, title_of(workload) + (" (all texts)" if workload["kind"] == "throughput" else ""))
@@ -101,7 +99,7 @@ def plot_lengths(result: Result, threads: int) -> list[Plot]:
 
 def _plot_group(result: Result, group: Sequence[Mapping[str, Any]], threads: int, size: int) -> Plot:
     names = list(dict.fromkeys(name for workload in group for name, _ in sorted_rows(workload)))
-    figure, axes = new_figure(height=3.0 + 0.19 * len(names))
+    figure, axes = new_figure(height=2.6 + 0.18 * len(names))
     for name in names:
         points = [(one["length"], one["rows"][name]["p50_ms"]) for one in group if name in one["rows"]]
         own = result["contenders"][name]["is_own"]

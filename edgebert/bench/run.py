@@ -363,7 +363,10 @@ class Bench:
                 for i, workload in enumerate(mine):
                     self._time(ready, workers, threads, workload, with_busy=i == 0 and kind == "latency")
                     recorder.watch_clock()
+            timed = {name for workload in self.workloads for name in workload["rows"]}
             for one in contenders:
+                if one.name not in timed:
+                    continue
                 with self._tolerate(one.name):
                     peak = workers[one.name].process()["peak_mb"]
                     known = self.footprints.get(one.name) or self._describe(one, workers[one.name])
@@ -392,7 +395,7 @@ class Bench:
             self.loaded[one.name, threads, kind] = best
             ready = prepare(one.name, worker, "check", one.model.check_rows(), 8, one.model.answers(None), one.limit)
             self.checks[one.name] = {
-                "texts": _CHECK_TEXTS,
+                "texts": len(one.model.check_rows()),
                 "mean": round(ready.cosine_mean, 6),
                 "min": round(ready.cosine_min, 6),
                 **self._compare_with_base(one, worker),
@@ -482,7 +485,7 @@ class Bench:
             self.say(f"cold starts, {turn + 1} of {_COLD_RUNS}")
             for one in contenders:
                 settings = self.loaded.get((one.name, threads, "latency"))
-                if settings is None or one.name not in self.checks:
+                if settings is None or one.name not in self.footprints:
                     continue
                 with self._tolerate(f"{one.name}, cold start"):
                     row, cpus = one.model.check_rows()[0], affinity()[:threads]

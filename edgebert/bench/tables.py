@@ -55,6 +55,10 @@ def sorted_rows(workload: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any
     return sorted(workload["rows"].items(), key=lambda item: float(item[1]["p50_ms"]))
 
 
+def _is_own(result: Result, name: str) -> bool:
+    return bool(result["contenders"][name]["is_own"])
+
+
 def tabulate_times(result: Result, workload: Mapping[str, Any]) -> Table:
     """Every contender's times and rates on one workload."""
     rows = sorted_rows(workload)
@@ -126,22 +130,20 @@ def tabulate_checks(result: Result) -> Table:
     return Table(columns, rows, "Cosine with the answers of the numpy backend, text by text, checked before any timing")
 
 
-def summarize(result: Result) -> list[str]:
-    """A sentence for each undisturbed workload: ours against the fastest of the others; none where there are none."""
-    sentences = []
+def summarize(result: Result) -> list[Table]:
+    """One table: of each undisturbed workload ours against the fastest of the others; none where there are none."""
+    rows: list[list[Cell]] = []
     for workload in result["workloads"]:
-        own = {name: row for name, row in workload["rows"].items() if result["contenders"][name]["is_own"]}
-        others = {name: row for name, row in workload["rows"].items() if name not in own}
-        if workload["is_busy"] or not own or not others:
-            continue
-        (a, ours), (b, theirs) = (min(part.items(), key=lambda item: item[1]["p50_ms"]) for part in (own, others))
-        ratio = theirs["p50_ms"] / ours["p50_ms"]
-        words = f"{ratio:.2f} times as fast as" if ratio >= 1 else f"{1 / ratio:.2f} times as slow as"
-        sentences.append(
-            f"{title_of(workload)}: {label(result, a)} ({_ms(ours['p50_ms'])} ms) is {words} {label(result, b)} "
-            f"({_ms(theirs['p50_ms'])} ms), the fastest of the others."
+        own, others = (
+            [item for item in sorted_rows(workload) if _is_own(result, item[0]) is side] for side in (True, False)
         )
-    return sentences
+        if own and others and not workload["is_busy"]:
+            (a, ours), (b, theirs) = own[0], others[0]
+            times = f"{theirs['p50_ms'] / ours['p50_ms']:.2f}x"
+            names = label(result, a), label(result, b)
+            rows.append([title_of(workload), names[0], _ms(ours["p50_ms"]), names[1], _ms(theirs["p50_ms"]), times])
+    columns = ["p50, ms", "fastest of EdgeBERT", "", "fastest of the others", "", "as fast"]
+    return [Table(columns, rows)] if rows else []
 
 
 def describe_machine(result: Result) -> list[str]:
@@ -177,8 +179,8 @@ def format_result(result: Result) -> str:
     workloads = result["workloads"]
     tables = [tabulate_times(result, workload) for workload in workloads if not workload["is_busy"]]
     tables += [tabulate_busy(result, workload) for workload in workloads if workload["is_busy"]]
-    parts = [format_table(table) for table in [*tables, tabulate_footprint(result), tabulate_checks(result)]]
-    parts += ["\n".join(summarize(result))]
+    tables += [tabulate_footprint(result), tabulate_checks(result), *summarize(result)]
+    parts = [format_table(table) for table in tables]
     parts += ["\n".join(f"left out: {name}: {reason}" for name, reason in result["left_out"].items())]
     parts += ["\n".join(f"warning: {warning}" for warning in result["provenance"]["warnings"])]
     return "\n\n".join(filter(None, parts))
@@ -253,8 +255,8 @@ def _difference(a: Any, b: Any) -> str:
 def _ms(value: float | None) -> str | None:
     if value is None:
         return None
-    return f"{value:.3g}" if value < 100 else f"{value:.0f}"
+    return f"{value:#.3g}" if value < 100 else f"{value:.0f}"
 
 
 def _rate(value: float) -> str:
-    return f"{value:.3g}" if value < 100 else f"{value:,.0f}"
+    return f"{value:#.3g}" if value < 100 else f"{value:,.0f}"
