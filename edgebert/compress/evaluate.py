@@ -265,6 +265,8 @@ def _evaluate_tags(spec: EncoderSpec, dataset: Dataset, examples: Examples, logi
             ]
             mistakes.append(Mistake(len(found ^ expected), " ".join(item), *show))
     metrics = {"entity_f1": _f1(both, num_found, num_expected), "tag_accuracy": right / words}
+    if not any("-" in label for label in spec.labels):  # part-of-speech tags, say: there are no entities to count
+        del metrics["entity_f1"]
     return Evaluation(metrics, _worst(mistakes))
 
 

@@ -51,8 +51,8 @@ def write_report(path: Path, report: dict[str, Any], worst: list[dict[str, Any]]
         Section(
             "The ladder",
             [
-                f"Every row is a file, measured through edgebert.load: {workload}. Trained on "
-                f"{report['rows']['train']} rows, evaluated on {report['rows']['eval']}, by which the best epoch was chosen too.",
+                f"Every row is a file, measured through edgebert.load: {workload}. {report['rows']['train']} rows were "
+                f"trained on; the best epoch was chosen on the {report['rows']['eval']} rows that the metrics are of.",
                 Table(ladder_columns(report), ladder_rows(report)),
                 _plot_ladder(report),
                 *_describe_budgets(report),

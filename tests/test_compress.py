@@ -1,0 +1,371 @@
+"""Training, distillation, the recipe and whole runs, on tiny random models."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from artifacts import random_spec, random_tensors
+from checkpoints import make_checkpoint
+
+import edgebert
+from edgebert.artifact.checkpoint import Checkpoint, load_checkpoint
+from edgebert.artifact.reader import read_artifact
+from edgebert.batch import PackedBatch
+from edgebert.cli import main
+from edgebert.compress import finetune
+from edgebert.compress.data import load_dataset
+from edgebert.compress.distill import distil, relation_loss, soft_loss, spread_layers
+from edgebert.compress.encode import Examples
+from edgebert.compress.finetune import Batch, TaskLoss, batches_by_length, make_batch, train
+from edgebert.compress.heads import load_for_task
+from edgebert.compress.pipeline import run
+from edgebert.compress.prune import take_layers
+from edgebert.compress.recipe import Budget, Distillation, Pruning, Recipe, Training
+from edgebert.compress.torch_encoder import TorchEncoder
+from edgebert.errors import EdgeBertError, InvalidInputError
+
+CPU = torch.device("cpu")
+FAST = Training(epochs=3, batch_size=8, learning_rate=3e-3, precision="f32", dropout=0.1, patience=9)
+
+
+def random_checkpoint(tokenizer_json: str | None = None, seed: int = 0, **spec: Any) -> Checkpoint:
+    made = random_spec(**{"vocab_size": 60, "num_positions": 20, **spec})
+    return Checkpoint(made, random_tensors(made, seed), tokenizer_json, {}, {}, Path())
+
+
+def random_examples(checkpoint: Checkpoint, targets: list[Any], width: int = 1) -> Examples:
+    """Sequences of 3 to 9 random tokens; the first one says which target."""
+    rng = np.random.default_rng(0)
+    count = len(targets) * width
+    rows = [[5 + (i // width) % 4, *rng.integers(10, 60, rng.integers(2, 9)).tolist()] for i in range(count)]
+    return Examples(PackedBatch.from_lists(rows), targets, width, {})
+
+
+def run_batch(model: TorchEncoder, examples: Examples) -> tuple[dict[str, Any], Batch]:
+    batch = make_batch(examples, list(range(len(examples))), 0, CPU)
+    return batch.run(model), batch
+
+
+# Training
+
+TASKS: dict[str, tuple[dict[str, Any], Any, int]] = {  # spec, target of example i, sequences an example
+    "labels": ({"task": "text-classification", "num_labels": 4}, lambda i: np.int64(i % 4), 1),
+    "several": ({"task": "text-classification"}, lambda i: np.eye(4, 3, dtype=np.float32)[i % 4], 1),
+    "score": ({"task": "text-classification", "num_labels": 1}, lambda i: np.float32(i % 4), 1),
+    "contrastive": ({}, lambda i: np.float32(np.nan), 2),
+    "similarity": ({}, lambda i: np.float32(i % 2), 2),
+    "masked": ({"task": "fill-mask"}, lambda i: None, 1),
+}
+PROBLEMS = {"several": "multi_label_classification", "score": "regression"}
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_training_lowers_the_loss(name: str, tokenizer_json: str) -> None:
+    spec, target, width = TASKS[name]
+    checkpoint = random_checkpoint(with_mask(tokenizer_json), **spec)
+    if name in PROBLEMS:
+        checkpoint.spec = checkpoint.spec.replace(problem_type=PROBLEMS[name])
+    examples = random_examples(checkpoint, [target(i) for i in range(32)], width)
+    model = TorchEncoder(checkpoint.spec, checkpoint.tensors)
+    progress = train(model, examples, TaskLoss(checkpoint), replace(FAST, epochs=6))
+    assert progress.losses[-1] < 0.9 * progress.losses[0] or name == "contrastive"
+    assert progress.losses[-1] < progress.losses[0]
+
+
+def with_mask(tokenizer_json: str) -> str:
+    import tokenizers
+
+    tokenizer = tokenizers.Tokenizer.from_str(tokenizer_json)
+    tokenizer.add_special_tokens(["[MASK]"])
+    return str(tokenizer.to_str())
+
+
+def test_tags_and_spans_lower_the_loss() -> None:
+    for task in ("token-classification", "question-answering"):
+        checkpoint = random_checkpoint(task=task, num_labels=2)
+        examples = random_examples(checkpoint, [None] * 32)
+        for i in range(32):
+            length = int(examples.lengths[i])
+            tags = np.where(np.arange(length) == 1, 1, 0)
+            examples.targets[i] = tags if task == "token-classification" else np.array([1, 2])
+        model = TorchEncoder(checkpoint.spec, checkpoint.tensors)
+        progress = train(model, examples, TaskLoss(checkpoint), replace(FAST, epochs=6))
+        assert progress.losses[-1] < 0.8 * progress.losses[0]
+
+
+def test_loss_of_labels_equals_transformers(tmp_path: Path) -> None:
+    theirs = make_checkpoint(tmp_path, task="text-classification", num_labels=3)
+    dataset = load_dataset(write_task(tmp_path / "a.jsonl"), "text-classification")
+    ids = torch.tensor([[3, 7, 9, 2], [4, 8, 0, 0]])
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
+    expected = theirs(input_ids=ids, attention_mask=mask, labels=torch.tensor([2, 0])).loss
+    checkpoint = load_checkpoint(tmp_path)
+    batch = Batch(ids, mask, torch.zeros_like(ids), [np.int64(2), np.int64(0)], [0, 1])
+    found = TaskLoss(checkpoint)(TorchEncoder(checkpoint.spec, checkpoint.tensors), batch)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    assert dataset.labels == ("cold", "warm")
+
+
+def test_batches_hold_everything_once_and_like_lengths() -> None:
+    lengths = np.random.default_rng(0).integers(1, 100, 501).astype(np.int32)
+    batches = batches_by_length(lengths, 8, seed=1)
+    assert sorted(i for batch in batches for i in batch) == list(range(501))
+    padded = sum(lengths[batch].max() * len(batch) for batch in batches)
+    assert padded < 1.1 * lengths.sum()
+    assert batches != batches_by_length(lengths, 8, seed=2) and batches == batches_by_length(lengths, 8, seed=1)
+
+
+def test_a_killed_training_goes_on_to_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(finetune, "_SAVE_EVERY", 3)
+    checkpoint = random_checkpoint(task="text-classification", num_labels=4)
+    examples = random_examples(checkpoint, [np.int64(i % 4) for i in range(40)])
+    scores = iter([0.1, 0.5, 0.3, 0.1, 0.5, 0.3])
+
+    def go(state_file: Path | None, fail_after: int = 10**6) -> dict[str, Any]:
+        model = TorchEncoder(checkpoint.spec, checkpoint.tensors, dropout=0.1, attention_dropout=0.1)
+        loss, calls = TaskLoss(checkpoint), iter(range(10**6))
+
+        def failing(model: TorchEncoder, batch: Batch) -> torch.Tensor:
+            if next(calls) == fail_after:
+                raise KeyboardInterrupt
+            return loss(model, batch)
+
+        train(model, examples, failing, FAST, evaluate=lambda _: next(scores), state_file=state_file)
+        return model.tensors()
+
+    whole = go(None)
+    with pytest.raises(KeyboardInterrupt):
+        go(tmp_path / "state.pt", fail_after=9)  # in the second epoch, three steps after a save
+    resumed = go(tmp_path / "state.pt")
+    assert all(np.array_equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_the_best_epoch_is_kept_and_training_stops_early() -> None:
+    checkpoint = random_checkpoint(task="text-classification", num_labels=4)
+    examples = random_examples(checkpoint, [np.int64(i % 4) for i in range(16)])
+    kept: list[Any] = []
+    scores = iter([0.2, 0.9, 0.4, 0.3, 0.2])
+
+    def score(model: TorchEncoder) -> float:
+        kept.append(model.tensors())
+        return next(scores)
+
+    model = TorchEncoder(checkpoint.spec, checkpoint.tensors)
+    progress = train(model, examples, TaskLoss(checkpoint), replace(FAST, epochs=5, patience=2), evaluate=score)
+    assert progress.best_epoch == 1 and len(progress.scores) == 4
+    assert all(np.array_equal(kept[1][name], tensor) for name, tensor in model.tensors().items())
+
+
+def test_a_loss_that_is_not_finite_stops_the_run() -> None:
+    checkpoint = random_checkpoint(task="text-classification", num_labels=4)
+    examples = random_examples(checkpoint, [np.int64(0)] * 8)
+    model = TorchEncoder(checkpoint.spec, checkpoint.tensors)
+    with pytest.raises(EdgeBertError, match="learning rate"):
+        train(model, examples, lambda model, batch: TaskLoss(checkpoint)(model, batch) * float("nan"), FAST)
+
+
+def test_heads(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path / "embedding", task="embedding")
+    make_checkpoint(tmp_path / "classifier", task="text-classification", num_labels=2, label2id={"warm": 0, "cold": 1},
+                    id2label={0: "warm", 1: "cold"})  # fmt: skip
+    dataset = load_dataset(write_task(tmp_path / "a.jsonl"), "text-classification")
+    new = load_for_task(tmp_path / "embedding", dataset)
+    body = edgebert.artifact.checkpoint.load_checkpoint(tmp_path / "embedding", "embedding:pooler")  # type: ignore[attr-defined]
+    assert new.spec.labels == ("cold", "warm") and new.tensors["head.out.weight"].std() > 0
+    assert np.array_equal(new.tensors["head.dense.weight"], body.tensors["head.dense.weight"])
+    kept = load_for_task(tmp_path / "classifier", dataset)
+    assert kept.spec.labels == ("warm", "cold")  # its own order, and its own weights
+    assert np.array_equal(
+        kept.tensors["head.out.weight"],
+        load_for_task(tmp_path / "classifier", dataset, seed=1).tensors["head.out.weight"],
+    )
+
+
+# Distillation
+
+
+def test_a_student_that_is_its_teacher_has_nothing_to_learn() -> None:
+    for task in ("text-classification", "token-classification", "question-answering", "embedding"):
+        checkpoint = random_checkpoint(task=task)
+        model = TorchEncoder(checkpoint.spec, checkpoint.tensors).eval()
+        outputs, batch = run_batch(model, random_examples(checkpoint, [None] * 6))
+        assert soft_loss(checkpoint.spec, outputs, outputs, batch, 2.0).abs() < 1e-5
+        other = TorchEncoder(checkpoint.spec, random_tensors(checkpoint.spec, 1)).eval()
+        assert (
+            soft_loss(
+                checkpoint.spec, run_batch(other, random_examples(checkpoint, [None] * 6))[0], outputs, batch, 2.0
+            )
+            > 1e-3
+        )
+
+
+def test_soft_labels_are_the_divergence() -> None:
+    spec = random_spec(task="text-classification")
+    x, y = torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[0.0, 2.0, 1.0]])
+    batch = Batch(torch.zeros(1, 1), torch.ones(1, 1), torch.zeros(1, 1), [None], [0])
+    p, q = torch.softmax(y / 2, -1), torch.softmax(x / 2, -1)
+    expected = 4 * (p * (p / q).log()).sum()
+    torch.testing.assert_close(soft_loss(spec, {"logits": x}, {"logits": y}, batch, 2.0), expected)
+
+
+def test_relations_do_not_see_padding_or_the_number_of_heads() -> None:
+    torch.manual_seed(0)
+    told, mask = torch.randn(2, 5, 3, 4, 6), torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]).bool()
+    assert relation_loss(told, told, mask).abs() < 1e-6
+    found = torch.randn(2, 5, 3, 2, 6)
+    loss = relation_loss(found, told, mask)
+    padding = found.clone()
+    padding[1, 3:] = 9.0
+    assert loss > 0 and torch.equal(relation_loss(padding, told, mask), loss)
+
+
+def test_a_student_comes_nearer_to_its_teacher() -> None:
+    teacher = random_checkpoint(task="text-classification", layers=((2, 8, 40),) * 4)
+    examples = random_examples(teacher, [np.int64(i % 3) if i % 2 else None for i in range(48)])
+    student = take_layers(teacher, spread_layers(4, 2))
+    guide = TorchEncoder(teacher.spec, teacher.tensors).eval()
+
+    def distance(checkpoint: Checkpoint) -> float:
+        outputs, batch = run_batch(TorchEncoder(checkpoint.spec, checkpoint.tensors).eval(), examples)
+        return float(soft_loss(checkpoint.spec, outputs, run_batch(guide, examples)[0], batch, 2.0).detach())
+
+    settings = Distillation(num_layers=2, relation_weight=0.5, label_weight=0.1, training=replace(FAST, epochs=8))
+    trained, _ = distil(teacher, student, examples, settings)
+    assert distance(trained) < 0.5 * distance(student)
+
+
+def test_narrow_students_are_projected() -> None:
+    teacher = random_checkpoint(task="text-classification")
+    student = random_checkpoint(task="text-classification", hidden=16, layers=((2, 8, 20),))
+    examples = random_examples(teacher, [np.int64(0)] * 8)
+    trained, _ = distil(teacher, student, examples, Distillation(training=FAST))
+    assert trained.spec == student.spec
+    with pytest.raises(InvalidInputError, match="tokenizer"):
+        distil(teacher, replace(student, tokenizer_json="{}"), examples, Distillation(training=FAST))
+    other = random_checkpoint(task="text-classification", num_labels=2)
+    with pytest.raises(InvalidInputError, match="labels"):
+        distil(teacher, other, examples, Distillation(training=FAST))
+
+
+@pytest.mark.parametrize("num_teacher", [1, 4, 6, 12])
+def test_layers_are_spread(num_teacher: int) -> None:
+    for count in range(1, num_teacher + 1):
+        layers = spread_layers(num_teacher, count)
+        assert len(set(layers)) == count and layers[-1] == num_teacher - 1 and sorted(layers) == list(layers)
+
+
+# Recipe
+
+
+def test_recipes_round_trip(tmp_path: Path) -> None:
+    plain = Recipe("m", "text-classification", "a.csv", "o.onnx")
+    full = replace(plain, finetune=None, distill=Distillation(layers=(0, 2)), prune=Pruning(retrain=True), trim=True,
+                   columns={"text": "review"}, budget=Budget.parse(["drop=1.5", "latency=2ms@64,threads=2,batch=4", "size=10MB"]))  # fmt: skip
+    for recipe in (plain, full):
+        assert Recipe.from_toml(recipe.to_toml()) == recipe
+    assert full.budget == Budget(drop=1.5, size=10_000_000, latency=0.002, tokens=64, threads=2, batch=4)
+
+
+@pytest.mark.parametrize("text", ["drop=x", "size=10", "latency=fast", "speed=2", "latency=2ms@", "drop"])
+def test_budgets_that_are_not_understood(text: str) -> None:
+    with pytest.raises(InvalidInputError, match="budget"):
+        Budget.parse([text])
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["task = 'none'", "epochs = 3", "seed = -1", "seed = 'a'", "[finetune]\nepochs = 0", "[finetune]\nrate = 1", "x =",
+     "prune = 3", "output = 'model'", "[distill]\nlayers = ['a']", "portable = true\nint8 = false"],
+)  # fmt: skip
+def test_bad_recipes(text: str) -> None:
+    good = "model = 'm'\ntask = 'embedding'\ntrain = 'a.csv'\noutput = 'o.onnx'\n"
+    lines = [line for line in good.splitlines() if line.split(" ")[0] != text.split(" ")[0]]
+    with pytest.raises(InvalidInputError, match="recipe"):
+        Recipe.from_toml("\n".join(lines) + "\n" + text)
+    with pytest.raises(InvalidInputError, match="incomplete"):
+        Recipe.from_toml("task = 'embedding'")
+
+
+# Whole runs
+
+
+def write_task(path: Path, count: int = 80) -> Path:
+    """Sentences of the tests' vocabulary, warm if they speak of water or roses."""
+    rng = np.random.default_rng(0)
+    words = ["the", "router", "slow", "fast", "water", "roses", "modem", "good", "bad", "a", "b", "c"]
+    rows = []
+    for _ in range(count):
+        text = rng.choice(words, rng.integers(2, 7)).tolist()
+        rows.append({"text": " ".join(text), "label": "warm" if {"water", "roses"} & set(text) else "cold"})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, tokenizer_json: str) -> Recipe:
+    make_checkpoint(tmp_path / "model", task="embedding")
+    (tmp_path / "model" / "tokenizer.json").write_text(tokenizer_json)
+    return Recipe(
+        str(tmp_path / "model"),
+        "text-classification",
+        str(write_task(tmp_path / "train.jsonl")),
+        str(tmp_path / "out.onnx"),
+        finetune=FAST,
+        distill=Distillation(num_layers=1, training=FAST),
+        prune=Pruning(flops=0.7, retrain=True, training=replace(FAST, epochs=1)),
+        trim=True,
+        budget=Budget(drop=60.0, size=10**9),
+    )
+
+
+def test_a_run_is_one_file_and_its_report(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = run(recipe)
+    output = Path(recipe.output)
+    names = [stage["name"] for stage in result.report["stages"]]
+    assert result.met and names == ["start", "trim", "finetune", "distill", "prune", "retrain"]
+    model = edgebert.load(output)
+    assert model.spec.is_int8 and model.spec.num_layers == 1 and model(["water roses"])[0]["label"] in ("warm", "cold")
+    report = json.loads(output.with_suffix(".json").read_text())
+    assert report["final"]["metrics"]["accuracy"] >= 0 and report["budgets"]["drop"]["met"]
+    page = output.with_suffix(".html").read_text()
+    assert "<svg" in page and "retrain" in page
+    # users' texts stay out of the file
+    evaluated = [row["text"] for row in map(json.loads, Path(recipe.train).read_text().splitlines())]
+    stored = output.read_bytes()
+    assert b"edgebert.compression" in stored and not [t for t in evaluated if len(t) > 20 and t.encode() in stored]
+    assert edgebert.check(output)
+
+    # the same recipe again takes every stage from disk, and gives the same graph, weights, tokenizer and metrics
+    monkeypatch.setattr(finetune, "train", None)
+    output.rename(output.with_name("first.onnx"))
+    again = run(recipe)
+    first, second = read_artifact(output.with_name("first.onnx")), read_artifact(output)
+    assert first.spec == second.spec and first.tokenizer_json == second.tokenizer_json
+    assert all(np.array_equal(first.tensors[name], second.tensors[name]) for name in first.tensors)
+    assert again.report["final"]["metrics"] == result.report["final"]["metrics"]
+
+
+def test_budgets_that_cannot_be_met_still_give_a_file(recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = replace(recipe, distill=None, prune=None, trim=False, budget=Budget(size=10))
+    path = Path(recipe.train).with_name("r.toml")
+    path.write_text(recipe.to_toml())
+    assert main(["compress", "--recipe", str(path)]) == 1
+    out = capsys.readouterr()
+    assert "NOT met" in out.out and "nothing fits the budget" in out.err
+    assert edgebert.load(recipe.output).spec.num_layers == 2
+
+
+def test_the_command_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compress", "model"]) == 1
+    assert "incomplete" in capsys.readouterr().err
+    arguments = ["compress", "model", "--task", "embedding", "--train", "a.csv", "-o", str(tmp_path / "o.onnx")]
+    assert main([*arguments, "--write-recipe", str(tmp_path / "r.toml"), "--layers", "2", "--flops", "0.5"]) == 0
+    assert Recipe.from_toml((tmp_path / "r.toml").read_text()).distill == Distillation(num_layers=2)
+    assert main(arguments) == 1
+    assert "a.csv" in capsys.readouterr().err
