@@ -87,6 +87,27 @@ def test_pruned_layers() -> None:
     assert cosine(*(output["sentence_embedding"] for output in outputs)) > 0.999
 
 
+def test_linears_kept_in_f32() -> None:
+    spec, tensors, batch = make_model()
+    kept = {"layer.0.attention.output", "layer.1.attention.qkv", "layer.1.ffn.down"}
+    int8, codes, report = quantize(spec, tensors, [batch], keep_f32=kept)
+    assert {name: tensor.shape for name, tensor in codes.items()} == {
+        n: s for n, (_, s) in weight_tensors(int8).items()
+    }
+    names = {linear_name(i, name): layer.dtype(name) for i, layer in enumerate(int8.layers) for name in LINEARS}
+    assert {name for name, dtype in names.items() if dtype == "f32"} == kept == names.keys() - report["linears"].keys()
+    assert np.array_equal(codes["layer.1.ffn.down.weight"], tensors["layer.1.ffn.down.weight"])
+
+    def distance(**options: Any) -> float:
+        model = quantize(spec, tensors, [batch], **options)[:2]
+        found, wanted = (NumpyBackend(*m).run(batch, ["last_hidden_state"]) for m in (model, (spec, tensors)))
+        return float(np.linalg.norm(found["last_hidden_state"] - wanted["last_hidden_state"]))
+
+    assert distance(keep_f32=list(names)) < 0.7 * distance()
+    with pytest.raises(InvalidInputError, match="no linear layer.9.ffn.up"):
+        quantize(spec, tensors, [batch], keep_f32=["layer.9.ffn.up"])
+
+
 def test_smoothing_where_calibration_shows_a_gain() -> None:
     """With relu a unit may be made 50 times larger and its output 50 times smaller: smoothing undoes just that."""
     spec, tensors, batch = make_model(activation="relu", layers=((2, 8, 40),))

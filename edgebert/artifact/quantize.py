@@ -64,7 +64,7 @@ def quantize(
         the relative error of its output on the calibration tokens, root mean square.
 
     Raises:
-        InvalidInputError: no calibration tokens.
+        InvalidInputError: no calibration tokens, or `keep_f32` names what is no linear of the layers.
         UnsupportedModelError: the model is quantized already.
     """
     if spec.replace(attention_dtype="f32").is_int8:
@@ -72,6 +72,11 @@ def quantize(
     batches = [batch for batch in batches if batch.num_sequences]
     if not batches:
         raise InvalidInputError("calibration has no tokens: give at least one text")
+    names = [linear_name(i, name) for i in range(spec.num_layers) for name in LINEARS]
+    if unknown := sorted(set(keep_f32) - set(names)):
+        raise InvalidInputError(
+            f"there is no linear {unknown[0]} to keep in f32: the names are {names[:1]} to {names[-1:]}"
+        )
     limit = quant.PORTABLE_WEIGHT_LIMIT if portable else quant.WEIGHT_LIMIT
     new: dict[str, Array] = dict(tensors)
     for name in [name for name in tensors if name.startswith("embeddings.") and name.count(".") == 2]:
