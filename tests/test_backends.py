@@ -240,7 +240,7 @@ def test_a_forced_isa_is_taken_or_refused(
 
 def test_refuses_unknown_names(make_file: Callable[..., Path]) -> None:
     path = make_file()
-    with pytest.raises(InvalidInputError, match="unknown backend 'tpu': expected auto, native, onnxruntime, numpy"):
+    with pytest.raises(InvalidInputError, match="unknown backend 'tpu': expected auto, native, numba, onnxruntime, numpy"):
         load_backend(path, "tpu")
     for device in ("gpu", "cuda:", "cuda:-1", "CPU", None):
         with pytest.raises(InvalidInputError, match="unknown device"):

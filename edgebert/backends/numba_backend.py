@@ -24,6 +24,7 @@ Array = NDArray[Any]
 _INSTALL = "install edgebert[numba]"
 _NUMBA = "0.68"  # LLVM changes the signatures of the instructions that the kernels name from one release to the next
 
+THREAD_NAME = "edgebert-numba"
 _SLICE_TOKENS = 96  # tokens of short sequences that run on one thread together
 
 
@@ -63,7 +64,7 @@ class NumbaBackend(Backend):
         ids[1] = batch.token_type_ids if self.spec.has_token_types else 0
         ids[2] = batch.position_ids()
         ids[2] += self.spec.position_offset
-        arrays = {
+        arrays: dict[str, Array] = {
             "ids": ids,
             "cu_seqlens": np.ascontiguousarray(batch.cu_seqlens, np.int32),
             "outputs": np.array([result.ctypes.data for result in results.values()], np.int64),
@@ -91,7 +92,7 @@ class NumbaBackend(Backend):
 
 
 class _Workspace:
-    """A program and the memory it runs in: one set of buffers for the team, one for each thread alone; it only grows."""
+    """A program and the memory it runs in: a set of buffers for the team, one for each thread alone; only grows."""
 
     def __init__(self, program: Any, threads: int) -> None:
         self._program = program
@@ -134,7 +135,10 @@ class _Workspace:
         program = self._program
         shared = np.where(program.is_token_rows, tokens, sequences)
         rows = np.where(program.buffers["is_local"], threads * program.block_rows, shared)
-        sizes = [*((rows + program.slack_rows) * program.buffers["stride"]), *[program.scratch_bytes(max_seqlen)] * threads]
+        sizes = [
+            *((rows + program.slack_rows) * program.buffers["stride"]),
+            *[program.scratch_bytes(max_seqlen)] * threads,
+        ]
         starts = np.cumsum([0, *sizes])
         memory = _aligned(int(starts[-1]))
         self._memory.append(memory)
@@ -162,7 +166,8 @@ class _Team:
             self._pid = os.getpid()
             self._queues = [SimpleQueue() for _ in range(1, self._threads)]
             for rank, queue in enumerate(self._queues, 1):
-                threading.Thread(target=_work, args=(rank, self._entry, queue), daemon=True).start()
+                name = f"{THREAD_NAME}-{rank}"
+                threading.Thread(target=_work, args=(rank, self._entry, queue), name=name, daemon=True).start()
         for queue in self._queues:
             queue.put(run)
         self._entry(0, run.record.ctypes.data)

@@ -1,14 +1,17 @@
 """The kernels of the Numba CPU backend, and the loop that runs a program of them: model and bits are the C++ engine's.
 
 Oracle: `numpy_ops`, and quant.py for codes. Every sum has one order (16 lanes or one chain, ascending), so a row's
-result does not depend on the rows beside it. A kernel takes addresses and strides in bytes. Rows of float32 are padded
-to `ROW_ALIGN` floats, and a few rows follow the last one, so that kernels may touch whole vectors; what lies there is
-never used. A kernel of the list at the end is a C function of two records, INSTRUCTION (what to do) and CALL (to which
-rows); each is compiled when a program first needs it, and kept on disk. Rows of codes end with their scale (f32) and negated zero point (s32), at `code_tail(width)`.
+result does not depend on the rows beside it. A kernel of the list at the end is a C function of two records,
+INSTRUCTION (what to do) and CALL (to which rows); each is compiled when a program first needs it, and kept on disk.
+
+Addresses and strides count bytes. Rows of float32 are padded to `ROW_ALIGN` floats, and a few rows follow the last one,
+so that kernels may touch whole vectors; what lies there is never used. Rows of codes end with their scale (f32) and
+negated zero point (s32), at `code_tail(width)`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 from collections.abc import Callable
@@ -74,6 +77,10 @@ BLOCK_ROWS = 96  # rows that go from one attention to the next at once; every bl
 DOT_ROWS, FMA_ROWS, TILE_VECTORS, CODE_FLIP = ISA.dot_rows, ISA.fma_rows, ISA.vectors, ISA.code_flip
 TILE_BYTES = 4 * TILE
 STACK_TILE = max(DOT_ROWS, FMA_ROWS) * TILE_BYTES
+
+V = Any  # a vector
+F = Any  # a float32
+Record = Any  # of one of the dtypes below; kernels get its address
 
 # What an instruction does: see the kernel of that name in KERNELS.
 EMBED, QUANTIZE, LINEAR_S8, LINEAR_F32, LAYERNORM, ATTENTION, ATTENTION_S8, POOL, NORMALIZE, COPY = range(10)
@@ -155,11 +162,11 @@ def attention_scratch_bytes(length: int, head_dim: int) -> int:
     return 4 * ((length + 15) // 16 * 16 + 24) * ((head_dim + 15) // 16 * 16 + 12)
 
 
-# ---- exp2, GELU and tanh: one polynomial each, the C++ engine's --------------------------------------------------------
+# ---- exp2, GELU and tanh: one polynomial each, the C++ engine's ------------------------------------------------------
 
 
 @_inline
-def _exp2(t):
+def _exp2(t: V) -> V:
     """2**t for t <= 126; below -126 it is 2**-126. Relative error 8e-8 (minimax polynomial on [-0.5, 0.5])."""
     t = maximum(t, _LOW_EXPONENT)
     n = rint(t)
@@ -173,7 +180,7 @@ def _exp2(t):
 
 
 @_inline
-def _gelu_erf(x):
+def _gelu_erf(x: V) -> V:
     """x * Phi(x) = max(x, 0) - |x| * 2**-P(|x|), P minimax on [0, 6] for the product's absolute error, 5e-8."""
     a = minimum(absolute(x), _SIX)
     p = fma(a, _G6, _G5)
@@ -186,12 +193,12 @@ def _gelu_erf(x):
 
 
 @_inline
-def _sigmoid(x):
+def _sigmoid(x: V) -> V:
     return _ONE / (_exp2(minimum(x * _MINUS_LOG2_E, _TOP_EXPONENT)) + _ONE)
 
 
 @_inline
-def _activate(x, activation):
+def _activate(x: V, activation: int) -> V:
     """The activation of that number: gelu_tanh is x * sigmoid(2 u), u = sqrt(2 / pi) (x + 0.044715 x**3)."""
     if activation == 1:
         return _gelu_erf(x)
@@ -204,11 +211,11 @@ def _activate(x, activation):
     return x
 
 
-# ---- Rows ---------------------------------------------------------------------------------------------------------------
+# ---- Rows ------------------------------------------------------------------------------------------------------------
 
 
 @_inline
-def _quantize_row(x, width, smooth, low, high, codes):
+def _quantize_row(x: int, width: int, smooth: int, low: F, high: F, codes: int) -> None:
     """Codes of one row by the contract: two divisions, the product rounded, then the difference."""
     span = high - low
     r = _LEVELS / span
@@ -223,7 +230,7 @@ def _quantize_row(x, width, smooth, low, high, codes):
     store(tail + 4, np.int32(negated_zero) + np.int32(CODE_FLIP))
 
 
-def _quantize_rows(s, call):
+def _quantize_rows(s: Record, call: Record) -> None:
     s, call = _instruction(s), _call(call)
     width, smooth = s.width, s.smooth
     for row in range(call.rows):
@@ -239,7 +246,7 @@ def _quantize_rows(s, call):
 
 
 @_inline
-def _normalize_row(x, width, sums, weight, bias, eps, smooth, codes):
+def _normalize_row(x: int, width: int, sums: V, weight: int, bias: int, eps: F, smooth: int, codes: int) -> None:
     """LayerNorm of the row at x in place, given the lane sums of its values; with `codes`, quantizes the result."""
     inv_width = _ONE / np.float32(width)
     mean = reduce_add(sums) * inv_width
@@ -260,7 +267,7 @@ def _normalize_row(x, width, sums, weight, bias, eps, smooth, codes):
         _quantize_row(x, width, smooth, reduce_min(low), reduce_max(high), codes)
 
 
-def _add_layernorm(s, call):
+def _add_layernorm(s: Record, call: Record) -> None:
     """LayerNorm of x + residual; with `codes`, its codes too."""
     s, call = _instruction(s), _call(call)
     width = s.width
@@ -279,14 +286,14 @@ def _add_layernorm(s, call):
 
 
 @_inline
-def _table_lanes(lookup, row, width, c):
+def _table_lanes(lookup: Record, row: int, width: int, c: int) -> V:
     if lookup.scale:
         scale = load_f32_scalar(lookup.scale + 4 * row)
         return load_s8_first(lookup.weight + row * width + c, width - c) * scale
     return load_first(lookup.weight + 4 * (row * width + c), width - c)
 
 
-def _embed_layernorm(s, call):
+def _embed_layernorm(s: Record, call: Record) -> None:
     """LayerNorm of the sum of the looked-up rows, added in the order of the lookups."""
     s, call = _instruction(s), _call(call)
     run, width = _run(call.run), s.width
@@ -305,7 +312,7 @@ def _embed_layernorm(s, call):
         _normalize_row(out, width, sums, s.weight, s.bias, s.eps, np.int64(0), np.int64(0))
 
 
-def _pool(s, call):
+def _pool(s: Record, call: Record) -> None:
     """The first row of each sequence, or the mean of its rows; x is all rows of the slice."""
     s, call = _instruction(s), _call(call)
     for row in range(call.rows):
@@ -322,7 +329,7 @@ def _pool(s, call):
             store(call.out + row * call.out_stride + 4 * c, v / length)
 
 
-def _normalize(s, call):
+def _normalize(s: Record, call: Record) -> None:
     """Rows divided by max(Euclidean norm, 1e-12)."""
     s, call = _instruction(s), _call(call)
     for row in range(call.rows):
@@ -337,7 +344,7 @@ def _normalize(s, call):
             store(out + 4 * c, load(x + 4 * c) / norm)
 
 
-def _copy(s, call):
+def _copy(s: Record, call: Record) -> None:
     """Rows, or columns of them, to a result of the caller's, whose rows are not padded."""
     s, call = _instruction(s), _call(call)
     first = call.first + (call.sequence if s.per_sequence else call.token)
@@ -346,18 +353,18 @@ def _copy(s, call):
         copy_bytes(to + 4 * s.width * row, call.x + row * call.x_stride + 4 * s.column, 4 * s.width)
 
 
-# ---- Matrix products ------------------------------------------------------------------------------------------------------
+# ---- Matrix products -------------------------------------------------------------------------------------------------
 
 
 @_inline
-def _store_row(y, activation, residual, out):
+def _store_row(y: V, activation: int, residual: int, out: int) -> None:
     y = _activate(y, activation)
     if residual:
         y = y + load_wide(residual)
     store(out, y)
 
 
-def _linear_u8s8_f32(s, call):
+def _linear_u8s8_f32(s: Record, call: Record) -> None:
     """out = activation((sum * w_scale) * a_scale + bias) + residual; weight [panels][steps][TILE][4]."""
     s, call = _instruction(s), _call(call)
     tile = stack_space(STACK_TILE)
@@ -378,7 +385,7 @@ def _linear_u8s8_f32(s, call):
                 _store_row(y, s.option, residual, call.out + (first + m) * call.out_stride + at)
 
 
-def _linear_f32(s, call):
+def _linear_f32(s: Record, call: Record) -> None:
     """out = activation(sum + bias) + residual; weight [panels][inputs][TILE]."""
     s, call = _instruction(s), _call(call)
     tile = stack_space(STACK_TILE)
@@ -395,23 +402,33 @@ def _linear_f32(s, call):
                 _store_row(y, s.option, residual, call.out + (first + m) * call.out_stride + at)
 
 
-# ---- Attention --------------------------------------------------------------------------------------------------------------
+# ---- Attention -------------------------------------------------------------------------------------------------------
 
 
 @_helper
-def _fma_tile(rows, num_vectors, x, stride, columns, step_stride, steps, out, out_stride):
+def _fma_tile(
+    rows: int,
+    num_vectors: int,
+    x: int,
+    stride: int,
+    columns: int,
+    step_stride: int,
+    steps: int,
+    out: int,
+    out_stride: int,
+) -> None:
     fma_tile(rows, num_vectors, x, stride, columns, step_stride, steps, 0, out, out_stride)
 
 
 @_inline
-def _tile_vectors(columns):
+def _tile_vectors(columns: int) -> int:
     """The widest tile that has no more vectors than these columns."""
     left = (columns + 15) // 16
     return TILE_VECTORS if left >= TILE_VECTORS else 2 if left >= 2 else 1
 
 
 @_inline
-def _softmax_row(scores, length, scale2):
+def _softmax_row(scores: int, length: int, scale2: F) -> F:
     """Replaces scores by 2**(scale2 * (score - the largest)); returns 1 / their sum."""
     top = splat(_LOWEST)
     for c in range(0, length, 16):
@@ -431,17 +448,17 @@ def _softmax_row(scores, length, scale2):
 
 
 @_inline
-def _attention_rows(s, call):
+def _attention_rows(s: Record, call: Record) -> tuple[int, int, int, int]:
     """(length, head_dim, address of q, address of the context) of the call's head: row = sequence * heads + head."""
     starts = _run(call.run).cu_seqlens + 4 * (call.sequence + call.first // s.option)
     first = load_i32_scalar(starts) - call.token
     head_dim = s.width // s.option
     head = 4 * head_dim * (call.first % s.option)
-    length = np.int64(load_i32_scalar(starts + 4) - load_i32_scalar(starts))
+    length: int = np.int64(load_i32_scalar(starts + 4) - load_i32_scalar(starts))  # type: ignore[assignment]
     return length, head_dim, call.x + first * call.x_stride + head, call.out + first * call.out_stride + head
 
 
-def _attention_varlen(s, call):
+def _attention_varlen(s: Record, call: Record) -> None:
     """softmax(Q K^T / sqrt(head_dim)) V of one head of one sequence.
 
     K is transposed once; then for each tile of queries a whole row of scores fits the cache, so the softmax needs no
@@ -485,20 +502,33 @@ def _attention_varlen(s, call):
 
 
 @_helper
-def _dot_tile(rows, num_vectors, codes, stride, columns, step_stride, steps, start, out, out_stride):
+def _dot_tile(
+    rows: int,
+    num_vectors: int,
+    codes: int,
+    stride: int,
+    columns: int,
+    step_stride: int,
+    steps: int,
+    start: int,
+    out: int,
+    out_stride: int,
+) -> None:
     dot_tile(rows, num_vectors, codes, stride, columns, step_stride, steps, start, out, out_stride)
 
 
 @_inline
-def _pack4(a, b, c, d):
+def _pack4(a: V, b: V, c: V, d: V) -> V:
     """Lane i: the bytes a, b, c, d of lane i."""
     low = (to_i32(a) & _BYTE) | ((to_i32(b) & _BYTE) << _EIGHT)
     return low | ((to_i32(c) & _BYTE) << _SIXTEEN) | (to_i32(d) << _TWENTY_FOUR)
 
 
 @_inline
-def _pack_lanes(x, stride, valid, rows, codes, codes_stride, scale, start, start_factor):
-    """Symmetric codes of the `valid` lanes at x over `rows` rows, by lane, [rows / 4][lane][4]; their scales and starts."""
+def _pack_lanes(
+    x: int, stride: int, valid: int, rows: int, codes: int, codes_stride: int, scale: int, start: int, start_factor: F
+) -> None:
+    """Symmetric codes [rows / 4][lane][4] of the `valid` lanes at x over `rows` rows; a scale and a start a lane."""
     top = splat(_TINY)
     for row in range(rows):
         top = maximum(top, absolute(keep(load(x + row * stride), valid, _ZERO)))
@@ -520,7 +550,7 @@ def _pack_lanes(x, stride, valid, rows, codes, codes_stride, scale, start, start
 
 
 @_inline
-def _softmax_codes(scores, length, top, scale2, codes):
+def _softmax_codes(scores: int, length: int, top: F, scale2: F, codes: int) -> F:
     """codes = round(255 * 2**(scale2 * (score - top))); returns 1 / their sum."""
     shift = _LOG2_255 - top * scale2
     sums = splat(_ZERO)
@@ -536,13 +566,16 @@ def _softmax_codes(scores, length, top, scale2, codes):
     return _ONE / reduce_add(sums)
 
 
-def _attention_varlen_u8s8(s, call):
+def _attention_varlen_u8s8(s: Record, call: Record) -> None:
     """`_attention_varlen` in int8: K quantized by key, V by column, over this sequence alone."""
     s, call = _instruction(s), _call(call)
     length, head_dim, q, context = _attention_rows(s, call)
     stride = call.x_stride
     k, v = q + 4 * s.width, q + 8 * s.width
-    keys_stride, values_stride = (length + 15) // 16 * 64, (head_dim + 15) // 16 * 64  # bytes of codes by four, or of f32
+    keys_stride, values_stride = (
+        (length + 15) // 16 * 64,
+        (head_dim + 15) // 16 * 64,
+    )  # bytes of codes by four, or of f32
     key_scale = call.scratch
     key_start = key_scale + keys_stride
     value_scale = key_start + keys_stride
@@ -557,13 +590,18 @@ def _attention_varlen_u8s8(s, call):
         for d in range(0, head_dim, 16):
             transpose_block(k + j * stride + 4 * d, stride, block + 64 * d, 64)
         at = 4 * j
-        _pack_lanes(
-            block, 64, length - j, head_dim, keys + at, keys_stride, key_scale + at, key_start + at, _KEY_START
-        )
+        _pack_lanes(block, 64, length - j, head_dim, keys + at, keys_stride, key_scale + at, key_start + at, _KEY_START)
     for d in range(0, head_dim, 16):
         at = 4 * d
         _pack_lanes(
-            v + at, stride, head_dim - d, length, values + at, values_stride, value_scale + at, value_start + at,
+            v + at,
+            stride,
+            head_dim - d,
+            length,
+            values + at,
+            values_stride,
+            value_scale + at,
+            value_start + at,
             _VALUE_START,
         )
     tile, inv_sums, tile_stride = stack_space(STACK_TILE), stack_space(64), np.int64(TILE_BYTES)
@@ -585,8 +623,16 @@ def _attention_varlen_u8s8(s, call):
         while at < length:
             num = _tile_vectors(length - at)
             _dot_tile(
-                rows, num, query_codes, values_stride // 4, keys + 4 * at, keys_stride, (head_dim + 3) // 4,
-                key_start + 4 * at, scores + 4 * at, keys_stride,
+                rows,
+                num,
+                query_codes,
+                values_stride // 4,
+                keys + 4 * at,
+                keys_stride,
+                (head_dim + 3) // 4,
+                key_start + 4 * at,
+                scores + 4 * at,
+                keys_stride,
             )
             at += 16 * num
         for m in range(rows):
@@ -603,8 +649,16 @@ def _attention_varlen_u8s8(s, call):
         while at < head_dim:
             num = _tile_vectors(head_dim - at)
             _dot_tile(
-                rows, num, score_codes, keys_stride // 4, values + 4 * at, values_stride, (length + 3) // 4,
-                value_start + 4 * at, tile, tile_stride,
+                rows,
+                num,
+                score_codes,
+                keys_stride // 4,
+                values + 4 * at,
+                values_stride,
+                (length + 3) // 4,
+                value_start + 4 * at,
+                tile,
+                tile_stride,
             )
             for m in range(rows):
                 inv_sum = load_f32_scalar(inv_sums + 4 * m)
@@ -614,7 +668,7 @@ def _attention_varlen_u8s8(s, call):
             at += 16 * num
 
 
-# ---- Running a program ------------------------------------------------------------------------------------------------------
+# ---- Running a program -----------------------------------------------------------------------------------------------
 #
 # A thread's view of its team is a step: the address of two counters, of items claimed and items done. A step ends when
 # its items are done, not when every thread has arrived. Step 0 is a team of one.
@@ -624,12 +678,12 @@ _CLOSED = 1 << 32
 
 
 @_inline
-def _next_item(step, item):
+def _next_item(step: int, item: int) -> int:
     return atomic_add(step, 1) if step else item + 1
 
 
 @_inline
-def _finish_step(step, finished, items):
+def _finish_step(step: int, finished: int, items: int) -> int:
     """Report what this thread has done, wait for the rest; returns the step after."""
     if step == 0:
         return step
@@ -643,7 +697,7 @@ def _finish_step(step, finished, items):
 
 
 @_inline
-def _place(run, bases, number, first, block):
+def _place(run: Record, bases: int, number: int, first: int, block: int) -> tuple[int, int]:
     """(address, stride) of a buffer's rows from `first`, or from `block` of a local buffer."""
     if number < 0:
         return 0, 0
@@ -653,7 +707,7 @@ def _place(run, bases, number, first, block):
 
 
 @_helper
-def _execute(run, bases, call, at, until, block, column):
+def _execute(run: Record, bases: int, call: Record, at: int, until: int, block: int, column: int) -> None:
     """Instructions [at, until) over the rows of the call, which are at `block` in local buffers; all columns if -1."""
     for i in range(at, until):
         address = run.program + i * _INSTRUCTION_BYTES
@@ -668,7 +722,7 @@ def _execute(run, bases, call, at, until, block, column):
 
 
 @_helper
-def _run_slice(step, rank, run, bases, call):
+def _run_slice(step: int, rank: int, run: Record, bases: int, call: Record) -> int:
     """Run all segments over the call's sequences, as thread `rank` of a team.
 
     Between two attentions everything is a matter of single rows: a block of them goes through all of it at once, and
@@ -711,7 +765,7 @@ def _run_slice(step, rank, run, bases, call):
     return step
 
 
-def _run_program(rank, address):
+def _run_program(rank: int, address: int) -> None:
     """Run a batch as thread `rank`; rank 0 returns when all of it is done and no thread is in it any more."""
     run = _run(address)
     if rank and atomic_add(run.control, 1) >= _CLOSED:
@@ -747,7 +801,7 @@ def _run_program(rank, address):
         yield_cpu()
 
 
-# ---- Compiling --------------------------------------------------------------------------------------------------------------
+# ---- Compiling -------------------------------------------------------------------------------------------------------
 
 KERNELS: dict[int, Callable[..., None]] = {
     EMBED: _embed_layernorm,
@@ -763,7 +817,7 @@ KERNELS: dict[int, Callable[..., None]] = {
 }
 
 
-class _Cache(FunctionCache):  # type: ignore[misc]
+class _Cache(FunctionCache):
     """Numba's cache on disk, keyed by CPU and Numba's version, and here by what all of our sources hold."""
 
     def __init__(self, function: Callable[..., None]) -> None:
@@ -780,11 +834,9 @@ def _source_stamp() -> str:
 @cache
 def _compile(function: Callable[..., None]) -> Any:
     signature = ((types.int64, types.int64), types.void)
-    compiled = CFunc(function, signature, {}, {"error_model": "numpy"})
-    try:
+    compiled: Any = CFunc(function, signature, {}, {"error_model": "numpy"})
+    with contextlib.suppress(RuntimeError):  # no folder to write to: compiled anew in every process
         compiled._cache = _Cache(function)
-    except RuntimeError:  # there is no folder to write to: compiled anew in every process
-        pass
     compiled.compile()
     return compiled
 

@@ -197,7 +197,12 @@ class _Recorder:
         source, column = self._columns.get(rows.number, (rows, 0))
         domain = self._domains[source.number]
         self._append(
-            kernels.COPY, domain, x=source.number, width=rows.width, option=output, column=column,
+            kernels.COPY,
+            domain,
+            x=source.number,
+            width=rows.width,
+            option=output,
+            column=column,
             per_sequence=int(domain == OVER_SEQUENCES),
         )
 

@@ -13,14 +13,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from llvmlite import ir
-from numba.core import cgutils, types
-from numba.core.extending import intrinsic, lower_builtin, models, register_model
+from numba.core import cgutils, extending, types
+from numba.core.extending import lower_builtin, models, register_model
 from numba.core.registry import cpu_target
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.np.numpy_support import from_dtype
 
 Value = Any  # an llvmlite value
 Builder = Any  # an llvmlite IRBuilder
+
+intrinsic: Any = extending.intrinsic  # its result is not what its type says: kernels call it without the context
 
 LANES = 16
 
@@ -66,10 +68,10 @@ _HAS_FMA = "fma" in target_cpu()[2] or not target_cpu()[0].startswith(("x86_64",
 _I8, _I32, _I64, _F32 = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
 
 
-# ---- The type -------------------------------------------------------------------------------------------------------
+# ---- The type --------------------------------------------------------------------------------------------------------
 
 
-class Vector(types.Type):  # type: ignore[misc]
+class Vector(types.Type):
     """A vector of float32 or int32 lanes, held in registers."""
 
     def __init__(self, element: types.Number, lanes: int) -> None:
@@ -79,7 +81,7 @@ class Vector(types.Type):  # type: ignore[misc]
 
 
 @register_model(Vector)
-class _VectorModel(models.PrimitiveModel):  # type: ignore[misc]
+class _VectorModel(models.PrimitiveModel):
     def __init__(self, manager: Any, vector: Vector) -> None:
         super().__init__(manager, vector, _llvm_type(vector))
 
@@ -107,9 +109,7 @@ def _shuffle(builder: Builder, a: Value, b: Value, lanes: Sequence[int]) -> Valu
 
 
 def _call(builder: Builder, name: str, result: Any, *args: Value) -> Value:
-    function = cgutils.get_or_insert_function(
-        builder.module, ir.FunctionType(result, [arg.type for arg in args]), name
-    )
+    function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(result, [arg.type for arg in args]), name)
     return builder.call(function, args)
 
 
@@ -136,7 +136,7 @@ def _offset(builder: Builder, address: Value, count: int, stride: Value) -> Valu
     return builder.add(address, builder.mul(_I64(count), stride))
 
 
-# ---- Arithmetic: operators and functions, lane by lane; scalars are spread over the lanes ------------------------------
+# ---- Arithmetic: operators and functions, lane by lane; scalars are spread over the lanes ----------------------------
 
 
 def _common(args: Sequence[Any]) -> Vector | None:
@@ -159,7 +159,7 @@ def _spread(builder: Builder, sig: Any, args: Sequence[Value]) -> list[Value]:
 
 def _define_operator(function: Callable[..., Any], float_name: str | None, int_name: str | None) -> None:
     @infer_global(function)
-    class Operator(AbstractTemplate):  # type: ignore[misc]
+    class Operator(AbstractTemplate):
         def generic(self, args: Any, kws: Any) -> Any:
             return _spread_signature(args)
 
@@ -305,7 +305,7 @@ reduce_max = _reducer(lambda b, x, y: b.select(b.fcmp_ordered(">", x, y), x, y))
 reduce_min = _reducer(lambda b, x, y: b.select(b.fcmp_ordered("<", x, y), x, y))
 
 
-# ---- Memory ---------------------------------------------------------------------------------------------------------
+# ---- Memory ----------------------------------------------------------------------------------------------------------
 
 
 def _loader(kind: Any) -> Any:
@@ -451,7 +451,7 @@ def invoke(typingctx: Any, function: Any, first: Any, second: Any) -> Any:
     return types.void(types.int64, types.int64, types.int64), codegen
 
 
-# ---- Register tiles ---------------------------------------------------------------------------------------------------
+# ---- Register tiles --------------------------------------------------------------------------------------------------
 
 
 def _emit_counted_loop(
@@ -692,7 +692,7 @@ def transpose_block(typingctx: Any, x: Any, stride: Any, out: Any, out_stride: A
     return types.void(types.int64, types.int64, types.int64, types.int64), codegen
 
 
-# ---- Threads ----------------------------------------------------------------------------------------------------------
+# ---- Threads ---------------------------------------------------------------------------------------------------------
 
 
 @intrinsic

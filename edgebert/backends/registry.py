@@ -21,6 +21,7 @@ class _Entry(NamedTuple):
 # In the order of preference of `auto`.
 _BACKENDS = {
     "native": _Entry("edgebert.backends.native", ("cpu",)),
+    "numba": _Entry("edgebert.backends.numba_backend", ("cpu",)),
     "onnxruntime": _Entry("edgebert.backends.onnxruntime", ("cpu", "cuda")),
     "numpy": _Entry("edgebert.backends.numpy_backend", ("cpu",)),
 }

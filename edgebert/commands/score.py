@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--engine", choices=("local", "ray"), default="local", help="what runs the job (default: local)"
     )
-    parser.add_argument("--backend", default="auto", help="auto, native, onnxruntime or numpy (default: auto)")
+    parser.add_argument("--backend", default="auto", help="auto, native, numba, onnxruntime or numpy (default: auto)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:n (default: cpu)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: the CPUs this process may use)")
     parser.add_argument("--quiet", action="store_true", help="no progress bar and no summary")
