@@ -74,9 +74,7 @@ def quantize(
         raise InvalidInputError("calibration has no tokens: give at least one text")
     names = [linear_name(i, name) for i in range(spec.num_layers) for name in LINEARS]
     if unknown := sorted(set(keep_f32) - set(names)):
-        raise InvalidInputError(
-            f"there is no linear {unknown[0]} to keep in f32: the names are {names[:1]} to {names[-1:]}"
-        )
+        raise InvalidInputError(f"there is no linear {unknown[0]} to keep in f32: give names like layer.0.ffn.down")
     limit = quant.PORTABLE_WEIGHT_LIMIT if portable else quant.WEIGHT_LIMIT
     new: dict[str, Array] = dict(tensors)
     for name in [name for name in tensors if name.startswith("embeddings.") and name.count(".") == 2]:
