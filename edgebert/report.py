@@ -27,7 +27,7 @@ Cell = str | int | float | None
 # At least 3:1 against white and against the dark page, in an order in which neighbours are easily told apart.
 COLORS = ("#2f7ed8", "#d9603b", "#2a9d6f", "#9065c8", "#b8860b", "#d14d8b", "#5d8a9a", "#8a8f98")
 
-_NUMBER = re.compile(r"[-+−±<>]?\s?\d.*", re.DOTALL)
+_NUMBER = re.compile(r"[-+−±<>]?\s?\d[\d.,]*(\s?\S{1,5})?(\s\(.*\))?")  # 12, −0.5 %, 1.3x, 3.1 (2.00x)
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Table:
     """Rows of cells under names of columns.
 
     None is an empty cell, a float is written with four digits. A column is set to the right if each of its cells is
-    empty, a number, or text that begins with one.
+    empty or a number; that may be text with a short unit and something in brackets.
     """
 
     columns: Sequence[str]

@@ -89,11 +89,14 @@ def test_texts_are_never_markup(tmp_path: Path) -> None:
 
 def test_columns_of_numbers_stand_to_the_right(tmp_path: Path) -> None:
     path = tmp_path / "page.html"
-    rows = [["x", 1, 0.123456, "−3 %", "7 of 9", None, "8"], ["y", 20000, 12345.6, "", "1.5x", None, "word"]]
+    rows = [
+        ["1 of 2 words", 1, 0.123456, "−3 %", "7.1 (2.0x)", None, "8"],
+        ["y", 20000, 12345.6, "", "1.5x", None, "word"],
+    ]
     write_page(path, "t", [Section("s", [Table(list("abcdefg"), rows)])])
     cells = Page(path).cells
     assert [style for style, _ in cells[:7]] == ["", "number", "number", "number", "number", "", ""]
-    assert [text for _, text in cells[7:14]] == ["x", "1", "0.1235", "−3 %", "7 of 9", "", "8"]
+    assert [text for _, text in cells[7:14]] == ["1 of 2 words", "1", "0.1235", "−3 %", "7.1 (2.0x)", "", "8"]
     assert [text for _, text in cells[15:17]] == ["20000", "12346"]
 
 

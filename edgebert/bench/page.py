@@ -9,6 +9,7 @@ from typing import Any
 from edgebert.bench.tables import (
     Result,
     describe_machine,
+    format_ms,
     label,
     sorted_rows,
     summarize,
@@ -22,6 +23,7 @@ from edgebert.report import COLORS, Plot, Section, Table, new_figure, write_page
 
 _RUNTIMES = ("edgebert", "onnxruntime", "openvino", "torch", "ctranslate2")
 _PALE = 0.5  # of what is not int8
+_WIDEST = 12  # times the fastest: more is off the plot
 
 
 def write_report(path: Path, result: Result) -> None:
@@ -37,7 +39,7 @@ def write_report(path: Path, result: Result) -> None:
     warnings = list(result["provenance"]["warnings"])
     legend = (
         "Bars are medians, strong in colour for int8 and pale for fp32 and bf16; a line goes on to the 90th "
-        "percentile, or to the 99th where it ends in a mark."
+        "percentile, or to the 99th where it ends in a mark. What is off the plot has an arrow."
     )
     sections = [
         Section(
@@ -70,17 +72,20 @@ def write_report(path: Path, result: Result) -> None:
 def plot_bars(result: Result, workload: Mapping[str, Any]) -> Plot:
     """Median times, fastest first, a line to the 90th or with a mark to the 99th percentile."""
     rows = sorted_rows(workload)
+    most = _WIDEST * rows[0][1]["p50_ms"]
     figure, axes = new_figure(height=0.7 + 0.4 * len(rows))
     for i, (name, row) in enumerate(rows):
         axes.barh(i, row["p50_ms"], height=0.42, **_style(result, name))
         if row["p90_ms"] is not None:
             right, mark = (row["p90_ms"], "") if row["p99_ms"] is None else (row["p99_ms"], "|")
             axes.plot([row["p50_ms"], right], [i, i], marker=mark, markevery=[1], color=COLORS[-1], linewidth=1)
-        axes.annotate(
-            f"{label(result, name)} · {row['p50_ms']:#.3g} ms", (0, i - 0.3), xytext=(2, 0), textcoords="offset points",
-            fontsize=8.5, va="bottom", weight="bold" if result["contenders"][name]["is_own"] else "normal",
-        )  # fmt: skip
-    axes.set(xlabel="ms", yticks=[], ylim=(len(rows) - 0.5, -0.8), xlim=(0, None))
+        if row["p50_ms"] > most:
+            axes.plot(most, i, marker=">", color="white", markersize=4)
+        text = f"{label(result, name)} · {format_ms(row['p50_ms'])} ms"
+        weight = "bold" if result["contenders"][name]["is_own"] else "normal"
+        offset = {"xytext": (2, 0), "textcoords": "offset points"}
+        axes.annotate(text, (0, i - 0.3), fontsize=8.5, va="bottom", weight=weight, **offset)
+    axes.set(xlabel="ms", yticks=[], ylim=(len(rows) - 0.5, -0.8), xlim=(0, min(axes.get_xlim()[1], 1.03 * most)))
     axes.spines[["left"]].set_visible(False)
     axes.grid(visible=False, axis="y")
     return Plot(figure, title_of(workload) + (" (all texts)" if workload["kind"] == "throughput" else ""))

@@ -387,8 +387,10 @@ class Bench:
         with self._tolerate(f"{one.name}, {_count(threads, 'thread')}"):
             settings = worker.settings(threads, kind)
             if len(settings) > 1:
-                rows = one.model.rows(workload)
-                best, _, _ = choose_settings(worker, threads, settings, (workload.batch_size,), rows)
+                rows, cpus = one.model.rows(workload), affinity()[:threads]
+                # in a process of its own: what else was loaded would count as memory
+                with Worker(one.peer_name, one.peer.files, cpus=cpus) as trial:
+                    best, _, _ = choose_settings(trial, threads, settings, (workload.batch_size,), rows)
             else:
                 best = settings[0]
             worker.load(threads, best)

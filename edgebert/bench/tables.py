@@ -43,6 +43,13 @@ def label(result: Result, name: str) -> str:
     return f"{contender['title']}, {contender['model']}" if len(result["models"]) > 1 else str(contender["title"])
 
 
+def format_ms(value: float | None) -> str | None:
+    """Three figures, and all before the point."""
+    if value is None:
+        return None
+    return f"{value:#.3g}" if value < 99.95 else f"{value:.0f}"
+
+
 def title_of(workload: Mapping[str, Any]) -> str:
     """A workload with its threads."""
     threads = workload["threads"]
@@ -66,7 +73,7 @@ def tabulate_times(result: Result, workload: Mapping[str, Any]) -> Table:
     cells: list[list[Cell]] = [
         [
             label(result, name),
-            *(_ms(row[key]) for key in ("p50_ms", "p90_ms", "p99_ms")),
+            *(format_ms(row[key]) for key in ("p50_ms", "p90_ms", "p99_ms")),
             _rate(row["texts_per_s"]),
             _rate(row["tokens_per_s"]),
             f"{row['fill']:.0%}",
@@ -90,7 +97,7 @@ def tabulate_busy(result: Result, workload: Mapping[str, Any]) -> Table:
     rows: list[list[Cell]] = [
         [
             label(result, name),
-            *(_ms(part[key]) for part in (alone["rows"][name], row) for key in ("p50_ms", "p90_ms")),
+            *(format_ms(part[key]) for part in (alone["rows"][name], row) for key in ("p50_ms", "p90_ms")),
             f"{row['p50_ms'] / alone['rows'][name]['p50_ms']:.2f}x",
         ]
         for name, row in sorted_rows(workload)
@@ -141,7 +148,9 @@ def summarize(result: Result) -> list[Table]:
             (a, ours), (b, theirs) = own[0], others[0]
             times = f"{theirs['p50_ms'] / ours['p50_ms']:.2f}x"
             names = label(result, a), label(result, b)
-            rows.append([title_of(workload), names[0], _ms(ours["p50_ms"]), names[1], _ms(theirs["p50_ms"]), times])
+            rows.append(
+                [title_of(workload), names[0], format_ms(ours["p50_ms"]), names[1], format_ms(theirs["p50_ms"]), times]
+            )
     columns = ["p50, ms", "fastest of EdgeBERT", "", "fastest of the others", "", "as fast"]
     return [Table(columns, rows)] if rows else []
 
@@ -229,7 +238,7 @@ def _compare_rows(name: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> list
         verdict = "slower"
     else:
         verdict = "the same"
-    return [name, _ms(a["p50_ms"]), _ms(b["p50_ms"]), f"{b['p50_ms'] / a['p50_ms']:.3f}x", verdict]
+    return [name, format_ms(a["p50_ms"]), format_ms(b["p50_ms"]), f"{b['p50_ms'] / a['p50_ms']:.3f}x", verdict]
 
 
 def _find_differences(a: Result, b: Result) -> Iterator[str]:
@@ -252,11 +261,5 @@ def _difference(a: Any, b: Any) -> str:
     return f"{a} and {b}"
 
 
-def _ms(value: float | None) -> str | None:
-    if value is None:
-        return None
-    return f"{value:#.3g}" if value < 100 else f"{value:.0f}"
-
-
 def _rate(value: float) -> str:
-    return f"{value:#.3g}" if value < 100 else f"{value:,.0f}"
+    return f"{value:#.3g}" if value < 99.95 else f"{value:,.0f}"
