@@ -83,7 +83,7 @@ def plot_bars(result: Result, workload: Mapping[str, Any]) -> Plot:
             axes.plot(most, i, marker=">", color="white", markersize=4)
         text = f"{label(result, name)} · {format_ms(row['p50_ms'])} ms"
         weight = "bold" if result["contenders"][name]["is_own"] else "normal"
-        offset = {"xytext": (2, 0), "textcoords": "offset points"}
+        offset: dict[str, Any] = {"xytext": (2, 0), "textcoords": "offset points"}
         axes.annotate(text, (0, i - 0.3), fontsize=8.5, va="bottom", weight=weight, **offset)
     axes.set(xlabel="ms", yticks=[], ylim=(len(rows) - 0.5, -0.8), xlim=(0, min(axes.get_xlim()[1], 1.03 * most)))
     axes.spines[["left"]].set_visible(False)
