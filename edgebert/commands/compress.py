@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from typing import Any
+
+from edgebert.commands.printing import print_table
 
 HELP = "fine-tune, distil, prune and quantize a model to a budget"
 
@@ -60,13 +61,6 @@ def main(args: argparse.Namespace) -> int:
         print(describe_budget(name, budget))
     print(f"wrote {result.output}, and beside it the report: .json and .html")
     return 0 if result.met else 1
-
-
-def print_table(rows: Sequence[Sequence[str]]) -> None:
-    """Rows as aligned columns."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    for row in rows:
-        print("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))
 
 
 def build_recipe(args: argparse.Namespace) -> Any:

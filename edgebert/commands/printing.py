@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -20,3 +21,10 @@ def print_report(report: dict[str, Any], indent: str = "") -> None:
             print_report(value, indent + "  ")
         else:
             print(f"{indent}{key}: {format_value(value)}")
+
+
+def print_table(rows: Sequence[Sequence[str]]) -> None:
+    """Rows as aligned columns."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))

@@ -51,11 +51,13 @@ class Result:
 
     Attributes:
         output: the file.
+        folders: of the stages, each with its fp32 file `model.onnx`.
         report: what `output` has beside it as JSON, the worst examples left out.
         met: whether every budget was met.
     """
 
     output: Path
+    folders: list[Path]
     report: dict[str, Any]
     met: bool
 
@@ -353,7 +355,12 @@ class _Run:
             os.replace(partial, self.output)
         finally:
             partial.unlink(missing_ok=True)
-        return Result(self.output, summary, all(budget["met"] for budget in budgets.values()))
+        return Result(
+            self.output,
+            [stage.folder for stage in self.store.stages],
+            summary,
+            all(budget["met"] for budget in budgets.values()),
+        )
 
     def _export(
         self, checkpoint: Checkpoint, path: Path, keep_f32: tuple[str, ...]

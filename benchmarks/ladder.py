@@ -1,0 +1,159 @@
+"""The compression ladder: fp32, fine-tuned, distilled, pruned, int8; what each rung costs and gains, on real tasks.
+
+    python -m benchmarks.ladder --model FOLDER --data FOLDER --work FOLDER --out RESULT.json sst2 banking77
+
+DATA has a folder a task with train.jsonl.gz and, where there is one, dev.jsonl.gz. The metric of a rung is that of its
+file. Finished stages stay under --work: a run that was stopped goes on. Then all rungs of a task, its fine-tuned
+model in ONNX Runtime, and a model of BERT-base's shape with random weights in ONNX Runtime are timed in turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import edgebert
+from benchmarks import describe_run, write_result
+from edgebert.artifact.names import weight_tensors
+from edgebert.artifact.spec import EncoderSpec, LayerSpec
+from edgebert.artifact.writer import build_model
+from edgebert.batch import PackedBatch
+from edgebert.compress.pipeline import Result, run
+from edgebert.compress.recipe import Distillation, Pruning, Recipe, Training
+from edgebert.demo import time_in_turns
+
+TUNING = {  # task data -> (task, fine-tuning)
+    "banking77": ("text-classification", Training(epochs=6, learning_rate=3e-4)),
+    "sst2": ("text-classification", Training(epochs=4, learning_rate=1e-4)),
+    "mrpc": ("text-classification", Training(epochs=5, learning_rate=1e-4)),
+    "stsb": ("embedding", None),
+    "wnut17": ("token-classification", Training(epochs=6, learning_rate=3e-4)),
+    "wikiann-en": ("token-classification", Training(epochs=3, learning_rate=2e-4)),
+    "squad-slice": ("question-answering", Training(epochs=3, learning_rate=2e-4, batch_size=16, max_length=384)),
+    "chnsenticorp": ("text-classification", Training(epochs=2, learning_rate=1e-4, max_length=128)),
+}
+LENGTHS = (32, 128)
+BERT_BASE = EncoderSpec(
+    family="bert",
+    task="embedding",
+    vocab_size=30522,
+    hidden_size=768,
+    embedding_size=768,
+    num_positions=512,
+    num_token_types=2,
+    layers=(LayerSpec(12, 64, 3072),) * 12,
+    pooling="mean",
+)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.ladder", description=__doc__.splitlines()[0])
+    parser.add_argument("tasks", nargs="+", choices=TUNING, help="task data, in this order")
+    parser.add_argument("--model", required=True, help="the checkpoint to begin with")
+    parser.add_argument("--data", type=Path, required=True, help="a folder with one a task")
+    parser.add_argument("--work", type=Path, required=True, help="of files and finished stages")
+    parser.add_argument("--layers", type=int, help="distil into a student of so many layers")
+    parser.add_argument("--flops", type=float, help="prune to this share of the arithmetic")
+    parser.add_argument("--retrain", action="store_true", help="with --flops: distil what is left from what was whole")
+    parser.add_argument("--trim", action="store_true", help="cut the vocabulary to the training texts")
+    parser.add_argument("--no-timing", action="store_true", help="metrics alone")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, help="write JSON here")
+    args = parser.parse_args()
+    result: dict[str, Any] = {**describe_run("benchmarks.ladder"), "threads": args.threads, "tasks": []}
+    for name in args.tasks:
+        recipe = make_recipe(args, name)
+        made = run(recipe, progress=lambda text, name=name: print(f"{name}: {text}", flush=True))
+        rungs = collect_rungs(made)
+        if not args.no_timing:
+            time_rungs(rungs, recipe, made, args)
+        columns = ("parameters", "vocab_size", "num_heads", "intermediate_size")
+        for rung, record in zip(rungs, [*made.report["stages"], made.report["final"]], strict=True):
+            rung |= {key: record[key] for key in columns}
+        row = {"data": name, "rows": made.report["rows"], "recipe": strip_folders(recipe).to_toml(), "rungs": rungs}
+        result["tasks"].append(row)
+        for rung in rungs:
+            print(name, rung["name"], {key: round(100 * value, 2) for key, value in rung["metrics"].items()}, end=" ")
+            print(f"{rung['bytes'] / 1e6:.1f} MB", rung.get("seconds"), rung.get("over_bert_base"))
+        write_result(args.out, result)
+    return 0
+
+
+def make_recipe(args: argparse.Namespace, name: str) -> Recipe:
+    """The recipe of a task; runs that differ in later stages share the work folder, and so the earlier stages."""
+    task, training = TUNING[name]
+    dev = args.data / name / "dev.jsonl.gz"
+    kind = "".join(
+        f"-{key}{value}" for key, value in (("l", args.layers), ("f", args.flops), ("t", int(args.trim))) if value
+    )
+    recipe = Recipe(
+        args.model,
+        task,
+        str(args.data / name / "train.jsonl.gz"),
+        str(args.work / f"{name}{kind}.onnx"),
+        eval=str(dev) if dev.exists() else None,
+        work=str(args.work / f"{name}.work"),
+        finetune=training,
+        trim=args.trim,
+    )
+    tuned = training or Training()
+    if args.layers:
+        recipe = replace(recipe, distill=Distillation(num_layers=args.layers, training=replace(tuned, epochs=6)))
+    if args.flops:
+        recipe = replace(recipe, prune=Pruning(args.flops, args.retrain, training=replace(tuned, epochs=2)))
+    return recipe
+
+
+def strip_folders(recipe: Recipe) -> Recipe:
+    """The recipe with names of files instead of paths."""
+    paths = {key: Path(getattr(recipe, key)).name for key in ("model", "train", "output")}
+    return replace(recipe, work=None, eval=Path(recipe.eval).name if recipe.eval else None, **paths)
+
+
+def collect_rungs(made: Result) -> list[dict[str, Any]]:
+    """Name, metrics, size of every stage's file and of the last one."""
+    records = [*made.report["stages"], made.report["final"]]
+    return [{key: record[key] for key in ("name", "metrics", "bytes")} for record in records]
+
+
+def time_rungs(rungs: list[dict[str, Any]], recipe: Recipe, made: Result, args: argparse.Namespace) -> None:
+    """Add to every rung the seconds of one text of each length, and how often BERT-base in ONNX Runtime takes that."""
+    paths = [path / "model.onnx" for path in made.folders] + [made.output]
+    teacher = [stage["name"] for stage in made.report["stages"]].index(made.report["reference"])
+    models = [edgebert.load(path, threads=args.threads) for path in paths]
+    base = args.work / "bert-base.onnx"
+    if not base.exists():
+        base.write_bytes(build_model(BERT_BASE, random_tensors(BERT_BASE), {}))
+    runtimes = [edgebert.load(path, backend="onnxruntime", threads=args.threads) for path in (paths[teacher], base)]
+    for rung in rungs:
+        rung["seconds"], rung["over_bert_base"], rung["over_teacher_in_onnxruntime"] = {}, {}, {}
+    for length in LENGTHS:
+        calls = []
+        for model in [*models, *runtimes]:
+            ids = np.random.default_rng(0).integers(0, model.spec.vocab_size, length).tolist()
+            calls.append(functools.partial(model.forward, PackedBatch.from_lists([ids])))
+        *ours, in_onnxruntime, bert_base = time_in_turns(calls, rounds=8, calls_a_turn=6)
+        for rung, seconds in zip(rungs, ours, strict=True):
+            rung["seconds"][length] = seconds
+            rung["over_bert_base"][length] = bert_base / seconds
+            rung["over_teacher_in_onnxruntime"][length] = in_onnxruntime / seconds
+
+
+def random_tensors(spec: EncoderSpec) -> dict[str, Any]:
+    """Weights of no meaning, for timing."""
+    rng = np.random.default_rng(0)
+    return {
+        name: np.ones(shape, np.float32)
+        if name.endswith("layer_norm.weight")
+        else (0.02 * rng.standard_normal(shape)).astype(np.float32)
+        for name, (_, shape) in weight_tensors(spec).items()
+    }
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
