@@ -30,6 +30,7 @@ I64 = NDArray[np.int64]
 Loss = Callable[[TorchEncoder, Any], Tensor]  # of a model and a batch; a scalar, the mean or sum over examples
 
 NEURON_STEP = 64  # widths are multiples of the widest panel of the kernels
+CORRELATION = 0.25  # of what the examples say about units together that is believed: they are few, units are many
 _COST_BINS = 4000
 _DAMPING = 0.01  # of the mean of the Gram matrix's diagonal: keeps weights that the texts say little about
 
@@ -168,9 +169,11 @@ class _Masked(TorchEncoder):
 def removal_order(gradients: F32) -> tuple[I64, F64]:
     """Units in the order of removal, and how much the loss has grown after each removal.
 
-    The growth after removing the units P is estimated as the mean over examples of (sum of P's gradients)^2 / 2, the
-    second-order term with the Fisher information as Hessian, units of one sub-block taken together (arXiv 2204.09656,
-    equations 6 and 9); the next unit is the one that adds least.
+    The growth after removing the units P is half the sum of F[p, q] over P, where F is the mean over examples of the
+    product of two units' gradients: the loss to second order, its Hessian the Fisher information of one sub-block
+    (arXiv 2204.09656, equations 6 and 9). Between different units F is shrunk by CORRELATION: with all of it, sets are
+    found whose gradients cancel on these examples alone; with none, units that stand in for each other all seem of no
+    use. The next unit is the one that adds least.
 
     Args:
         gradients: f32 [examples, units].
@@ -185,7 +188,7 @@ def removal_order(gradients: F32) -> tuple[I64, F64]:
         unit = int(added.argmin())
         order.append(unit)
         growth.append(growth[-1] + float(added[unit]))
-        added += 2.0 * fisher[unit]
+        added += 2.0 * CORRELATION * fisher[unit]
         added[order] = np.inf
     return np.array(order, np.int64), np.array(growth) / 2
 
