@@ -292,7 +292,7 @@ def test_options_that_do_not_fit(files: list[Path]) -> None:
         ({"threads": [10_000]}, "10000 threads: this process may use"),
         ({"models": [files[0], files[0]]}, "the same file twice"),
         ({"lengths": ["500"]}, "nothing could be measured: .*500 tokens: the model has 80 positions"),
-        ({"backends": ["bogus"]}, "unknown peer 'edgebert/bogus'"),
+        ({"backends": ["bogus"]}, "unknown backend 'bogus': expected some of native"),
     ):
         with pytest.raises(InvalidInputError, match=words):
             Bench(make_options(files, **changes), nothing).run([])
@@ -372,7 +372,8 @@ def test_command_writes_what_it_prints(make_file: MakeFile, tmp_path: Path, caps
         (["--batch", "1,x"], "--batch takes numbers"),
         (["--length", "16,-3"], "--length takes numbers"),
         (["--json", "/no/such/folder/x.json"], "does not exist"),
-        (["--backends", "cuda"], "unknown peer"),
+        (["--backends", "cuda"], "unknown backend"),
+        (["--checkpoint", "/no/such/folder"], "is not a folder"),
     ],
 )
 def test_wrong_arguments(

@@ -43,7 +43,7 @@ from edgebert.bench.harness import (
     prepare,
     start_cold,
 )
-from edgebert.bench.peers import make_peer
+from edgebert.bench.peers import FILE_PEERS, make_peer
 from edgebert.bench.peers.base import Kind, ModelFiles, Peer, Settings
 from edgebert.bench.provenance import Rapl, Recorder, affinity, find_spinning
 from edgebert.bench.roof import Roof, count_operations, find_roof, measure_roof, roof_of, take_higher
@@ -231,6 +231,11 @@ class Bench:
         options = self.options
         if max(options.threads) > len(affinity()):
             raise InvalidInputError(f"{max(options.threads)} threads: this process may use {len(affinity())} CPUs")
+        if unknown := [name for name in options.backends if f"edgebert/{name}" not in FILE_PEERS]:
+            known = [name.removeprefix("edgebert/") for name in FILE_PEERS if name.startswith("edgebert/")]
+            raise InvalidInputError(f"unknown backend {unknown[0]!r}: expected some of {', '.join(known)}")
+        if options.checkpoint and not options.checkpoint.is_dir():
+            raise InvalidInputError(f"{options.checkpoint} is not a folder: give the one the files were exported from")
         names = _name_files(options.models)
         self.models = [Model(path, name) for path, name in zip(options.models, names, strict=True)]
         self.base = next((model for model in self.models if model.precision == "fp32"), self.models[0])
@@ -253,11 +258,11 @@ class Bench:
         self._add_rates(roof)
         versions = {k: v for footprint in self.footprints.values() for k, v in footprint["versions"].items()}
         provenance = recorder.describe(command, versions)
-        idle = {
-            f"{name} ({workload['threads']} threads)": row["idle_cpu"]
-            for workload in self.workloads
-            for name, row in workload["rows"].items()
-        }
+        idle: dict[str, float] = {}
+        for workload in self.workloads:
+            for name, row in workload["rows"].items():
+                key = f"{name}, {_count(workload['threads'], 'thread')},"
+                idle[key] = max(row["idle_cpu"], idle.get(key, 0.0))
         provenance["warnings"] += find_spinning(idle)
         if max(options.threads) > usable_cpus():
             provenance["warnings"].append(
@@ -313,14 +318,13 @@ class Bench:
                 self.left_out[runtime] = f"it is not installed: pip install {runtime}"
                 continue
             if runtime in ("torch", "ctranslate2"):
-                missing = next((name for name in ("transformers",) if importlib.util.find_spec(name) is None), None)
                 if self.options.checkpoint is None:
                     self.left_out[runtime] = (
                         "it cannot read the file: give the Hugging Face folder that it was exported from, "
                         "--checkpoint FOLDER"
                     )
-                elif missing:
-                    self.left_out[runtime] = f"it needs {missing}: pip install {missing}"
+                elif importlib.util.find_spec("transformers") is None:
+                    self.left_out[runtime] = "it needs transformers: pip install transformers"
                 elif is_base:
                     yield from {"torch": ("torch", "torch/int8"), "ctranslate2": ("ctranslate2/int8",)}[runtime]
                 continue
@@ -452,12 +456,13 @@ class Bench:
         rows = {}
         for (one, prepared), timing in zip(ready, measure([one for _, one in ready], budget), strict=True):
             texts = one.model.rows(workload)
+            described = describe_timing(timing, texts, workload.batch_size, prepared.each, one.peer.is_packed)
             rows[one.name] = {
-                **describe_timing(timing, texts, workload.batch_size, prepared.each, one.peer.is_packed),
+                **described,
                 "gop": count_operations(one.model.spec, [len(row) for row in texts]) / 1e9,
                 "settings": self.loaded[one.name, threads, workload.kind],
                 "cosine_min": round(prepared.cosine_min, 6),
-                "mj_per_text": None if is_busy else self._measure_energy(prepared, timing, len(texts)),
+                "mj_per_text": None if is_busy else self._measure_energy(prepared, described),
             }
         self.workloads.append(
             {
@@ -471,14 +476,15 @@ class Bench:
             }
         )
 
-    def _measure_energy(self, ready: Ready, timing: Timing, texts: int) -> float | None:
+    def _measure_energy(self, ready: Ready, described: Mapping[str, Any]) -> float | None:
         """Millijoules of the whole processor a text, over about a second of runs; None where it cannot be read."""
         if not self.energy.is_readable:
             return None
-        calls = max(1, round(_ENERGY_S / max(timing.median, 1e-6)))
+        calls = max(1, round(_ENERGY_S * described["texts_per_s"] / described["texts"]))
         self.energy.take()
         ready.contender.time(ready.key, calls, 0.0)
-        return round(1e3 * self.energy.take() / calls / texts, 3)
+        millijoules = 1e3 * self.energy.take()
+        return round(millijoules / (calls * int(described["texts"])), 3)
 
     def _start_cold(self, contenders: Sequence[Contender], threads: int) -> dict[str, Any]:
         """Process start to the first answer and the memory it took, in turns: {name: medians}."""

@@ -59,7 +59,7 @@ def main(args: argparse.Namespace) -> None:
     if unknown := [name for name in against if name not in RUNTIMES]:
         raise InvalidInputError(f"unknown runtime {unknown[0]!r}: expected some of {', '.join(RUNTIMES)}")
     threads = _integers("--threads", args.threads) if args.threads else sorted({1, usable_cpus()})
-    lengths = args.length.split(",")
+    lengths = list(dict.fromkeys(args.length.split(",")))
     _integers("--length", ",".join(length for length in lengths if not length.startswith("text:")) or "1")
     started = time.monotonic()
 
@@ -90,4 +90,4 @@ def _integers(option: str, text: str) -> list[int]:
     numbers = [int(word) if word.isascii() and word.isdigit() else 0 for word in text.split(",")]
     if min(numbers) < 1:
         raise InvalidInputError(f"{option} takes numbers from 1 up, separated by commas, got {text!r}")
-    return numbers
+    return list(dict.fromkeys(numbers))
