@@ -143,9 +143,8 @@ constexpr int kBlockRows = 96;
 
 struct KernelTable {
   const char* isa;
-  int row_tile;  // rows that linear_u8s8_f32 computes at once
-  int s8_nr;     // columns of a panel of linear_u8s8_f32
-  int f32_nr;    // columns of a panel of linear_f32
+  int s8_nr;   // columns of a panel of linear_u8s8_f32
+  int f32_nr;  // columns of a panel of linear_f32
 #define EB_KERNEL(name, arguments) void(*name) arguments;
 #include "cpu/kernels.inc"
 #undef EB_KERNEL

@@ -122,10 +122,26 @@ void check_batch(const EncoderSpec& spec, const eb_batch& batch) {
   }
 }
 
+// After check_batch. Without output_tokens their number counts for nothing.
+void check_output_tokens(const eb_batch& batch) {
+  if (batch.output_tokens == nullptr) return;
+  if (batch.num_output_tokens < 0) fail("num_output_tokens is negative");
+  const int32_t total_tokens = batch.cu_seqlens[batch.num_sequences];
+  for (int32_t i = 0, next = 0; i < batch.num_output_tokens; next = batch.output_tokens[i++] + 1) {
+    if (batch.output_tokens[i] < next || batch.output_tokens[i] >= total_tokens) {
+      fail("output_tokens[" + std::to_string(i) + "] is " + std::to_string(batch.output_tokens[i]) +
+           ", expected tokens of the batch in ascending order, here " + std::to_string(next) +
+           " or more and less than " + std::to_string(total_tokens));
+    }
+  }
+}
+
 void check_output(const EncoderSpec& spec, const eb_batch& batch, const eb_output& output) {
   if (output.name == nullptr) fail("an output's name is NULL");
   const OutputShape shape = output_shape(spec, output.name);
-  const int32_t rows = shape.is_per_token ? batch.cu_seqlens[batch.num_sequences] : batch.num_sequences;
+  const int32_t rows = !shape.is_per_token              ? batch.num_sequences
+                       : batch.output_tokens != nullptr ? batch.num_output_tokens
+                                                        : batch.cu_seqlens[batch.num_sequences];
   const size_t needed = static_cast<size_t>(rows) * static_cast<size_t>(shape.width);
   if (needed > output.capacity) {
     fail("output " + std::string(output.name) + " needs room for " + std::to_string(needed) + " floats, got " +
@@ -205,6 +221,7 @@ eb_status eb_run(eb_model* model, const eb_batch* batch, eb_output* outputs, int
     // With one token type its row is added to every token, with none nothing is: either way types carry nothing.
     if (model->spec.num_token_types < 2) checked.token_type_ids = nullptr;
     edgebert::check_batch(model->spec, checked);
+    edgebert::check_output_tokens(checked);
     for (int32_t i = 0; i < num_outputs; ++i) edgebert::check_output(model->spec, checked, outputs[i]);
     if (checked.num_sequences == 0 || num_outputs == 0) return;
     const std::lock_guard<std::mutex> lock(model->mutex);

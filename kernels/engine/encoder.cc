@@ -23,6 +23,12 @@ namespace {
 constexpr int kMicroBatchTokens = 96;  // tokens of short sequences that run on one thread together
 constexpr int kDecoderRows = 24;       // rows of vocabulary-wide logits held at once
 
+// Below so many rows a thread, threads share out a linear's columns instead of rows: its weights are then read once,
+// not once a thread, but threads meet at every step. That pays later where a layer's weights are small.
+constexpr int kFewRows = 4;
+constexpr int kFewRowsOfLargeLayers = 12;
+constexpr size_t kLargeLayer = size_t{4} << 20;  // bytes of weights
+
 Epilogue epilogue_of(Activation activation) {
   switch (activation) {
     case Activation::kGeluErf:
@@ -48,6 +54,10 @@ struct Linear {
   const float* inv_smooth = nullptr;
 
   bool takes_codes() const { return kind == Kind::kS8; }
+  size_t weight_bytes() const {
+    if (!has_weight()) return 0;
+    return static_cast<size_t>(inputs()) * outputs() * (takes_codes() ? sizeof(int8_t) : sizeof(float));
+  }
   bool has_weight() const { return kind == Kind::kF32 || kind == Kind::kS8; }
   int inputs() const { return takes_codes() ? s8.inputs : f32.inputs; }
   int outputs() const { return takes_codes() ? s8.outputs : f32.outputs; }
@@ -57,6 +67,10 @@ struct Layer {
   int num_heads, head_dim, attention_size, intermediate_size;
   Linear qkv, attention_output, ffn_up, ffn_down;
   LayerNormWeights attention_norm, ffn_norm;
+
+  size_t weight_bytes() const {
+    return qkv.weight_bytes() + attention_output.weight_bytes() + ffn_up.weight_bytes() + ffn_down.weight_bytes();
+  }
 };
 
 // Consecutive sequences of a batch, with their token and sequence offsets in it.
@@ -125,6 +139,7 @@ class Encoder::Impl {
   std::vector<Workspace> workspaces_;  // the team's, then each thread's own
   int max_width_ = 0;                  // widest row that is ever quantized
   int max_intermediate_size_ = 0;
+  int few_rows_ = kFewRows;  // a thread
 };
 
 // ---- Loading ----------------------------------------------------------------------------------------------------
@@ -210,6 +225,7 @@ struct Encoder::Impl::Loader {
                             linear(prefix + "attention.qkv"), linear(prefix + "attention.output"),
                             linear(prefix + "ffn.up"), linear(prefix + "ffn.down"),
                             layer_norm(prefix + "attention.layer_norm"), layer_norm(prefix + "ffn.layer_norm")});
+      if (to.layers_.back().weight_bytes() > kLargeLayer) to.few_rows_ = kFewRowsOfLargeLayers;
     }
     to.dense_ = linear("head.dense");
     to.out_ = linear("head.out");
@@ -313,9 +329,10 @@ struct Encoder::Impl::Pass {
   const KernelTable& kernels = model.kernels_;
   const int tokens = slice.num_tokens;
   const int hidden_stride = row_stride(spec.hidden_size);
+  int out_rows = slice.num_tokens, first_out_row = slice.first_token;  // of token outputs
 
   static int max_steps(const EncoderSpec& spec, int tokens) {
-    return 16 + 9 * static_cast<int>(spec.layers.size()) + (spec.has_mlm_head() ? 4 * (tokens / kDecoderRows + 1) : 0);
+    return 17 + 9 * static_cast<int>(spec.layers.size()) + (spec.has_mlm_head() ? 4 * (tokens / kDecoderRows + 1) : 0);
   }
 
   void run() {
@@ -336,10 +353,10 @@ struct Encoder::Impl::Pass {
   }
 
   // Calls body(team, rows) for blocks of rows of like size, equally many for each thread; or, where a thread would get
-  // only a tile or so, for all rows on the whole team, whose steps then share out columns.
+  // too few, for all rows on the whole team, whose steps then share out columns.
   template <class Body>
   void over_rows(Body body) {
-    if (team.size() > 1 && tokens < 2 * kernels.row_tile * team.size()) return body(team, rows_at(0, tokens, 0));
+    if (team.size() > 1 && tokens < model.few_rows_ * team.size()) return body(team, rows_at(0, tokens, 0));
     const int blocks = round_up((tokens + kBlockRows - 1) / kBlockRows, team.size());
     const auto first_row = [&](int block) { return static_cast<int>(static_cast<int64_t>(tokens) * block / blocks); };
     team.share(
@@ -468,18 +485,34 @@ struct Encoder::Impl::Pass {
   }
 
   void heads() {
-    if (float* to = output("last_hidden_state"))
-      copy_rows(w.hidden, hidden_stride, tokens, slice.first_token, spec.hidden_size, to);
     const char* sequence_output = spec.task == Task::kEmbedding     ? "sentence_embedding"
                                   : spec.task == Task::kPretraining ? "seq_relationship_logits"
                                                                     : "logits";
     if (spec.has_sequence_head()) {
       if (float* to = output(sequence_output)) sequence_head(to);
     }
+    if (batch.output_tokens) choose_tokens();
+    if (float* to = output("last_hidden_state"))
+      copy_rows(w.hidden, hidden_stride, out_rows, first_out_row, spec.hidden_size, to);
     if (spec.has_token_head()) token_head();
     if (spec.has_mlm_head()) {
       if (float* to = output(spec.task == Task::kPretraining ? "prediction_logits" : "logits")) mlm_head(to);
     }
+  }
+
+  // Where token outputs are asked for at some tokens alone: their rows move to the front. The tokens ascend, so none is
+  // overwritten before it has moved.
+  void choose_tokens() {
+    const int32_t *begin = batch.output_tokens, *end = begin + batch.num_output_tokens;
+    const int32_t* const first = std::lower_bound(begin, end, slice.first_token);
+    first_out_row = static_cast<int>(first - begin);
+    out_rows = static_cast<int>(std::lower_bound(first, end, slice.first_token + tokens) - first);
+    team.share(1, [&](int, int) {
+      for (int r = 0; r < out_rows; ++r)
+        std::memmove(w.hidden + static_cast<size_t>(r) * hidden_stride,
+                     w.hidden + static_cast<size_t>(first[r] - slice.first_token) * hidden_stride,
+                     sizeof(float) * spec.hidden_size);
+    });
   }
 
   void sequence_head(float* to) {
@@ -515,16 +548,16 @@ struct Encoder::Impl::Pass {
 
   void token_head() {
     const int labels = model.out_.outputs(), stride = row_stride(labels);
-    linear(team, model.out_, w.codes, w.hidden, hidden_stride, tokens, Epilogue::kBias, w.logits, stride);
+    linear(team, model.out_, w.codes, w.hidden, hidden_stride, out_rows, Epilogue::kBias, w.logits, stride);
     if (spec.task == Task::kTokenClassification) {
-      if (float* to = output("logits")) copy_rows(w.logits, stride, tokens, slice.first_token, labels, to);
+      if (float* to = output("logits")) copy_rows(w.logits, stride, out_rows, first_out_row, labels, to);
       return;
     }
     float *start = output("start_logits"), *end_logits = output("end_logits");
-    team.share(tokens, [&](int begin, int end) {
+    team.share(out_rows, [&](int begin, int end) {
       for (int r = begin; r < end; ++r) {
-        if (start) start[slice.first_token + r] = w.logits[static_cast<size_t>(r) * stride];
-        if (end_logits) end_logits[slice.first_token + r] = w.logits[static_cast<size_t>(r) * stride + 1];
+        if (start) start[first_out_row + r] = w.logits[static_cast<size_t>(r) * stride];
+        if (end_logits) end_logits[first_out_row + r] = w.logits[static_cast<size_t>(r) * stride + 1];
       }
     });
   }
@@ -535,13 +568,13 @@ struct Encoder::Impl::Pass {
     const Linear& decoder = model.mlm_decoder_;
     const AddLayerNormArgs args{w.projected,           stride,  nullptr, 0, model.mlm_norm_, w.projected, stride,
                                 decoder.takes_codes(), nullptr, w.codes};
-    for (int first = 0; first < tokens; first += kDecoderRows) {
-      const int rows = std::min(kDecoderRows, tokens - first);
+    for (int first = 0; first < out_rows; first += kDecoderRows) {
+      const int rows = std::min(kDecoderRows, out_rows - first);
       linear(team, model.mlm_dense_, w.codes, w.hidden + static_cast<size_t>(first) * hidden_stride, hidden_stride,
              rows, epilogue_of(spec.mlm_activation), w.projected, stride);
       team.share(rows, [&](int begin, int end) { kernels.add_layernorm(args, begin, end); });
       linear(team, decoder, w.codes, w.projected, stride, rows, Epilogue::kBias, w.logits, logits_stride);
-      copy_rows(w.logits, logits_stride, rows, slice.first_token + first, spec.vocab_size, to);
+      copy_rows(w.logits, logits_stride, rows, first_out_row + first, spec.vocab_size, to);
     }
   }
 };

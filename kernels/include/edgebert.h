@@ -42,6 +42,9 @@ typedef struct eb_batch {
   const int32_t* token_type_ids; /* [total_tokens], or NULL for zeros */
   const int32_t* cu_seqlens;     /* [num_sequences + 1] */
   int32_t num_sequences;
+  const int32_t* output_tokens; /* [num_output_tokens], ascending: token outputs have a row for each of these tokens
+                                   of the batch alone; NULL: for every token */
+  int32_t num_output_tokens;
 } eb_batch;
 
 /* One output asked for: its name in the file, and where to write it. */

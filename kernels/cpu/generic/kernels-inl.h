@@ -19,7 +19,6 @@ static_assert(kTileRows <= kAttentionRows, "attention_scratch() is too small for
 extern const KernelTable kTable;
 const KernelTable kTable = {
     EB_STRING(EB_ISA),
-    kDotRows,
     16 * kDotVectors,
     16 * kFmaVectors,
 #define EB_KERNEL(name, arguments) &name,
