@@ -133,6 +133,28 @@ def test_token_classification_gives_json(make_file: Callable[..., Path], tmp_pat
     assert found == json.loads(json.dumps(edgebert.load(model)([row["text"] for row in rows])))
 
 
+def test_questions_masks_and_n_best_lists(make_file: Callable[..., Path], tmp_path: Path) -> None:
+    def answers(model: Path, rows: list[dict[str, Any]], *columns: str, **options: Any) -> list[Any]:
+        source = write_rows(tmp_path / "in.jsonl", rows)
+        output = tmp_path / "out.jsonl"
+        runner.score(model, source, output, columns=columns, rows_per_part=2, backend="numpy", **options)
+        found = [json.loads(line) for line in output.read_text().splitlines()]
+        output.unlink()
+        return [row["answer"] if row["error"] is None else row["error"] for row in found]
+
+    questions = [{"question": "is it slow ?", "context": text} for text in make_texts(3)]
+    model = make_file("qa.onnx", task="question-answering")
+    assert answers(model, questions, "question", "context") == edgebert.load(model, backend="numpy")(questions)
+    model = make_file("mlm.onnx", task="fill-mask")
+    nbest = [[{"text": text, "score": -1.5} for text in make_texts(3, seed)] for seed in range(2)]
+    rows = [{"nbest": hypotheses} for hypotheses in [*nbest, [{"text": "a"}]]]
+    found = answers(model, rows, "nbest", task="rescoring")
+    rescored = edgebert.load(model, backend="numpy")(
+        [{"hypotheses": hypotheses} for hypotheses in nbest], task="rescoring"
+    )
+    assert found[:2] == rescored and "its first-pass score must be a number" in found[2]
+
+
 def test_partitioned_folder(make_file: Callable[..., Path], tmp_path: Path) -> None:
     model, rows = make_file(), make_rows(30)
     for year, part in (("2025", rows[:12]), ("2026", rows[12:])):
@@ -399,8 +421,7 @@ def test_command(make_file: Callable[..., Path], tmp_path: Path, capsys: pytest.
     assert cli.main([*command, "--resume", "--quiet"]) == 0
     assert capsys.readouterr().err == ""
     for options, message in (
-        (["--options", "{"], "--options is not JSON"),
-        (["--options", "3"], "must be a JSON object"),
+        (["--option", "stride"], "--option takes NAME=VALUE"),
         (["--column", "txt"], "did you mean 'text'"),
     ):
         assert cli.main([*command[:-1], str(tmp_path / "new.parquet"), *options]) == 1

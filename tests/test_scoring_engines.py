@@ -1,6 +1,7 @@
 """The scorer on Ray and on Spark, where they are installed: the same rows as from this process."""
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -54,6 +55,7 @@ def test_spark_as_in_the_readme(
     write_rows(tmp_path / "reviews.parquet", rows)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(Path(edgebert.__file__).parents[1]))
+    monkeypatch.setenv("PYSPARK_PYTHON", sys.executable)
     session = sql.SparkSession.builder.master("local[1]").config("spark.ui.enabled", "false").getOrCreate()
     try:
         exec(compile(code, "README.md", "exec"), {})

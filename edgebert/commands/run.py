@@ -58,7 +58,7 @@ def main(args: argparse.Namespace) -> None:
     task = model.choose_task(args.task)
     texts = list(_read_lines()) if args.texts in ([], ["-"]) else args.texts
     options: dict[str, Any] = {"task": task, "max_length": args.max_length, "stride": args.stride}
-    options |= dict(map(_read_option, args.option))
+    options |= dict(map(read_option, args.option))
     if args.prompt_name is not None:
         options["prompt_name"] = args.prompt_name
     inputs = [_read_input(i, text, task, args) for i, text in enumerate(texts)]
@@ -86,7 +86,7 @@ def main(args: argparse.Namespace) -> None:
                 print("\t".join(format_value(value) for value in [*row.values(), *echo.values()]))
 
 
-def _read_option(text: str) -> tuple[str, Any]:
+def read_option(text: str) -> tuple[str, Any]:
     """NAME=VALUE, the value as JSON, or as it stands where it is none."""
     name, equals, value = text.partition("=")
     if not equals:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 
-from edgebert.errors import InvalidInputError
+from edgebert.commands.run import read_option
 
 HELP = "score a file or folder of rows (Parquet, JSON lines, CSV) with a model file, resumably"
 
@@ -26,7 +25,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--task", help="a task that fits the file (default: the file's own)")
     parser.add_argument(
-        "--options", metavar="JSON", default="{}", help="options of the task, for instance '{\"top_k\": 3}'"
+        "--option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="an option of the task, for instance top_k=3 or stride=64",
     )
     parser.add_argument("--dtype", choices=("f32", "f16"), default="f32", help="of embeddings (default: f32)")
     parser.add_argument("--prefix", default="", help="put before the names of the result columns")
@@ -62,19 +65,13 @@ def main(args: argparse.Namespace) -> None:
     """Run the command."""
     from edgebert.scoring.runner import score
 
-    try:
-        options = json.loads(args.options)
-    except ValueError as error:
-        raise InvalidInputError(f"--options is not JSON ({error}): {args.options}") from None
-    if not isinstance(options, dict):
-        raise InvalidInputError(f"--options must be a JSON object, got {args.options}")
     summary = score(
         args.file,
         args.input,
         args.output,
         columns=args.column or ["text"],
         task=args.task,
-        options=options,
+        options=dict(map(read_option, args.option)),
         too_long=args.too_long,
         dtype=args.dtype,
         prefix=args.prefix,

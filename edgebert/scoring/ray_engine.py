@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -10,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from edgebert.errors import InvalidInputError
 from edgebert.scoring.output import Output
 from edgebert.scoring.readers import Source, Window
-from edgebert.scoring.runner import first_window, require
-from edgebert.scoring.scorer import Scorer, find_fault
+from edgebert.scoring.runner import first_window, make_part, require
+from edgebert.scoring.scorer import Scorer
 from edgebert.scoring.writers import TableWriter
 
 if TYPE_CHECKING:
@@ -20,23 +21,30 @@ if TYPE_CHECKING:
 _ACTOR_CPUS, _READER_CPUS = 0.9, 0.1  # an actor a CPU, and readers beside them
 
 
-class RayScorer:
-    """What an actor of the pool is: tables of rows in, tables with results out."""
+class WindowReader:
+    """What a reading task runs: numbers of files in, their windows out, each as one value."""
 
-    def __init__(
-        self, source: Source, writer: TableWriter, arguments: tuple[Any, ...], options: dict[str, Any]
-    ) -> None:
-        self._file = source.files[0]
+    def __init__(self, source: Source) -> None:
+        self._source = source
+
+    def __call__(self, batch: Mapping[str, Any]) -> Iterator[dict[str, list[bytes]]]:
+        """The windows of the files, one a batch."""
+        for number in batch["file"]:
+            for window in self._source.read(self._source.files[number]):
+                yield {"window": [pickle.dumps(window)]}
+
+
+class WindowScorer:
+    """What an actor of the pool runs: windows in, tables with results out."""
+
+    def __init__(self, writer: TableWriter, model: str, columns: Sequence[str], options: dict[str, Any]) -> None:
         self._writer = writer
-        self._scorer = Scorer(*arguments, **options)
+        self._scorer = Scorer(model, columns, **options)
 
-    def __call__(self, table: pa.Table) -> pa.Table:
-        """Rows with results; those that could not be read come with their error."""
-        name = self._scorer.error_column
-        errors = {i: error for i, error in enumerate(table[name].to_pylist()) if error is not None}
-        window = Window(self._file, rows=table.drop_columns(name), errors=errors)
-        results = self._scorer({name: window.column(name) for name in self._scorer.columns})
-        return self._writer.encode(window, results).payload
+    def __call__(self, batch: Mapping[str, Any]) -> pa.Table:
+        """The one window of the batch with its results."""
+        window: Window = pickle.loads(batch["window"][0])
+        return make_part(window, self._scorer, self._writer).payload
 
 
 def score_on_ray(
@@ -63,7 +71,6 @@ def score_on_ray(
         BackendUnavailableError: Ray is not installed.
     """
     require("ray", "ray")
-    import pyarrow as pa
     import pyarrow.dataset
     import ray
 
@@ -74,27 +81,18 @@ def score_on_ray(
     options = {**options, "threads": options.get("threads") or 1}
     scorer = Scorer(os.path.abspath(model), columns, **options)
     writer = TableWriter(source, scorer, first)
-    error_column, scorer_columns = scorer.error_column, scorer.columns
-
-    def read(batch: Mapping[str, Any]) -> Iterator[pa.Table]:
-        for number in batch["file"]:
-            for window in source.read(source.files[number]):
-                texts = zip(*map(window.column, scorer_columns), strict=True)  # as they are before they have one type
-                errors = [window.errors.get(i) or find_fault(scorer_columns, row) for i, row in enumerate(texts)]
-                table = writer.pass_through(window, errors)
-                yield table.append_column(error_column, pa.array(errors, pa.string()))
-
+    arguments = (writer, os.path.abspath(model), columns, options)
     started = time.perf_counter()
     files = ray.data.from_items([{"file": number} for number in range(len(source.files))])
-    rows = files.repartition(len(source.files)).map_batches(read, batch_size=1, num_cpus=_READER_CPUS)
-    cpus = int(ray.cluster_resources()["CPU"])
-    scored = rows.map_batches(
-        RayScorer,
-        fn_constructor_args=(source, writer, (os.path.abspath(model), columns), options),
-        batch_format="pyarrow",
-        batch_size=source.window_rows,
+    windows = files.repartition(len(source.files)).map_batches(
+        WindowReader(source).__call__, batch_size=1, num_cpus=_READER_CPUS
+    )
+    scored = windows.map_batches(
+        WindowScorer,
+        fn_constructor_args=arguments,
+        batch_size=1,
         num_cpus=_ACTOR_CPUS,
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, cpus)),
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=int(ray.cluster_resources()["CPU"])),
     )
     scored.write_parquet(os.path.abspath(output.path))
     seconds = time.perf_counter() - started
@@ -102,7 +100,7 @@ def score_on_ray(
     count = written.count_rows()
     return {
         "rows": count,
-        "errors": written.count_rows(filter=pyarrow.dataset.field(error_column).is_valid()),
+        "errors": written.count_rows(filter=pyarrow.dataset.field(scorer.error_column).is_valid()),
         "truncated": written.count_rows(filter=pyarrow.dataset.field(writer.truncated_column)),
         "seconds": seconds,
         "rows_per_second": count / seconds,

@@ -363,10 +363,14 @@ def _describe_formats() -> str:
 
 
 def _is_text(kind: pa.DataType) -> bool:
+    """Whether values of a type may be texts, or n-best lists of them."""
     import pyarrow as pa
 
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+    return any(
+        check(kind)
+        for check in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_list)
+    )
 
 
 def _one_line(error: Exception) -> str:

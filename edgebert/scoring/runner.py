@@ -122,12 +122,14 @@ def first_window(source: Source, columns: Sequence[str]) -> Window:
     return first
 
 
+def make_part(window: Window, scorer: Scorer, writer: Writer) -> Part:
+    """Score a window and make it ready to be written."""
+    return writer.encode(window, scorer({name: window.column(name) for name in scorer.columns}))
+
+
 def _run(source: Source, scorer: Scorer, writer: Writer, output: Output, progress: bool) -> None:
     """Score what is left and commit it part by part, in order."""
     from tqdm import tqdm
-
-    def make_part(window: Window) -> Part:
-        return writer.encode(window, scorer({name: window.column(name) for name in scorer.columns}))
 
     pending: deque[tuple[Window, Future[Part]]] = deque()
     state = output.state
@@ -148,7 +150,7 @@ def _run(source: Source, scorer: Scorer, writer: Writer, output: Output, progres
             windows = _windows_from(source, state["next_file"], state["next_window"])
             try:
                 for window in windows:
-                    pending.append((window, pool.submit(make_part, window)))
+                    pending.append((window, pool.submit(make_part, window, scorer, writer)))
                     if len(pending) > _WORKERS + _WAITING:
                         commit_oldest()
             except InvalidInputError as error:  # a file that breaks off; what was read of it is good
@@ -158,7 +160,8 @@ def _run(source: Source, scorer: Scorer, writer: Writer, output: Output, progres
             if broken:
                 raise broken
             if not state["parts"]:
-                output.commit(source, source.empty_window(), make_part(source.empty_window()), writer)
+                empty = source.empty_window()
+                output.commit(source, empty, make_part(empty, scorer, writer), writer)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 

@@ -7,13 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgebert.errors import InvalidInputError
 from edgebert.model import load
 
-# What a row's columns are called in the model's input, for tasks that take more than a text.
-PAIRS = {"question-answering": ("question", "context")}
-PAIR = ("text", "text_pair")
+Bools = NDArray[np.bool_]
 
 TOO_LONG = ("truncate", "error")
 DTYPES = ("f32", "f16")
@@ -48,7 +47,7 @@ class Scorer:
 
         Args:
             model: a model file.
-            columns: the column of texts; two columns for pairs, or for a question and its context.
+            columns: the column of texts, or of n-best lists; two for pairs, or for a question and its context.
             task: a task that fits the file; None for the file's own.
             options: options of the task, as `model(texts, **options)` takes them.
             too_long: "truncate" rows of too many tokens, or make them an "error".
@@ -73,24 +72,22 @@ class Scorer:
         self._file = model
         self._place: dict[str, Any] = {"backend": backend, "device": device, "threads": threads}
         self._model = load(model, **self._place)
-        self._options = {**(options or {}), "return_truncated": True}
-        self._task = task or self._model.task
-        if task:
-            self._options["task"] = task
+        self._task = self._model.choose_task(task)
+        if self._task == "reranking":
+            raise InvalidInputError("reranking orders the documents of one query: score pairs, without a task")
+        self._options = {**(options or {}), "task": self._task}
         self._too_long = too_long
         self.dtype = np.dtype(dtype.replace("f", "float"))
         self.prefix = prefix
         self.backend = self._model.backend.name
 
-        [example], _ = self._run([self._example()])
+        [example], _ = self._run([self._make_input(self._example())])
         self.width = 0
         if isinstance(example, np.ndarray):
             self.width = example.shape[-1]
             kinds = {"embedding": "vector"}
         elif isinstance(example, dict) and set(example) == {"label", "score"}:
             kinds = {"label": "text", "score": "number"}
-        elif isinstance(example, float):
-            kinds = {"score": "number"}
         else:
             kinds = {"answer": "json"}
         self.results = {prefix + name: kind for name, kind in kinds.items()}
@@ -116,16 +113,44 @@ class Scorer:
         results: dict[str, list[Any]] = {}
         for name, kind in self.results.items():
             key = name.removeprefix(self.prefix)
-            is_dict = kind in ("text", "number")
-            results[name] = [answer[key] if is_dict and isinstance(answer, dict) else answer for answer in answers]
+            is_field = kind in ("text", "number")
+            results[name] = [answer[key] if is_field and answer is not None else answer for answer in answers]
         return {**results, self.error_column: errors, self.truncated_column: truncated}
 
     def _read(self, columns: Mapping[str, Iterable[Any]]) -> tuple[list[Any], list[str | None]]:
         """The model's inputs, and what is wrong with those that are not."""
         rows = list(zip(*(columns[name] for name in self.columns), strict=True))
-        errors = [find_fault(self.columns, row) for row in rows]
-        keys = PAIRS.get(self._task, PAIR)
-        return [row[0] if len(row) == 1 else dict(zip(keys, row, strict=True)) for row in rows], errors
+        return [self._make_input(row) for row in rows], [self.find_fault(row) for row in rows]
+
+    def find_fault(self, values: Sequence[Any]) -> str | None:
+        """What keeps a row's values, in the order of `columns`, from being texts; None if nothing does."""
+        for name, value in zip(self.columns, values, strict=True):
+            if value is None or (isinstance(value, float) and np.isnan(value)):  # data frames write null as NaN
+                return f"{name} is null"
+            if isinstance(value, list) and self._task == "rescoring":
+                continue  # an n-best list, which the task checks
+            if not isinstance(value, str):
+                return f"{name} is of type {type(value).__name__}, not text"
+            try:
+                value.encode()
+            except UnicodeEncodeError as error:
+                return f"{name} is not valid Unicode ({error.reason} at character {error.start})"
+        return None
+
+    def _make_input(self, row: Sequence[Any]) -> Any:
+        """What the model takes for a row: a text, a pair, a question with its context, or an n-best list."""
+        if self._task == "question-answering":
+            return dict(zip(("question", "context"), row, strict=False))
+        if len(row) == 2:
+            return tuple(row)
+        return {"hypotheses": row[0]} if isinstance(row[0], list) else row[0]
+
+    def _example(self) -> tuple[str, ...]:
+        """A row that a model of this task can answer."""
+        tokenizer = self._model.tokenizer
+        if self._task == "fill-mask" and tokenizer and tokenizer.mask_id is not None:
+            return (tokenizer.id_to_token(tokenizer.mask_id),)
+        return ("a",) * len(self.columns)
 
     def _answer(
         self, rows: list[int], inputs: list[Any], answers: list[Any], truncated: list[bool], errors: list[str | None]
@@ -150,33 +175,12 @@ class Scorer:
             else:
                 answers[i] = answer
 
-    def _run(self, inputs: list[Any]) -> tuple[Sequence[Any], Sequence[bool]]:
-        answers, is_truncated = self._model(inputs, **self._options)
+    def _run(self, inputs: list[Any]) -> tuple[Sequence[Any], Bools]:
+        answers, is_truncated = self._model.answer_each(inputs, **self._options)
         if isinstance(answers, np.ndarray):
             answers = answers.astype(self.dtype, copy=False)
-        elif isinstance(answers, dict):  # some pipelines answer a list of one without the list
-            answers = [answers]
         return answers, is_truncated
-
-    def _example(self) -> Any:
-        texts = ["a"] * len(self.columns)
-        keys = PAIRS.get(self._task, PAIR)
-        return texts[0] if len(texts) == 1 else dict(zip(keys, texts, strict=True))
 
 
 def _rebuild(model: str | os.PathLike[str], options: dict[str, Any]) -> Scorer:
     return Scorer(model, **options)
-
-
-def find_fault(names: Sequence[str], values: Sequence[Any]) -> str | None:
-    """What keeps a row's values from being texts; None if nothing does."""
-    for name, value in zip(names, values, strict=True):
-        if value is None or (isinstance(value, float) and np.isnan(value)):  # data frames write null as NaN
-            return f"{name} is null"
-        if not isinstance(value, str):
-            return f"{name} is of type {type(value).__name__}, not text"
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            return f"{name} is not valid Unicode ({error.reason} at character {error.start})"
-    return None

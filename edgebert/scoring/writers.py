@@ -95,7 +95,7 @@ class Writer(ABC):
     def encode(self, window: Window, results: Results) -> Part:
         """A window with its results as a part; a row with an error has no answer."""
         errors = [window.errors.get(i, error) for i, error in enumerate(results[self._error])]
-        payload_rows = self.pass_through(window, errors)
+        payload_rows = self._pass_through(window, errors)
         bad = [i for i, error in enumerate(errors) if error is not None]
         results = {
             name: [value if error is None else None for value, error in zip(results[name], errors, strict=True)]
@@ -123,7 +123,7 @@ class Writer(ABC):
         """Write the rows of all parts to one file."""
 
     @abstractmethod
-    def pass_through(self, window: Window, errors: list[str | None]) -> Any:
+    def _pass_through(self, window: Window, errors: list[str | None]) -> Any:
         """The rows as they are kept, without results; what cannot be kept is noted in `errors`."""
 
     @abstractmethod
@@ -135,21 +135,24 @@ class Writer(ABC):
             return list(source.schema.names)
         return list(dict.fromkeys(name for row in first.to_dicts() for name in row))
 
-    def _note_strays(self, rows: list[Row], errors: list[str | None], known: set[str] | None) -> None:
+    def _note_strays(self, rows: list[Row], errors: list[str | None]) -> None:
         """Note rows with fields that the output has no place for."""
+        known = set(self.columns)
         for i, row in enumerate(rows):
-            stray = row.keys() - known if known is not None else row.keys() & self._reserved
+            stray = row.keys() - known
             if stray and errors[i] is None:
-                errors[i] = f"field {sorted(stray)[0]!r} has no place in the output: no row of the first part has it"
+                errors[i] = f"field {min(stray)!r} has no place in the output: no row of the first part has it"
 
 
 class LineWriter(Writer):
     """JSON lines: a row keeps whatever fields it has."""
 
-    def pass_through(self, window: Window, errors: list[str | None]) -> list[Row]:
-        """The rows as dicts."""
+    def _pass_through(self, window: Window, errors: list[str | None]) -> list[Row]:
         rows = window.to_dicts()
-        self._note_strays(rows, errors, None)
+        for i, row in enumerate(rows):
+            taken = row.keys() & self._reserved
+            if taken and errors[i] is None:
+                errors[i] = f"field {min(taken)!r} has given way to the result of that name: give the results a prefix"
         return rows
 
     def _encode(self, rows: list[Row], results: Results, kept: Bools) -> bytes:
@@ -182,10 +185,9 @@ class LineWriter(Writer):
 class CsvWriter(LineWriter):
     """CSV: the columns of the first window; what is not text is written as JSON, null as nothing."""
 
-    def pass_through(self, window: Window, errors: list[str | None]) -> list[Row]:
-        """The rows as dicts; CSV has no place for new columns."""
-        rows = super().pass_through(window, errors)
-        self._note_strays(rows, errors, set(self.columns))
+    def _pass_through(self, window: Window, errors: list[str | None]) -> list[Row]:
+        rows = window.to_dicts()
+        self._note_strays(rows, errors)
         return rows
 
     def _encode(self, rows: list[Row], results: Results, kept: Bools) -> bytes:
@@ -218,14 +220,13 @@ class TableWriter(Writer):
         self.schema = pa.schema(fields + added, metadata)
         return names
 
-    def pass_through(self, window: Window, errors: list[str | None]) -> pa.Table:
-        """The rows as a table."""
+    def _pass_through(self, window: Window, errors: list[str | None]) -> pa.Table:
         import pyarrow as pa
 
         if not isinstance(window.rows, list):
             return window.rows
         rows = window.rows
-        self._note_strays(rows, errors, set(self.columns))
+        self._note_strays(rows, errors)
         columns = [_to_array(field, [row.get(field.name) for row in rows], errors) for field in self._own]
         return pa.Table.from_arrays(columns, schema=self._own)
 
