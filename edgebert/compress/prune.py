@@ -189,7 +189,7 @@ def removal_order(gradients: F32) -> tuple[I64, F64]:
         order.append(unit)
         growth.append(growth[-1] + float(added[unit]))
         added += 2.0 * CORRELATION * fisher[unit]
-        added[order] = np.inf
+        added[unit] = np.inf  # and stays so
     return np.array(order, np.int64), np.array(growth) / 2
 
 
@@ -210,7 +210,7 @@ def choose_units(
         sizes = [
             (heads, neurons)
             for heads in range(layer.num_heads + 1)
-            for neurons in {*range(0, layer.intermediate_size, neuron_step), layer.intermediate_size}
+            for neurons in [*range(0, layer.intermediate_size, neuron_step), layer.intermediate_size]
         ]
         growth = [order.heads[1][layer.num_heads - h] + order.neurons[1][layer.intermediate_size - n] for h, n in sizes]
         options.append((sizes, np.array([costs.layer(*size) for size in sizes]), np.array(growth)))
