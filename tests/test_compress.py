@@ -10,18 +10,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from artifacts import random_spec, random_tensors
 from checkpoints import make_checkpoint
 
 import edgebert
 from edgebert.artifact.checkpoint import Checkpoint, load_checkpoint
 from edgebert.artifact.reader import read_artifact
+from edgebert.artifact.spec import LINEARS
 from edgebert.batch import PackedBatch
 from edgebert.cli import main
-from edgebert.compress import finetune
+from edgebert.compress import finetune, pipeline
 from edgebert.compress.data import load_dataset
 from edgebert.compress.distill import distil, relation_loss, soft_loss, spread_layers
 from edgebert.compress.encode import Examples
+from edgebert.compress.evaluate import Evaluation
 from edgebert.compress.finetune import Batch, TaskLoss, batches_by_length, make_batch, train
 from edgebert.compress.heads import load_for_task
 from edgebert.compress.pipeline import run
@@ -110,6 +113,38 @@ def test_loss_of_labels_equals_transformers(tmp_path: Path) -> None:
     found = TaskLoss(checkpoint)(TorchEncoder(checkpoint.spec, checkpoint.tensors), batch)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
     assert dataset.labels == ("cold", "warm")
+
+
+def test_training_equals_a_plain_loop_over_transformers(tmp_path: Path) -> None:
+    theirs = make_checkpoint(tmp_path, task="text-classification", num_labels=4)
+    checkpoint = load_checkpoint(tmp_path)
+    examples = random_examples(checkpoint, [np.int64(i % 4) for i in range(40)])
+    model = TorchEncoder(checkpoint.spec, checkpoint.tensors)
+    training = replace(FAST, epochs=2, learning_rate=1e-3)
+    train(model, examples, TaskLoss(checkpoint), training)
+
+    decays = [[p for p in theirs.parameters() if (p.ndim > 1) == is_matrix] for is_matrix in (True, False)]
+    groups = [{"params": decays[0], "weight_decay": training.weight_decay}, {"params": decays[1], "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=training.learning_rate)
+    schedule = transformers.get_linear_schedule_with_warmup(optimizer, 1, 10)
+    for epoch in range(2):
+        for indices in batches_by_length(examples.lengths, 8, epoch):
+            batch = make_batch(examples, indices, 0, CPU)
+            labels = torch.tensor([int(target) for target in batch.targets])
+            theirs(batch.input_ids, batch.attention_mask, batch.token_type_ids, labels=labels).loss.backward()
+            torch.nn.utils.clip_grad_norm_(theirs.parameters(), training.max_grad_norm)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+    theirs.save_pretrained(tmp_path / "trained")
+    expected, before = load_checkpoint(tmp_path / "trained").tensors, checkpoint.tensors
+    for name, tensor in model.tensors().items():
+        moved = np.abs(expected[name] - before[name]).max()
+        if (
+            "qkv.bias" in name
+        ):  # a key's bias changes no output: its gradient is rounding, which AdamW makes a full step
+            continue
+        assert np.abs(tensor - expected[name]).max() <= 0.02 * moved + 1e-6, name
 
 
 def test_batches_hold_everything_once_and_like_lengths() -> None:
@@ -265,8 +300,9 @@ def test_layers_are_spread(num_teacher: int) -> None:
 
 def test_recipes_round_trip(tmp_path: Path) -> None:
     plain = Recipe("m", "text-classification", "a.csv", "o.onnx")
-    full = replace(plain, finetune=None, distill=Distillation(layers=(0, 2)), prune=Pruning(retrain=True), trim=True,
-                   columns={"text": "review"}, budget=Budget.parse(["drop=1.5", "latency=2ms@64,threads=2,batch=4", "size=10MB"]))  # fmt: skip
+    budget = Budget.parse(["drop=1.5", "latency=2ms@64,threads=2,batch=4", "size=10MB"])
+    full = replace(plain, finetune=None, distill=Distillation(layers=(0, 2)), prune=Pruning(retrain=True), trim=True)
+    full = replace(full, columns={"text": "review"}, budget=budget)
     for recipe in (plain, full):
         assert Recipe.from_toml(recipe.to_toml()) == recipe
     assert full.budget == Budget(drop=1.5, size=10_000_000, latency=0.002, tokens=64, threads=2, batch=4)
@@ -359,6 +395,29 @@ def test_budgets_that_cannot_be_met_still_give_a_file(recipe: Recipe, capsys: py
     out = capsys.readouterr()
     assert "NOT met" in out.out and "nothing fits the budget" in out.err
     assert edgebert.load(recipe.output).spec.num_layers == 2
+
+
+def test_a_latency_budget_is_met_by_the_file(recipe: Recipe) -> None:
+    whole = run(replace(recipe, distill=None, prune=None, trim=False, budget=Budget(tokens=16)))
+    fastest = whole.report["final"]["speed"]["latency_p50"]
+    budget = Budget(latency=1e-7, tokens=16)
+    result = run(replace(recipe, distill=None, prune=None, trim=False, budget=budget))
+    assert not result.met and "nothing fits" in " ".join(result.report["messages"])
+    result = run(replace(recipe, distill=None, prune=None, trim=False, budget=replace(budget, latency=50 * fastest)))
+    assert result.met and [stage["name"] for stage in result.report["stages"]] == ["start", "finetune"]
+
+
+def test_linears_stay_f32_where_int8_loses_too_much(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    def evaluate(path: Path, *_: Any) -> Evaluation:
+        spec = edgebert.load(path).spec
+        count = sum(layer.dtype(name) == "s8" for layer in spec.layers for name in LINEARS)
+        return Evaluation({"accuracy": 1.0 - max(0, count - 6) / 100}, [])
+
+    monkeypatch.setattr(pipeline, "evaluate_file", evaluate)
+    result = run(replace(recipe, distill=None, prune=None, trim=False, budget=Budget(drop=0.0)))
+    assert result.met and edgebert.check(recipe.output)
+    errors = {name: linear["error"] for name, linear in result.report["quantization"]["linears"].items()}
+    assert len(errors) == 6  # of 8: the two worst stay f32
 
 
 def test_the_command_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

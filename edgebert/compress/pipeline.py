@@ -27,7 +27,7 @@ from edgebert.compress.data import Dataset, hold_out, load_dataset, read_rows
 from edgebert.compress.distill import distil, spread_layers
 from edgebert.compress.encode import Examples, encode, load_tokenizer
 from edgebert.compress.evaluate import Evaluation, evaluate, run_torch
-from edgebert.compress.finetune import TaskLoss, batches_by_length, find_device, make_batch, train
+from edgebert.compress.finetune import Batch, TaskLoss, batches_by_length, find_device, make_batch, train
 from edgebert.compress.heads import load_for_task
 from edgebert.compress.latency import LatencyTable
 from edgebert.compress.measure import describe_shape, evaluate_file, measure_speed
@@ -41,8 +41,9 @@ from edgebert.tokenizer import Text
 
 CALIBRATION_TEXTS = 256
 PRUNING_EXAMPLES = 2048  # that choose and tune what stays
+PRUNING_BATCH = 32
 WORST = 20  # examples in the report
-_LATENCY_TRIES = 3
+LATENCY_TRIES = 3
 
 
 @dataclass(frozen=True)
@@ -272,34 +273,65 @@ class _Run:
 
     def _prune_to(self, name: str, costs: prune.Costs, limit: float) -> None:
         def make(_: Path) -> tuple[Checkpoint, dict[str, Any]]:
-            checkpoint = self.store.stages[-1].checkpoint
-            examples = encode(self.train, checkpoint, self._max_length())
-            chosen = np.random.default_rng(self.recipe.seed).permutation(len(examples))[:PRUNING_EXAMPLES]
-            examples = examples.take(sorted(chosen.tolist()))
-            batches = [
-                make_batch(examples, indices, checkpoint.spec.pad_token_id, find_device())
-                for indices in batches_by_length(examples.lengths, 32, self.recipe.seed)
-            ]
-            loss_of = TaskLoss(checkpoint, self.score_range)
+            checkpoint, batches, loss_of = self._pruning_inputs()
             return prune.prune(checkpoint, batches, loss_of, limit, costs), {}
 
+        self._try_stage(name, (costs, limit), make)
+
+    def _try_stage(
+        self, name: str, settings: object, make: Callable[[Path], tuple[Checkpoint, dict[str, Any]]]
+    ) -> None:
+        """A stage that a budget asks for: without it, if it cannot be met."""
         try:
-            self._stage(name, (costs, limit), make)
+            self._stage(name, settings, make)
         except InvalidInputError as error:
             self._say(f"{name}: {error}; left as it is")
 
+    def _pruning_inputs(self) -> tuple[Checkpoint, list[Batch], TaskLoss]:
+        """What to prune, the batches that choose and tune what stays, and the loss."""
+        checkpoint = self.store.stages[-1].checkpoint
+        examples = encode(self.train, checkpoint, self._max_length())
+        chosen = np.random.default_rng(self.recipe.seed).permutation(len(examples))[:PRUNING_EXAMPLES]
+        examples = examples.take(sorted(chosen.tolist()))
+        batches = [
+            make_batch(examples, indices, checkpoint.spec.pad_token_id, find_device())
+            for indices in batches_by_length(examples.lengths, PRUNING_BATCH, self.recipe.seed)
+        ]
+        return checkpoint, batches, TaskLoss(checkpoint, self.score_range)
+
     def _prune_to_latency(self, limit: float) -> None:
         budget, spec = self.recipe.budget, self.store.stages[-1].checkpoint.spec
-        path = self.recipe.work_folder / "latency.json"
         workload = {"tokens": budget.tokens, "batch": budget.batch, "threads": budget.threads, "int8": self.recipe.int8}
+        path = self.recipe.work_folder / f"latency-{'-'.join(map(str, workload.values()))}.json"
         if path.exists():
-            table = LatencyTable.from_json(path.read_text())
+            table = LatencyTable.from_json(path.read_text(encoding="utf-8"))
         else:
             self.progress("measuring the latency of layer shapes")
             table = LatencyTable.measure(spec, **workload)  # type: ignore[arg-type]
-            path.write_text(table.to_json())
-        if table.predict(spec) > limit:
-            self._prune_to("prune-latency", table, limit)
+            _replace(path, table.to_json())
+        if table.predict(spec) <= limit:
+            return
+
+        def make(state_file: Path) -> tuple[Checkpoint, dict[str, Any]]:
+            checkpoint, batches, loss_of = self._pruning_inputs()
+            target, tries = limit, []
+            while True:  # the table's estimate is corrected by what a file takes
+                pruned = prune.prune(checkpoint, batches, loss_of, target, table)
+                measured = self._measure_latency(pruned, state_file.with_name("candidate.onnx"))
+                tries.append({"predicted": table.predict(pruned.spec), "measured": measured})
+                if measured <= limit or len(tries) == LATENCY_TRIES:
+                    return pruned, {"tries": tries}
+                target *= limit / measured
+
+        self._try_stage("prune-latency", (table.workload, limit), make)
+
+    def _measure_latency(self, checkpoint: Checkpoint, path: Path) -> float:
+        """Seconds of a call to the checkpoint's file."""
+        try:
+            export_checkpoint(checkpoint, path, int8=self.recipe.int8, portable=self.recipe.portable)
+            return float(measure_speed(path, self.recipe.budget)["latency_p50"])
+        finally:
+            path.unlink(missing_ok=True)
 
     def _say(self, text: str) -> None:
         self.messages.append(text)
