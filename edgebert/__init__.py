@@ -29,6 +29,7 @@ __all__ = [
     "export",
     "load",
     "pipeline",
+    "score",
     "semantic_search",
     "similarity",
 ]
@@ -42,6 +43,7 @@ _MODULES = {
     "export": "edgebert.artifact.export",
     "load": "edgebert.model",
     "pipeline": "edgebert.model",
+    "score": "edgebert.scoring.runner",
     "semantic_search": "edgebert.tasks.embedding",
     "similarity": "edgebert.tasks.embedding",
 }
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
     from edgebert.backends.registry import available_backends
     from edgebert.batch import PackedBatch
     from edgebert.model import Model, load, pipeline
+    from edgebert.scoring.runner import score
     from edgebert.tasks.embedding import semantic_search, similarity
 
 
