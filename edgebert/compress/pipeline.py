@@ -79,8 +79,12 @@ def run(recipe: Recipe, progress: Callable[[str], None] = lambda text: None) -> 
         EdgeBertError: a training that failed, or a package that is missing.
     """
     require_report()
+    was_deterministic = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
-    return _Run(recipe, progress).run()
+    try:
+        return _Run(recipe, progress).run()
+    finally:
+        torch.use_deterministic_algorithms(was_deterministic)
 
 
 class _Run:
@@ -151,9 +155,12 @@ class _Run:
         """Run a stage, export its fp32 file and measure that."""
 
         def make_and_measure(folder: Path) -> tuple[Checkpoint, dict[str, Any]]:
-            started = time.perf_counter()
+            started = time.perf_counter(), time.process_time()
             checkpoint, record = make(folder / "state.pt")
-            record["seconds"] = time.perf_counter() - started
+            record["seconds"], record["cpu_seconds"] = (
+                time.perf_counter() - started[0],
+                time.process_time() - started[1],
+            )
             path = folder / "model.onnx"
             export_checkpoint(checkpoint, path, run_pytorch=_run_pytorch)
             (folder / "state.pt").unlink(missing_ok=True)
