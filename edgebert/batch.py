@@ -24,11 +24,13 @@ class PackedBatch:
         input_ids: int32 [total_tokens].
         token_type_ids: int32 [total_tokens].
         cu_seqlens: int32 [n + 1], ascending, starting at 0; every sequence has at least one token.
+        output_tokens: int32 [m], ascending: token outputs are wanted at these tokens of the batch alone; None: at all.
     """
 
     input_ids: I32
     token_type_ids: I32
     cu_seqlens: I32
+    output_tokens: I32 | None = None
 
     @classmethod
     def from_lists(cls, input_ids: Rows, token_type_ids: Rows | None = None) -> PackedBatch:
@@ -72,6 +74,11 @@ class PackedBatch:
         return np.diff(self.cu_seqlens)
 
     @property
+    def num_output_tokens(self) -> int:
+        """Number of tokens that token outputs are asked for at."""
+        return self.total_tokens if self.output_tokens is None else len(self.output_tokens)
+
+    @property
     def max_seqlen(self) -> int:
         """Tokens of the longest sequence; 0 for an empty batch."""
         return int(self.lengths.max(initial=0))
@@ -91,11 +98,17 @@ class PackedBatch:
 
     def take(self, indices: Sequence[int] | I64) -> PackedBatch:
         """The sequences at `indices`, in that order."""
-        starts, lengths = self.cu_seqlens[:-1][indices], self.lengths[indices]
+        lengths = self.lengths[indices]
         cu_seqlens = np.zeros(len(lengths) + 1, np.int32)
         np.cumsum(lengths, out=cu_seqlens[1:])
-        rows = np.arange(cu_seqlens[-1]) + np.repeat(starts - cu_seqlens[:-1], lengths)
-        return PackedBatch(self.input_ids[rows], self.token_type_ids[rows], cu_seqlens)
+        starts = self.cu_seqlens[:-1][indices]
+        rows = join_ranges(starts, lengths)
+        chosen = self.output_tokens
+        if chosen is not None:
+            bounds = np.searchsorted(chosen, self.cu_seqlens)
+            counts = np.diff(bounds)[indices]
+            chosen = chosen[join_ranges(bounds[:-1][indices], counts)] + np.repeat(cu_seqlens[:-1] - starts, counts)
+        return PackedBatch(self.input_ids[rows], self.token_type_ids[rows], cu_seqlens, chosen)
 
     def split(self, max_tokens: int) -> Iterator[tuple[int, int]]:
         """Ranges (first, last) of consecutive sequences with at most `max_tokens` tokens, or one sequence, each."""
@@ -106,6 +119,13 @@ class PackedBatch:
             last = max(last, first + 1)
             yield first, last
             first = last
+
+
+def join_ranges(starts: NDArray[Any], lengths: NDArray[Any]) -> I64:
+    """starts[0], starts[0] + 1, … as many as lengths[0], then those of the next, and so on."""
+    ends = np.cumsum(lengths)
+    joined: I64 = np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - lengths), lengths)
+    return joined
 
 
 def unpad(values: NDArray[np.float32], mask: I64) -> NDArray[np.float32]:

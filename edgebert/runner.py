@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from edgebert.artifact.spec import EncoderSpec
 from edgebert.backends.base import Backend, Outputs
-from edgebert.batch import I32, PackedBatch
+from edgebert.batch import I32, PackedBatch, join_ranges
 from edgebert.errors import InvalidInputError
 from edgebert.tokenizer import Text, Tokenizer, Window
 
@@ -116,16 +117,17 @@ class TextRunner:
             (which of `tokens`, their rows f32 [m, width]).
         """
         wanted = np.asarray(tokens, np.int64)
-        row_of = np.searchsorted(batch.cu_seqlens, wanted, side="right") - 1
-        rows, row_of = np.unique(row_of, return_inverse=True)
-        place = wanted - batch.cu_seqlens[rows[row_of]]
-        by_row = np.argsort(row_of, kind="stable")
-        bounds = np.searchsorted(row_of[by_row], np.arange(len(rows) + 1))
-        for indices, part in self._split(batch.take(rows), self.spec.output_width(output)[1]):
-            counts = bounds[indices + 1] - bounds[indices]
-            chosen = np.concatenate([by_row[bounds[i] : bounds[i + 1]] for i in indices])
-            at = np.repeat(part.cu_seqlens[:-1], counts) + place[chosen]
-            yield chosen, self.backend.run(part, [output])[output][at]
+        by_token = np.argsort(wanted, kind="stable")
+        bounds = np.searchsorted(wanted[by_token], batch.cu_seqlens)
+        batch = dataclasses.replace(batch, output_tokens=wanted[by_token].astype(np.int32))
+        rows = np.flatnonzero(np.diff(bounds))
+        width = self.spec.output_width(output)[1]
+        if self.backend.chooses_tokens:  # the others hold all tokens' rows for a moment
+            width = max(1, width * len(wanted) // max(1, batch.total_tokens))
+        for indices, part in self._split(batch.take(rows), width):
+            sequences = rows[indices]
+            chosen = by_token[join_ranges(bounds[sequences], np.diff(bounds)[sequences])]
+            yield chosen, self.backend.run(part, [output])[output]
 
     def _run_sequences(self, batch: PackedBatch, output: str) -> F32:
         rows = np.empty((batch.num_sequences, self.spec.output_width(output)[1]), np.float32)

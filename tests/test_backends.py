@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -143,6 +144,28 @@ def test_vector_isas_give_equal_bits(case: str, int8: bool, tmp_path: Path, monk
             assert_same_bits(values, result[name])
 
 
+@pytest.mark.parametrize("int8", [False, True], ids=["f32", "int8"])
+@pytest.mark.parametrize("case", ["embedding", "token-classification", "question-answering", "pretraining"])
+def test_token_outputs_at_some_tokens(backend: str, make_file: Callable[..., Path], case: str, int8: bool) -> None:
+    model = load_backend(make_file(task=case, int8=int8), backend, threads=2)
+    batch = random_batch(model.spec, [70, 33, 5, 1, 17, 64, 2, 30, 30, 30, 30])
+    everything = model.run(batch, model.spec.outputs)
+    for chosen in ([], [0], [69, 70, 108, 109, 130], list(range(batch.total_tokens)), [batch.total_tokens - 1]):
+        tokens = np.array(chosen, np.int32)
+        found = model.run(dataclasses.replace(batch, output_tokens=tokens), model.spec.outputs)
+        for name, values in everything.items():
+            expected = values[tokens] if model.spec.output_width(name)[0] else values
+            np.testing.assert_array_equal(found[name], expected)
+
+
+@pytest.mark.parametrize("tokens", [[-1], [3, 3], [4, 2], [9]])
+def test_refuses_bad_output_tokens(backend: str, make_file: Callable[..., Path], tokens: list[int]) -> None:
+    model = load_backend(make_file(task="fill-mask"), backend)
+    batch = dataclasses.replace(PackedBatch.from_lists([[1] * 9]), output_tokens=np.int32(tokens))
+    with pytest.raises(InvalidInputError, match="output_tokens must be tokens of the batch in ascending order"):
+        model.run(batch, ["logits"])
+
+
 def test_empty_batch(backend: str, make_file: Callable[..., Path]) -> None:
     loaded = load_backend(make_file(), backend)
     found = outputs_of(loaded, PackedBatch.from_lists([]))
@@ -240,7 +263,9 @@ def test_a_forced_isa_is_taken_or_refused(
 
 def test_refuses_unknown_names(make_file: Callable[..., Path]) -> None:
     path = make_file()
-    with pytest.raises(InvalidInputError, match="unknown backend 'tpu': expected auto, native, numba, onnxruntime, numpy"):
+    with pytest.raises(
+        InvalidInputError, match="unknown backend 'tpu': expected auto, native, numba, onnxruntime, numpy"
+    ):
         load_backend(path, "tpu")
     for device in ("gpu", "cuda:", "cuda:-1", "CPU", None):
         with pytest.raises(InvalidInputError, match="unknown device"):

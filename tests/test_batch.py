@@ -1,5 +1,7 @@
 """PackedBatch: packing, padding, selection, splitting, and what it refuses."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -44,6 +46,16 @@ def test_take(indices: list[int]) -> None:
     expected = PackedBatch.from_lists([ROWS[i] for i in indices], [TYPES[i] for i in indices])
     for name in ("input_ids", "token_type_ids", "cu_seqlens"):
         assert getattr(taken, name).tolist() == getattr(expected, name).tolist()
+
+
+def test_take_keeps_the_output_tokens() -> None:
+    batch = PackedBatch.from_lists([[10, 11, 12], [20], [30, 31, 32, 33]])
+    batch = dataclasses.replace(batch, output_tokens=np.int32([1, 4, 6, 7]))
+    assert batch.num_output_tokens == 4
+    for indices, expected in (([2, 0, 1], [30, 32, 33, 11]), ([0, 2], [11, 30, 32, 33]), ([1], []), ([], [])):
+        taken = batch.take(np.array(indices, int))
+        assert taken.output_tokens is not None
+        assert taken.input_ids[taken.output_tokens].tolist() == expected
 
 
 @pytest.mark.parametrize(

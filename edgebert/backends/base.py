@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
@@ -23,8 +24,10 @@ class Backend(ABC):
         device: "cpu" or "cuda:n", where the model really runs.
         detail: one line for people, for instance "native, avx512_vnni, 2 threads".
         spec: the file's EncoderSpec.
+        chooses_tokens: whether `_run` computes token outputs at the batch's `output_tokens` alone.
     """
 
+    chooses_tokens = False
     name: str
     device: str
     detail: str
@@ -34,7 +37,8 @@ class Backend(ABC):
         """Run the encoder and return the outputs asked for, each float32.
 
         Token outputs have shape [total_tokens, width] ([total_tokens] for start_logits and end_logits), sequence
-        outputs [num_sequences, width]; names and widths come from `EncoderSpec.outputs` and `output_width`.
+        outputs [num_sequences, width]; names and widths come from `EncoderSpec.outputs` and `output_width`. Where the
+        batch names `output_tokens`, token outputs have a row for each of these alone.
 
         Raises:
             InvalidInputError: ids or types out of range, a sequence longer than the position table, an unknown output.
@@ -42,7 +46,13 @@ class Backend(ABC):
         self._check(batch, outputs)
         if batch.num_sequences == 0:
             return {name: np.zeros(self._shape(batch, name), np.float32) for name in outputs}
-        return self._run(batch, outputs)
+        if batch.output_tokens is None or self.chooses_tokens:
+            return self._run(batch, outputs)
+        values = self._run(dataclasses.replace(batch, output_tokens=None), outputs)
+        for name in outputs:
+            if self.spec.output_width(name)[0]:
+                values[name] = values[name][batch.output_tokens]
+        return values
 
     @abstractmethod
     def _run(self, batch: PackedBatch, outputs: Sequence[str]) -> Outputs:
@@ -50,7 +60,7 @@ class Backend(ABC):
 
     def _shape(self, batch: PackedBatch, name: str) -> tuple[int, ...]:
         per_token, width = self.spec.output_width(name)
-        rows = batch.total_tokens if per_token else batch.num_sequences
+        rows = batch.num_output_tokens if per_token else batch.num_sequences
         return (rows, width) if width else (rows,)
 
     def _check(self, batch: PackedBatch, outputs: Sequence[str]) -> None:
@@ -58,6 +68,9 @@ class Backend(ABC):
         for name in outputs:
             if name not in spec.outputs:
                 raise InvalidInputError(f"unknown output {name!r}: this {spec.task} file has {', '.join(spec.outputs)}")
+        chosen = batch.output_tokens
+        if chosen is not None and (np.diff(chosen, prepend=-1, append=batch.total_tokens) <= 0).any():
+            raise InvalidInputError("output_tokens must be tokens of the batch in ascending order, each once")
         if batch.num_sequences == 0:
             return
         lowest, highest = int(batch.input_ids.min()), int(batch.input_ids.max())

@@ -47,6 +47,8 @@ class _Batch(ctypes.Structure):
         ("token_type_ids", ctypes.c_void_p),
         ("cu_seqlens", ctypes.c_void_p),
         ("num_sequences", ctypes.c_int32),
+        ("output_tokens", ctypes.c_void_p),
+        ("num_output_tokens", ctypes.c_int32),
     )
 
 
@@ -59,6 +61,7 @@ class NativeBackend(Backend):
 
     name = "native"
     device = "cpu"
+    chooses_tokens = True
 
     def __init__(self, spec: EncoderSpec, model: ctypes.c_void_p) -> None:
         self._library = load_library()
@@ -84,11 +87,14 @@ class NativeBackend(Backend):
 
     def _run(self, batch: PackedBatch, outputs: Sequence[str]) -> Outputs:
         arrays = [np.ascontiguousarray(a, np.int32) for a in (batch.input_ids, batch.token_type_ids, batch.cu_seqlens)]
+        chosen = None if batch.output_tokens is None else np.ascontiguousarray(batch.output_tokens, np.int32)
         results = {name: np.empty(self._shape(batch, name), np.float32) for name in outputs}
         with self._lock:
             args = self._batch
             args.input_ids, args.token_type_ids, args.cu_seqlens = (a.ctypes.data for a in arrays)
             args.num_sequences = batch.num_sequences
+            args.output_tokens = None if chosen is None else chosen.ctypes.data
+            args.num_output_tokens = batch.num_output_tokens
             for output, (name, array) in zip(self._outputs, results.items(), strict=False):
                 output.name, output.data, output.capacity = self._names[name], array.ctypes.data, array.size
             status = self._library.eb_run(self._model, args, self._outputs, len(results))

@@ -214,7 +214,8 @@ void run(eb_model* model) {
     cu_seqlens.push_back(static_cast<int32_t>(ids.size()));
   }
   const std::vector<int32_t> types(ids.size(), 0);
-  const eb_batch batch = {ids.data(), types.data(), cu_seqlens.data(), static_cast<int32_t>(cu_seqlens.size() - 1)};
+  const eb_batch batch = {
+      ids.data(), types.data(), cu_seqlens.data(), static_cast<int32_t>(cu_seqlens.size() - 1), nullptr, 0};
   for (const char* name : kOutputs) {
     const size_t capacity = pick(2) != 0 ? 1 << 16 : pick(4096);
     const std::unique_ptr<float[]> data(new float[capacity]);
