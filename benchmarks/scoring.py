@@ -66,7 +66,7 @@ def main() -> int:
     recorder = Recorder(ROOT)
     args.work.mkdir(parents=True, exist_ok=True)
     sentences = read_sentences(args.texts)
-    result: dict[str, Any] = json.loads(args.out.read_text()) if args.out and args.out.exists() else {}
+    result: dict[str, Any] = {}
     if args.rows:
         result["big_file"] = measure_big_file(args, sentences)
     if args.kill_rows:
@@ -78,7 +78,8 @@ def main() -> int:
     parts = {"big_file": args.rows, "kills": args.kill_rows, "peers": args.peer_rows}
     for name in (name for name, rows in parts.items() if rows):
         result[name]["run"] = described
-    write_result(args.out, result)
+    before = json.loads(args.out.read_text()) if args.out and args.out.exists() else {}
+    write_result(args.out, before | result)
     return 0
 
 
@@ -92,7 +93,7 @@ def measure_big_file(args: argparse.Namespace, sentences: list[str]) -> dict[str
     with subprocess.Popen(command) as process:
         samples = list(sample_threads(process))
     seconds = time.monotonic() - started
-    usage = children_seconds() - before
+    used = children_seconds() - before
     check_output(args.model, source, output)
     cpus = usable_cpus()
     return {
@@ -102,7 +103,8 @@ def measure_big_file(args: argparse.Namespace, sentences: list[str]) -> dict[str
         "rows_per_second": round(args.rows / seconds),
         "peak_rss_mb": round(max(rss for _, rss in samples) / 1e6),
         "threads_wanting_a_cpu": round(statistics.fmean(min(wanting, cpus) for wanting, _ in samples) / cpus, 4),
-        "cpu_time_share": round(usage / seconds / cpus, 4),
+        "cpu_time_share": round(used / seconds / cpus, 4),
+        "rows_per_cpu_second": round(args.rows / used),
         "output_bytes": output.stat().st_size,
     }
 
