@@ -179,6 +179,19 @@ def test_pipeline_is_a_model_with_its_task(make_file: Callable[..., Path]) -> No
         edgebert.pipeline("fill-mask", path)
 
 
+def test_the_tasks_of_the_readme(
+    make_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    readme = (Path(edgebert.__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    code = readme.split("## Tasks")[1].split("```python\n")[1].split("```")[0]
+    heads = ("tagger", "token-classification"), ("reader", "question-answering"), ("masked", "fill-mask")
+    for name, head in (*heads, ("pairs", "text-classification"), ("model", "embedding")):
+        make_file(f"{name}.onnx", task=head)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "README.md", "exec"), {})
+    assert len(capsys.readouterr().out.splitlines()) == 6
+
+
 def test_forward_gives_the_outputs_asked_for(backend: str, make_file: Callable[..., Path]) -> None:
     model = edgebert.load(make_file(task="question-answering"), backend)
     batch = PackedBatch.from_lists([[1, 2, 3], [4]])
