@@ -31,6 +31,7 @@ from edgebert.backends.numba_cpu_vectors import (
     TILE,
     absolute,
     add_parts,
+    add_squares,
     address_of,
     atomic_add,
     atomic_load,
@@ -235,11 +236,11 @@ def _quantize_rows(s: Record, call: Record) -> None:
     width, smooth = s.width, s.smooth
     for row in range(call.rows):
         x = call.x + row * call.x_stride
-        low, high = splat(_MINUS_TINY), splat(_ZERO)
-        for c in range(0, width, 16):
-            v = load(x + 4 * c)
+        low, high = splat_wide(_MINUS_TINY), splat_wide(_ZERO)
+        for c in range(0, width, TILE):
+            v = load_wide(x + 4 * c)
             if smooth:
-                v = v * load(smooth + 4 * c)
+                v = v * load_wide(smooth + 4 * c)
             v = keep(v, width - c, _ZERO)
             low, high = minimum(low, v), maximum(high, v)
         _quantize_row(x, width, smooth, reduce_min(low), reduce_max(high), call.codes + row * call.codes_stride)
@@ -251,17 +252,16 @@ def _normalize_row(x: int, width: int, sums: V, weight: int, bias: int, eps: F, 
     inv_width = _ONE / np.float32(width)
     mean = reduce_add(sums) * inv_width
     squares = splat(_ZERO)
-    for c in range(0, width, 16):
-        d = keep(load(x + 4 * c) - mean, width - c, _ZERO)
-        squares = fma(d, d, squares)
+    for c in range(0, width, TILE):
+        squares = add_squares(squares, keep(load_wide(x + 4 * c) - mean, width - c, _ZERO))
     rstd = _ONE / np.float32(math.sqrt(reduce_add(squares) * inv_width + eps))
-    low, high = splat(_MINUS_TINY), splat(_ZERO)
-    for c in range(0, width, 16):
-        y = fma((load(x + 4 * c) - mean) * rstd, load(weight + 4 * c), load(bias + 4 * c))
+    low, high = splat_wide(_MINUS_TINY), splat_wide(_ZERO)
+    for c in range(0, width, TILE):
+        y = fma((load_wide(x + 4 * c) - mean) * rstd, load_wide(weight + 4 * c), load_wide(bias + 4 * c))
         y = keep(y, width - c, _ZERO)
         store(x + 4 * c, y)
         if smooth:
-            y = y * load(smooth + 4 * c)
+            y = y * load_wide(smooth + 4 * c)
         low, high = minimum(low, y), maximum(high, y)
     if codes:
         _quantize_row(x, width, smooth, reduce_min(low), reduce_max(high), codes)
@@ -275,13 +275,13 @@ def _add_layernorm(s: Record, call: Record) -> None:
         x, out = call.x + row * call.x_stride, call.out + row * call.out_stride
         residual = s.row if s.row else call.residual + row * call.residual_stride
         sums = splat(_ZERO)
-        for c in range(0, width, 16):
-            v = load(x + 4 * c)
+        for c in range(0, width, TILE):
+            v = load_wide(x + 4 * c)
             if residual:
-                v = v + load(residual + 4 * c)
+                v = v + load_wide(residual + 4 * c)
             v = keep(v, width - c, _ZERO)
             store(out + 4 * c, v)
-            sums = sums + v
+            sums = add_parts(sums, v)
         _normalize_row(out, width, sums, s.weight, s.bias, s.eps, s.smooth, call.codes + row * call.codes_stride)
 
 
@@ -335,9 +335,8 @@ def _normalize(s: Record, call: Record) -> None:
     for row in range(call.rows):
         x, out = call.x + row * call.x_stride, call.out + row * call.out_stride
         squares = splat(_ZERO)
-        for c in range(0, s.width, 16):
-            v = keep(load(x + 4 * c), s.width - c, _ZERO)
-            squares = fma(v, v, squares)
+        for c in range(0, s.width, TILE):
+            squares = add_squares(squares, keep(load_wide(x + 4 * c), s.width - c, _ZERO))
         norm = np.float32(math.sqrt(reduce_add(squares)))
         norm = norm if norm > _TINY else _TINY
         for c in range(0, s.width, 16):
@@ -377,10 +376,11 @@ def _linear_u8s8_f32(s: Record, call: Record) -> None:
             codes = call.x + first * call.x_stride
             rows = min(DOT_ROWS, call.rows - first)
             dot_tile(rows, TILE_VECTORS, codes, call.x_stride, weight, TILE_BYTES, steps, 0, tile, TILE_BYTES)
+            w_scale, colsum, bias = load_wide(s.scale + at), load_i32_wide(s.colsum + at), load_wide(s.bias + at)
             for m in range(rows):
                 meta = codes + m * call.x_stride + tail
-                acc = load_i32_wide(tile + m * TILE_BYTES) + load_i32_wide(s.colsum + at) * load_i32_scalar(meta + 4)
-                y = to_f32(acc) * load_wide(s.scale + at) * load_f32_scalar(meta) + load_wide(s.bias + at)
+                acc = load_i32_wide(tile + m * TILE_BYTES) + colsum * load_i32_scalar(meta + 4)
+                y = to_f32(acc) * w_scale * load_f32_scalar(meta) + bias
                 residual = call.residual + (first + m) * call.residual_stride + at if call.residual else 0
                 _store_row(y, s.option, residual, call.out + (first + m) * call.out_stride + at)
 
@@ -430,9 +430,9 @@ def _tile_vectors(columns: int) -> int:
 @_inline
 def _softmax_row(scores: int, length: int, scale2: F) -> F:
     """Replaces scores by 2**(scale2 * (score - the largest)); returns 1 / their sum."""
-    top = splat(_LOWEST)
-    for c in range(0, length, 16):
-        top = maximum(top, keep(load(scores + 4 * c), length - c, _LOWEST))
+    top = splat_wide(_LOWEST)
+    for c in range(0, length, TILE):
+        top = maximum(top, keep(load_wide(scores + 4 * c), length - c, _LOWEST))
     shift = -reduce_max(top) * scale2
     sums = splat(_ZERO)
     whole = length // TILE * TILE

@@ -249,8 +249,8 @@ def keep(typingctx: Any, x: Any, count: Any, fill: Any) -> Any:
 
 
 def _first_lanes(builder: Builder, count: Value, lanes: int) -> Value:
-    numbers = ir.Constant(ir.VectorType(_I64, lanes), list(range(lanes)))
-    return builder.icmp_signed("<", numbers, _splat(builder, count, lanes))
+    numbers = ir.Constant(ir.VectorType(_I32, lanes), list(range(lanes)))
+    return builder.icmp_signed("<", numbers, _splat(builder, builder.trunc(count, _I32), lanes))
 
 
 def _splatter(vector: Vector) -> Any:
@@ -269,26 +269,33 @@ def _splatter(vector: Vector) -> Any:
 splat, splat_wide = _splatter(F32X16), _splatter(F32_WIDE)
 
 
-@intrinsic
-def add_parts(typingctx: Any, sums: Any, x: Any) -> Any:
-    """sums plus each 16 lanes of x, one after another."""
+def _accumulator(emit: Callable[[Builder, Value, Value], Value]) -> Any:
+    @intrinsic
+    def accumulate(typingctx: Any, sums: Any, x: Any) -> Any:
+        """Take each 16 lanes of x into the sums, one after another."""
 
-    def codegen(context: Any, builder: Builder, sig: Any, args: Any) -> Value:
-        total, x = args
-        for first in range(0, x.type.count, LANES):
-            total = builder.fadd(total, _shuffle(builder, x, x, range(first, first + LANES)))
-        return total
+        def codegen(context: Any, builder: Builder, sig: Any, args: Any) -> Value:
+            total, x = args
+            for first in range(0, x.type.count, LANES):
+                total = emit(builder, total, _shuffle(builder, x, x, range(first, first + LANES)))
+            return total
 
-    return sums(sums, x), codegen
+        return sums(sums, x), codegen
+
+    return accumulate
+
+
+add_parts = _accumulator(lambda builder, total, x: builder.fadd(total, x))
+add_squares = _accumulator(lambda builder, total, x: _emit_fma(builder, x, x, total))
 
 
 def _reducer(emit: Callable[[Builder, Value, Value], Value]) -> Any:
     @intrinsic
     def reduce(typingctx: Any, x: Any) -> Any:
-        """One value of 16 lanes: lane i with lane i + 8, then + 4, + 2, + 1."""
+        """One value of all lanes: lane i with lane i + 8, then + 4, + 2, + 1."""
 
         def codegen(context: Any, builder: Builder, sig: Any, args: Any) -> Value:
-            value, lanes = args[0], LANES
+            value, lanes = args[0], args[0].type.count
             while lanes > 1:
                 lanes //= 2
                 low, high = (_shuffle(builder, value, value, range(i, i + lanes)) for i in (0, lanes))
