@@ -194,6 +194,9 @@ def _fold_into_values(tensors: dict[str, Array], i: int, context: F32) -> F32:
 def smoothing_factors(x: F32, weight: F32) -> F32:
     """smooth[k] = sqrt(absmax_x[k] / absmax_w[k]), normalised to mean 1: SmoothQuant's equation 4 with alpha 0.5.
 
+    Of 0.35, 0.5, 0.65 and 0.8, 0.5 keeps all-MiniLM-L6-v2 closest to fp32 on the STS-B development sentences; choosing
+    the exponent linear by linear, by the output's error, is no better.
+
     Args:
         x: f32 [tokens, K].
         weight: f32 [K, N].
