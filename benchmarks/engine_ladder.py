@@ -49,8 +49,9 @@ RUNGS = (
     Rung("blocks of 96 rows, workspaces made at once", "eb49ec1"),
     Rung("the next panel asked for ahead", "19620da"),
     Rung("blocks of like size for every thread", "d69cf02"),
-    Rung("as it is now"),
-    Rung("attention in int8 too", peer="edgebert-attention-int8"),
+    Rung("LayerNorm and codes of four rows at once", "6a3c285"),
+    Rung("columns shared out for large layers alone", "fa5ae91"),
+    Rung("attention in int8 too", "fa5ae91", peer="edgebert-attention-int8"),
 )
 LENGTHS = (16, 128)
 STREAM = 128  # texts
