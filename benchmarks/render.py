@@ -1,4 +1,6 @@
-"""README tables from the committed results: what stands between `<!-- table:NAME -->` and `<!-- /table -->`.
+"""Tables of README.md and benchmarks/README.md from the committed results.
+
+A table stands between `<!-- table:NAME -->` and `<!-- /table -->`.
 
     python -m benchmarks.render                    every table whose marker and result file exist
     python -m benchmarks.render --check            say which are out of date, exit status 1
@@ -20,12 +22,12 @@ from benchmarks import ROOT
 
 Result = Mapping[str, Any]
 RESULTS = ROOT / "benchmarks" / "results"
+DOCUMENTS = (ROOT / "README.md", ROOT / "benchmarks" / "README.md")
 MODEL_TITLES = {"minilm-l6": "MiniLM-L6", "bert-base": "BERT-base shape"}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.render", description=__doc__.splitlines()[0])
-    parser.add_argument("--document", type=Path, default=ROOT / "README.md", help="default: README.md")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder with the results' JSON files")
     parser.add_argument("--check", action="store_true", help="change nothing; 1 if a table is out of date")
     parser.add_argument("--plots", type=Path, help="folder to draw SVG plots into")
@@ -39,12 +41,17 @@ def main() -> int:
             tables |= render(result)
             if args.plots and name == "peers":
                 draw_plots(result, args.plots)
-    before = args.document.read_text(encoding="utf-8")
-    after = fill_markers(before, tables)
+    outdated = []
+    for document in DOCUMENTS:
+        before = document.read_text(encoding="utf-8")
+        after = fill_markers(before, tables)
+        if before != after:
+            outdated.append(str(document.relative_to(ROOT)))
+            if not args.check:
+                document.write_text(after, encoding="utf-8")
     if args.check:
-        print("tables are out of date: run python -m benchmarks.render" if before != after else "tables are up to date")
-        return int(before != after)
-    args.document.write_text(after, encoding="utf-8")
+        print(f"out of date: {', '.join(outdated)}; run python -m benchmarks.render" if outdated else "up to date")
+        return int(bool(outdated))
     print(f"tables: {', '.join(tables) or 'no results found'}")
     return 0
 

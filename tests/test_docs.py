@@ -72,10 +72,10 @@ def test_commands_and_extras_exist(document: Path) -> None:
     assert set(re.findall(r"edgebert [^\n]*?(--[a-z][a-z0-9-]*)", code)) <= options
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", [*DOCUMENTS, ROOT / "benchmarks" / "README.md"], ids=lambda path: str(path.name))
 def test_links_and_paths_exist(document: Path) -> None:
     text = _read(document)
-    links = [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
+    links = [str(document.parent / link) for link in re.findall(r"\]\(([^)\s#]+)\)", text) if "://" not in link]
     paths = re.findall(r"`((?:edgebert|kernels|tests|benchmarks)/[\w./-]*)`", text)
     modules = [f"{module.replace('.', '/')}.py" for module in re.findall(r"python -m (benchmarks\.\w+)", text)]
     missing = [path for path in {*links, *paths, *modules} if not (ROOT / path).exists()]
