@@ -219,7 +219,8 @@ class Bench:
     workloads: list[dict[str, Any]] = field(default_factory=list)
     checks: dict[str, dict[str, Any]] = field(default_factory=dict)
     footprints: dict[str, dict[str, Any]] = field(default_factory=dict)
-    loaded: dict[tuple[str, int, str], Settings] = field(default_factory=dict)
+    loaded: dict[str, Settings] = field(default_factory=dict)  # now, by contender
+    first: dict[tuple[str, int], Settings] = field(default_factory=dict)  # by contender and threads: for cold starts
 
     def run(self, command: Sequence[str]) -> dict[str, Any]:
         """Measure everything; plain values in the form of `schema.json`.
@@ -358,14 +359,11 @@ class Bench:
             workers = {
                 one.name: stack.enter_context(Worker(one.peer_name, one.peer.files, cpus=cpus)) for one in contenders
             }
-            kinds: tuple[Kind, ...] = ("latency", "throughput")
-            for kind in kinds:
-                mine = [workload for workload in workloads if workload.kind == kind]
-                if not mine:
-                    continue
-                ready = [one for one in contenders if self._load(one, workers[one.name], threads, kind, mine[-1])]
+            for is_file, kind in dict.fromkeys((workload.file is not None, workload.kind) for workload in workloads):
+                mine = [one for one in workloads if (one.file is not None, one.kind) == (is_file, kind)]
+                ready = [one for one in contenders if self._load(one, workers[one.name], threads, mine[-1])]
                 for i, workload in enumerate(mine):
-                    self._time(ready, workers, threads, workload, with_busy=i == 0 and kind == "latency")
+                    self._time(ready, workers, threads, workload, with_busy=i == 0 and not is_file)
                     recorder.watch_clock()
             timed = {name for workload in self.workloads for name in workload["rows"]}
             for one in contenders:
@@ -386,10 +384,13 @@ class Bench:
             **worker.footprint(),
         }
 
-    def _load(self, one: Contender, worker: Worker, threads: int, kind: Kind, workload: Workload) -> bool:
+    def _load(self, one: Contender, worker: Worker, threads: int, workload: Workload) -> bool:
         """Load its fastest configuration and compare its answers; whether both went well."""
         with self._tolerate(f"{one.name}, {_count(threads, 'thread')}"):
-            settings = worker.settings(threads, kind)
+            # texts of many lengths: nothing that is made for a single one
+            settings = worker.settings(threads, "throughput" if workload.file else "latency")
+            if workload.kind == "latency":
+                settings = [one for one in settings if "lanes" not in one]
             if len(settings) > 1:
                 rows, cpus = one.model.rows(workload), affinity()[:threads]
                 # in a process of its own: what else was loaded would count as memory
@@ -398,7 +399,8 @@ class Bench:
             else:
                 best = settings[0]
             worker.load(threads, best)
-            self.loaded[one.name, threads, kind] = best
+            self.loaded[one.name] = best
+            self.first.setdefault((one.name, threads), best)
             ready = prepare(one.name, worker, "check", one.model.check_rows(), 8, one.model.answers(None), one.limit)
             self.checks[one.name] = {
                 "texts": len(one.model.check_rows()),
@@ -460,7 +462,7 @@ class Bench:
             rows[one.name] = {
                 **described,
                 "gop": count_operations(one.model.spec, [len(row) for row in texts]) / 1e9,
-                "settings": self.loaded[one.name, threads, workload.kind],
+                "settings": self.loaded[one.name],
                 "cosine_min": round(prepared.cosine_min, 6),
                 "mj_per_text": None if is_busy else self._measure_energy(prepared, described),
             }
@@ -480,7 +482,7 @@ class Bench:
         """Millijoules of the whole processor a text, over about a second of runs; None where it cannot be read."""
         if not self.energy.is_readable:
             return None
-        calls = max(1, round(_ENERGY_S * described["texts_per_s"] / described["texts"]))
+        calls: int = max(1, round(_ENERGY_S * described["texts_per_s"] / described["texts"]))
         self.energy.take()
         ready.contender.time(ready.key, calls, 0.0)
         millijoules = 1e3 * self.energy.take()
@@ -492,11 +494,11 @@ class Bench:
         for turn in range(_COLD_RUNS):
             self.say(f"cold starts, {turn + 1} of {_COLD_RUNS}")
             for one in contenders:
-                settings = self.loaded.get((one.name, threads, "latency"))
-                if settings is None or one.name not in self.footprints:
+                if one.name not in self.footprints or (one.name, threads) not in self.first:
                     continue
                 with self._tolerate(f"{one.name}, cold start"):
                     row, cpus = one.model.check_rows()[0], affinity()[:threads]
+                    settings = self.first[one.name, threads]
                     report = start_cold(one.peer_name, one.peer.files, threads, settings, row, cpus=cpus)
                     answer = np.array(report["answer"], np.float32)
                     cosine = float(compare_rows([answer], one.model.answers(None)[:1])[0])
