@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -59,36 +60,30 @@ class NumbaBackend(Backend):
 
     def _run(self, batch: PackedBatch, outputs: Sequence[str]) -> Outputs:
         results = {name: np.empty(self._shape(batch, name), np.float32) for name in outputs}
-        ids = np.empty((3, batch.total_tokens), np.int32)
-        ids[0] = batch.input_ids
-        ids[1] = batch.token_type_ids if self.spec.has_token_types else 0
-        ids[2] = batch.position_ids()
-        ids[2] += self.spec.position_offset
-        arrays: dict[str, Array] = {
-            "ids": ids,
-            "cu_seqlens": np.ascontiguousarray(batch.cu_seqlens, np.int32),
-            "outputs": np.array([result.ctypes.data for result in results.values()], np.int64),
-        }
         with self._lock:
             workspace = self._workspace(tuple(results))
-            arrays["slices"] = self._plan(batch, workspace)
-            run = workspace.run_record(arrays, batch.total_tokens)
+            slices = self._plan(batch, workspace)
+            run, ids = workspace.prepare(batch.cu_seqlens, slices, [result.ctypes.data for result in results.values()])
+            ids[0] = batch.input_ids
+            ids[1] = batch.token_type_ids if self.spec.has_token_types else 0
+            np.add(batch.position_ids(), self.spec.position_offset, out=ids[2], casting="unsafe")
             self._team.run(run)
         return results
 
-    def _plan(self, batch: PackedBatch, workspace: _Workspace) -> NDArray[np.int64]:
+    def _plan(self, batch: PackedBatch, workspace: _Workspace) -> list[tuple[int, int]]:
         """Slices for the threads, equally many each, then what is left as one slice for the team; room for them all."""
-        slices = [(first, last - first) for first, last in batch.split(_SLICE_TOKENS)]
+        ranges = [(0, batch.num_sequences)] if batch.total_tokens <= _SLICE_TOKENS else batch.split(_SLICE_TOKENS)
+        slices = [(first, last - first) for first, last in ranges]
         alone = len(slices) // self.threads * self.threads
         rest = slices[alone][0] if alone < len(slices) else batch.num_sequences
         slices[alone:] = [(rest, batch.num_sequences - rest)]
         tokens = [int(batch.cu_seqlens[first + count] - batch.cu_seqlens[first]) for first, count in slices]
         workspace.reserve(
-            batch.max_seqlen,
+            batch.total_tokens if batch.num_sequences == 1 else batch.max_seqlen,
             team=(tokens[-1], slices[-1][1]),
             alone=(max(tokens[:-1], default=0), max((count for _, count in slices[:-1]), default=0)),
         )
-        return np.array(slices, np.int64)
+        return slices
 
 
 class _Workspace:
@@ -101,24 +96,36 @@ class _Workspace:
         self._memory: list[Array] = []
         self._bases = np.zeros((1 + threads, len(program.buffers)), np.int64)
         self._scratch = np.zeros((1 + threads, threads), np.int64)
-        self._record = np.zeros(1, program.run_dtype)
-        record = self._record[0]
-        record["threads"] = threads
-        for name in ("functions", "program", "segments", "buffers", "lookups"):
-            record[name] = getattr(program, name).ctypes.data
-        for name in ("segments", "buffers"):
-            record[f"num_{name}"] = len(getattr(program, name))
-        record["bases"], record["scratch"] = self._bases.ctypes.data, self._scratch.ctypes.data
+        self._control_bytes = 64 * (2 + 2 * program.num_steps)
+        fields = {name: getattr(program, name) for name in ("functions", "program", "segments", "buffers", "lookups")}
+        fields |= {"bases": self._bases, "scratch": self._scratch}
+        self._fields = {name: array.ctypes.data for name, array in fields.items()}
+        self._fields |= {f"num_{name}": len(fields[name]) for name in ("segments", "buffers")}
+        self._fields["threads"] = threads
 
-    def run_record(self, arrays: Mapping[str, Array], num_tokens: int) -> _Run:
-        """The record of a run over a batch's arrays; see RUN in `numba_cpu_kernels`."""
-        control = _aligned(64 * (2 + 2 * self._program.num_steps))
-        control[:] = 0
-        record = self._record.copy()
-        record["num_tokens"], record["num_slices"] = num_tokens, len(arrays["slices"])
-        for name, array in {**arrays, "control": control}.items():
-            record[name] = array.ctypes.data
-        return _Run(record, (control, *arrays.values()))
+    def prepare(
+        self, cu_seqlens: Array, slices: list[tuple[int, int]], outputs: list[int]
+    ) -> tuple[_Run, NDArray[np.int32]]:
+        """A run in one piece of memory, as RUN in `numba_cpu_kernels` wants it, and its ids to fill in."""
+        num_tokens = int(cu_seqlens[-1])
+        names = self._program.run_fields
+        sizes = (8 * len(names), self._control_bytes, 16 * len(slices), 8 * len(outputs), 4 * len(cu_seqlens))
+        ends = list(itertools.accumulate(-(-size // 64) * 64 for size in (*sizes, 12 * num_tokens)))
+        memory = _aligned(ends[-1])
+        address = memory.ctypes.data
+        parts = [
+            memory[first : first + size] for first, size in zip([0, *ends], (*sizes, 12 * num_tokens), strict=False)
+        ]
+        fields = dict(self._fields, num_tokens=num_tokens, num_slices=len(slices))
+        fields |= zip(
+            ("control", "slices", "outputs", "cu_seqlens", "ids"), (address + end for end in ends), strict=False
+        )
+        parts[0].view(np.int64)[:] = [fields[name] for name in names]
+        parts[1][:] = 0
+        parts[2].view(np.int64).reshape(-1, 2)[:] = slices
+        parts[3].view(np.int64)[:] = outputs
+        parts[4].view(np.int32)[:] = cu_seqlens
+        return _Run(address, memory), parts[5].view(np.int32).reshape(3, -1)
 
     def reserve(self, max_seqlen: int, team: tuple[int, int], alone: tuple[int, int]) -> None:
         """Room for slices of that many (tokens, sequences)."""
@@ -147,8 +154,8 @@ class _Workspace:
 
 
 class _Run(NamedTuple):
-    record: Array
-    keep: tuple[Array, ...]  # what the record names by address
+    address: int
+    memory: Array  # what lies there
 
 
 class _Team:
@@ -170,7 +177,7 @@ class _Team:
                 threading.Thread(target=_work, args=(rank, self._entry, queue), name=name, daemon=True).start()
         for queue in self._queues:
             queue.put(run)
-        self._entry(0, run.record.ctypes.data)
+        self._entry(0, run.address)
 
     def __del__(self) -> None:
         for queue in self._queues:
@@ -179,7 +186,7 @@ class _Team:
 
 def _work(rank: int, entry: Callable[[int, int], None], queue: SimpleQueue[_Run | None]) -> None:
     while (run := queue.get()) is not None:
-        entry(rank, run.record.ctypes.data)
+        entry(rank, run.address)
         del run
 
 

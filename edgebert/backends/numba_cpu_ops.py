@@ -6,7 +6,9 @@ batch in compiled code, without Python between two kernels. Quantizing right aft
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import mmap
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +23,7 @@ from edgebert.batch import I32, PackedBatch
 
 Array = NDArray[Any]
 
+_BLOCK_BYTES = 2**25  # of weights; pages that nothing is written to cost nothing
 _LOCAL_BYTES = 2**21  # of one thread's block of one buffer, where rows are as wide as a vocabulary
 
 
@@ -45,7 +48,7 @@ class Program(NamedTuple):
     head_dim: int  # the largest
     keep: list[Array]
     slack_rows: int = kernels.SLACK_ROWS  # of a buffer, beyond its last row
-    run_dtype: np.dtype[Any] = kernels.RUN
+    run_fields: tuple[str, ...] = tuple(kernels.RUN.names or ())  # int64 each
 
     def scratch_bytes(self, max_seqlen: int) -> int:
         """Bytes that attention needs for one head of a sequence of that length."""
@@ -53,10 +56,11 @@ class Program(NamedTuple):
 
 
 class WeightStore:
-    """Weights as the kernels want them, each packed once."""
+    """Weights as the kernels want them, each packed once, in large blocks that the OS may back with huge pages."""
 
     def __init__(self) -> None:
         self._packed: dict[tuple[Any, ...], Array] = {}
+        self._block: NDArray[np.uint8] = np.empty(0, np.uint8)
 
     def row(self, values: Array | None) -> Array | None:
         """A vector, padded with zeros to whole rows of a tile."""
@@ -71,15 +75,29 @@ class WeightStore:
             inputs, outputs = weight.shape
             padded = np.zeros((-(-inputs // group) * group, -(-outputs // TILE) * TILE), weight.dtype)
             padded[:inputs, :outputs] = weight
-            return np.ascontiguousarray(padded.reshape(-1, group, padded.shape[1] // TILE, TILE).transpose(2, 0, 3, 1))
+            return padded.reshape(-1, group, padded.shape[1] // TILE, TILE).transpose(2, 0, 3, 1)
 
         return self._once("panels", weight, pack)
 
-    def _once(self, kind: str, source: Array, pack: Any) -> Array:
+    def _once(self, kind: str, source: Array, pack: Callable[[], Array]) -> Array:
         key = (kind, source.ctypes.data, source.shape, source.strides)
         if key not in self._packed:
-            self._packed[key] = pack()
+            values = pack()
+            self._packed[key] = self._allocate(values.nbytes).view(values.dtype).reshape(values.shape)
+            self._packed[key][...] = values
         return self._packed[key]
+
+    def _allocate(self, size: int) -> NDArray[np.uint8]:
+        """Bytes at a cache line: weights are read end to end by every batch."""
+        room = -(-size // 64) * 64
+        if room > len(self._block):
+            block = mmap.mmap(-1, max(room, _BLOCK_BYTES))
+            if hasattr(mmap, "MADV_HUGEPAGE"):
+                with contextlib.suppress(OSError):  # a kernel without them
+                    block.madvise(mmap.MADV_HUGEPAGE)
+            self._block = np.frombuffer(block, np.uint8)
+        taken, self._block = self._block[:size], self._block[room:]
+        return taken
 
 
 def record_program(
