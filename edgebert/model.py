@@ -131,12 +131,12 @@ class Model:
         answer = find_answer(task)
         runner = TextRunner(self.backend, self.tokenizer, max_length, stride, batch_tokens)
         try:
-            inspect.signature(answer).bind(runner, *inputs, **options)
-        except TypeError as error:
-            raise InvalidInputError(f"{task}: {error}; it takes {_describe_arguments(answer)}") from None
-        answers = answer(runner, *inputs, **options)
+            answers = answer(runner, *inputs, **options)
+        except TypeError:
+            _check_arguments(task, answer, runner, *inputs, **options)
+            raise
         if return_truncated:
-            is_single = isinstance(inputs[0] if inputs else None, str)
+            is_single = len(inputs) == 1 and isinstance(inputs[0], str)
             return answers, runner.is_truncated[0] if is_single else runner.is_truncated
         if runner.is_truncated.any():
             warn(
@@ -229,13 +229,14 @@ class Model:
         )
 
 
-def _describe_arguments(answer: Callable[..., Any]) -> str:
-    """The names of a task's arguments, and of those that all tasks have."""
-    names = [name for name in inspect.signature(answer).parameters if name != "runner"]
-    common = [
-        name for name in inspect.signature(Model.__call__).parameters if name not in ("self", "inputs", "options")
-    ]
-    return ", ".join([*names, *common])
+def _check_arguments(task: str, answer: Callable[..., Any], *inputs: Any, **options: Any) -> None:
+    """Raise InvalidInputError if the task does not take such arguments."""
+    try:
+        inspect.signature(answer).bind(*inputs, **options)
+    except TypeError as error:
+        own, common = (inspect.signature(function).parameters for function in (answer, Model.__call__))
+        names = [name for name in (*own, *common) if name not in ("runner", "self", "inputs", "options")]
+        raise InvalidInputError(f"{task}: {error}; it takes {', '.join(names)}") from None
 
 
 def _read_tokenizer(path: Path, spec: EncoderSpec) -> Tokenizer | None:

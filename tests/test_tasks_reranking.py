@@ -30,6 +30,8 @@ def test_ranks_by_the_score_of_each_pair(backend: str, make_file: Callable[..., 
     assert [entry["corpus_id"] for entry in raw] == [entry["corpus_id"] for entry in found]
     assert raw[0]["score"] == pytest.approx(np.log(found[0]["score"] / (1 - found[0]["score"])), rel=1e-3)
     assert model.rank(QUERY, []) == []
+    _, is_truncated = model.rank(QUERY, ["a", "a " * 99], return_truncated=True)
+    assert is_truncated.tolist() == [False, True]
 
 
 def test_ranks_by_a_label(make_file: Callable[..., Path]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from importlib import import_module
 from typing import Any
 
@@ -30,6 +31,7 @@ INPUTS = {
 }
 
 
+@cache
 def find_answer(task: str) -> Callable[..., Any]:
     """The `answer` function of a task."""
     answer: Callable[..., Any] = import_module(f"edgebert.tasks.{task.replace('-', '_')}").answer
