@@ -115,26 +115,27 @@ def measure_kills(args: argparse.Namespace, sentences: list[str]) -> dict[str, A
     write_input(source, sentences, args.kill_rows)
     remove_output(whole)
     remove_output(output)
-    started = time.monotonic()
-    subprocess.run([*score_command(args.model, source, whole), "--quiet", "--rows-per-part", "4096"], check=True)
-    expected = time.monotonic() - started
-    command = [*score_command(args.model, source, output), "--quiet", "--rows-per-part", "4096", "--resume"]
+    options = ["--quiet", "--resume", "--rows-per-part", "4096"]
+    subprocess.run([*score_command(args.model, source, whole), *options], check=True)
+    command = [*score_command(args.model, source, output), *options]
     chance = random.Random(0)
-    manifest = output.with_name(f"{output.name}.manifest.json")
     kills: list[dict[str, float]] = []
-    while len(kills) < args.kills:
-        after = chance.uniform(0.5, expected / args.kills)
+    for moment in sorted(chance.uniform(0, 0.95) for _ in range(args.kills)):
         with subprocess.Popen(command) as process:
-            try:
-                process.wait(after)
-                break  # it came to its end first
-            except subprocess.TimeoutExpired:
-                process.kill()
-        rows = json.loads(manifest.read_text())["rows"] if manifest.exists() else 0
-        kills.append({"after_seconds": round(after, 2), "rows_done": rows})
+            while process.poll() is None and rows_done(output) < moment * args.kill_rows:
+                time.sleep(0.001)
+            time.sleep(chance.uniform(0, 0.5))  # a moment that has nothing to do with when a part is committed
+            process.kill()
+        kills.append({"asked_at": round(moment * args.kill_rows), "rows_done": rows_done(output)})
     subprocess.run(command, check=True)
     is_identical = whole.read_bytes() == output.read_bytes()
     return {"rows": args.kill_rows, "kills": kills, "byte_identical": is_identical}
+
+
+def rows_done(output: Path) -> int:
+    """Rows that a job has committed."""
+    manifest = output.with_name(f"{output.name}.manifest.json")
+    return int(json.loads(manifest.read_text())["rows"]) if manifest.exists() else 0
 
 
 def measure_peers(args: argparse.Namespace, sentences: list[str]) -> dict[str, Any]:

@@ -27,7 +27,8 @@ class Output:
     """Where a job's rows go.
 
     A path without a suffix is a folder of Parquet parts, in folders like the input's; any other is one file, whose
-    parts wait in a folder beside it. The manifest stays, as a record of how the output was made.
+    parts wait in a folder beside it, so that it takes room twice until it is done. The manifest
+    stays, as a record of how the output was made.
 
     Attributes:
         is_folder: which of the two.
@@ -83,7 +84,8 @@ class Output:
         elif state["job"] != job:
             raise InvalidInputError(f"{self.path} is of another job, {_differences(state['job'], job)}")
         self.state = state
-        self._parts.mkdir(parents=True, exist_ok=True)
+        for folder in (self._parts, self._errors.parent if self._errors else self._parts):
+            folder.mkdir(parents=True, exist_ok=True)
         lock = os.open(self._parts, os.O_RDONLY)
         try:
             try:

@@ -158,19 +158,18 @@ class Source:
         import pyarrow as pa
         from pyarrow import parquet
 
-        schemas = []
+        schema: pa.Schema = None
         for file in self.files:
             try:
-                schemas.append(parquet.read_schema(file.path))
+                found = parquet.read_schema(file.path)
             except (pa.ArrowException, OSError) as error:
                 raise InvalidInputError(f"{file.path} is not a readable Parquet file: {_one_line(error)}") from None
             try:
-                pa.unify_schemas([schemas[0], schemas[-1]])
+                schema = pa.unify_schemas([schema, found]) if schema else found
             except pa.ArrowException as error:
                 raise InvalidInputError(
-                    f"the columns of {file.path} do not fit those of {self.files[0].path}: {_one_line(error)}"
+                    f"the columns of {file.path} do not fit those of the files before it: {_one_line(error)}"
                 ) from None
-        schema = pa.unify_schemas(schemas)
         for name in self._partition_names:
             if name not in schema.names:
                 schema = schema.append(pa.field(name, pa.string()))

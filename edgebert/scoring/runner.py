@@ -64,6 +64,7 @@ def score(
         BackendUnavailableError: pyarrow, tqdm or Ray is not installed.
     """
     require("pyarrow", "score")
+    require("tqdm", "score")
     if rows_per_part < 1:
         raise InvalidInputError(f"rows_per_part must be a positive integer, got {rows_per_part!r}")
     if engine not in ("local", "ray"):

@@ -171,7 +171,8 @@ class Scorer:
         for i, answer, is_long in zip(rows, found, is_truncated, strict=True):
             truncated[i] = bool(is_long)
             if is_long and self._too_long == "error":
-                errors[i] = "too many tokens for the model, or for max_length"
+                limit = self._options.get("max_length") or self._model.spec.max_length
+                errors[i] = f"more than {limit} tokens"
             else:
                 answers[i] = answer
 
