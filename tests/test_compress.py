@@ -20,7 +20,7 @@ from edgebert.artifact.reader import read_artifact
 from edgebert.artifact.spec import LINEARS
 from edgebert.batch import PackedBatch
 from edgebert.cli import main
-from edgebert.compress import finetune, pipeline
+from edgebert.compress import demo, finetune, pipeline
 from edgebert.compress.data import load_dataset
 from edgebert.compress.distill import distil, relation_loss, soft_loss, spread_layers
 from edgebert.compress.encode import Examples
@@ -418,6 +418,16 @@ def test_linears_stay_f32_where_int8_loses_too_much(recipe: Recipe, monkeypatch:
     assert result.met and edgebert.check(recipe.output)
     errors = {name: linear["error"] for name, linear in result.report["quantization"]["linears"].items()}
     assert len(errors) == 6  # of 8: the two worst stay f32
+
+
+def test_the_demo_has_sentences_of_every_class_on_both_sides(tmp_path: Path) -> None:
+    recipe = demo.build_recipe(tmp_path)
+    train, held = (load_dataset(path, recipe.task) for path in (recipe.train, str(recipe.eval)))
+    assert (len(train), len(held)) == (200, 100) and not set(train.inputs) & set(held.inputs)
+    assert train.labels == held.labels and len(train.labels) == 6
+    counts = [held.targets.count(label) for label in held.labels]
+    assert min(counts) >= 10
+    assert len((tmp_path / "texts.txt").read_text().splitlines()) > 500
 
 
 def test_the_command_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,13 +7,14 @@ import time
 from pathlib import Path
 
 import edgebert
+from edgebert.artifact.export import CALIBRATION_FILE
 from edgebert.commands.printing import print_table
 from edgebert.compress.page import ladder_columns, ladder_rows
 from edgebert.compress.pipeline import run
 from edgebert.compress.recipe import Distillation, Pruning, Recipe, Training
-from edgebert.demo import MODEL_PACKAGE
+from edgebert.demo import MODEL_PACKAGE, SENTENCES_FILE
 
-SENTENCES_FILE = Path(edgebert.__file__).parent / "data" / "demo_labelled.tsv"
+LABELLED_FILE = SENTENCES_FILE.with_name("demo_labelled.tsv")
 EVALUATED = 3  # one sentence in so many is for evaluation
 QUESTIONS = (
     "Could I have the atlas for another month?",
@@ -45,18 +46,21 @@ def main(keep: str | None) -> int:
 
 
 def build_recipe(folder: Path) -> Recipe:
-    """The demo's recipe; writes its two data files into the folder."""
-    header, *rows = SENTENCES_FILE.read_text(encoding="utf-8").splitlines()
+    """The demo's recipe; writes its data files into the folder."""
+    header, *rows = LABELLED_FILE.read_text(encoding="utf-8").splitlines()
     held = rows[::EVALUATED]
     for name, part in (("train", [row for row in rows if row not in held]), ("eval", held)):
         (folder / f"{name}.tsv").write_text("\n".join([header, *part]) + "\n", encoding="utf-8")
+    texts = [path.read_text(encoding="utf-8") for path in (SENTENCES_FILE, CALIBRATION_FILE)]  # not about libraries
+    (folder / "texts.txt").write_text("".join(texts), encoding="utf-8")
     return Recipe(
         MODEL_PACKAGE,
         "text-classification",
         str(folder / "train.tsv"),
         str(folder / "letters.onnx"),
         eval=str(folder / "eval.tsv"),
+        unlabelled=str(folder / "texts.txt"),
         finetune=Training(epochs=10, batch_size=16, learning_rate=3e-4, patience=4),
-        distill=Distillation(num_layers=3, training=Training(epochs=12, batch_size=16, learning_rate=4e-4, patience=6)),
-        prune=Pruning(flops=0.6, retrain=True, training=Training(epochs=4, batch_size=16, learning_rate=2e-4)),
+        distill=Distillation(num_layers=3, training=Training(epochs=10, batch_size=16, learning_rate=4e-4, patience=9)),
+        prune=Pruning(flops=0.6, retrain=True, training=Training(epochs=3, batch_size=16, learning_rate=2e-4)),
     )
