@@ -91,7 +91,8 @@ class WeightStore:
         """Bytes at a cache line: weights are read end to end by every batch."""
         room = -(-size // 64) * 64
         if room > len(self._block):
-            block = mmap.mmap(-1, max(room, _BLOCK_BYTES))
+            # private: the OS has no huge pages for shared memory
+            block = mmap.mmap(-1, max(room, _BLOCK_BYTES), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
             if hasattr(mmap, "MADV_HUGEPAGE"):
                 with contextlib.suppress(OSError):  # a kernel without them
                     block.madvise(mmap.MADV_HUGEPAGE)
