@@ -27,10 +27,10 @@ from edgebert.compress.data import Dataset, hold_out, load_dataset, read_rows
 from edgebert.compress.distill import distil, spread_layers
 from edgebert.compress.encode import Examples, encode, load_tokenizer
 from edgebert.compress.evaluate import Evaluation, evaluate, run_torch
-from edgebert.compress.finetune import Batch, TaskLoss, batches_by_length, find_device, make_batch, train
+from edgebert.compress.finetune import TaskLoss, batches_by_length, find_device, make_batch, train
 from edgebert.compress.heads import load_for_task
 from edgebert.compress.latency import LatencyTable
-from edgebert.compress.measure import describe_shape, evaluate_file, measure_speed
+from edgebert.compress.measure import describe_shape, evaluate_file, measure_speeds
 from edgebert.compress.page import write_report
 from edgebert.compress.recipe import Distillation, Recipe, Training
 from edgebert.compress.stages import Stage, StageStore, hash_file
@@ -175,7 +175,6 @@ class _Run:
             "metrics": evaluation.metrics,
             "bytes": path.stat().st_size,
             **describe_shape(checkpoint),
-            "speed": measure_speed(path, self.recipe.budget),
         }
         return record, evaluation
 
@@ -280,8 +279,8 @@ class _Run:
 
     def _prune_to(self, name: str, costs: prune.Costs, limit: float) -> None:
         def make(_: Path) -> tuple[Checkpoint, dict[str, Any]]:
-            checkpoint, batches, loss_of = self._pruning_inputs()
-            return prune.prune(checkpoint, batches, loss_of, limit, costs), {}
+            checkpoint, importance = self._measure_importance()
+            return prune.prune(checkpoint, importance, limit, costs), {}
 
         self._try_stage(name, (costs, limit), make)
 
@@ -294,8 +293,8 @@ class _Run:
         except InvalidInputError as error:
             self._say(f"{name}: {error}; left as it is")
 
-    def _pruning_inputs(self) -> tuple[Checkpoint, list[Batch], TaskLoss]:
-        """What to prune, the batches that choose and tune what stays, and the loss."""
+    def _measure_importance(self) -> tuple[Checkpoint, prune.Importance]:
+        """What to prune, and what a part of the training data says about its units."""
         checkpoint = self.store.stages[-1].checkpoint
         examples = encode(self.train, checkpoint, self._max_length())
         chosen = np.random.default_rng(self.recipe.seed).permutation(len(examples))[:PRUNING_EXAMPLES]
@@ -304,7 +303,8 @@ class _Run:
             make_batch(examples, indices, checkpoint.spec.pad_token_id, find_device())
             for indices in batches_by_length(examples.lengths, PRUNING_BATCH, self.recipe.seed)
         ]
-        return checkpoint, batches, TaskLoss(checkpoint, self.score_range)
+        loss_of = TaskLoss(checkpoint, self.score_range)
+        return checkpoint, prune.measure_importance(checkpoint, batches, loss_of)
 
     def _prune_to_latency(self, limit: float) -> None:
         budget, spec = self.recipe.budget, self.store.stages[-1].checkpoint.spec
@@ -320,10 +320,10 @@ class _Run:
             return
 
         def make(state_file: Path) -> tuple[Checkpoint, dict[str, Any]]:
-            checkpoint, batches, loss_of = self._pruning_inputs()
+            checkpoint, importance = self._measure_importance()
             target, tries = limit, []
             while True:  # the table's estimate is corrected by what a file takes
-                pruned = prune.prune(checkpoint, batches, loss_of, target, table)
+                pruned = prune.prune(checkpoint, importance, target, table)
                 measured = self._measure_latency(pruned, state_file.with_name("candidate.onnx"))
                 tries.append({"predicted": table.predict(pruned.spec), "measured": measured})
                 if measured <= limit or len(tries) == LATENCY_TRIES:
@@ -336,7 +336,7 @@ class _Run:
         """Seconds of a call to the checkpoint's file."""
         try:
             export_checkpoint(checkpoint, path, int8=self.recipe.int8, portable=self.recipe.portable)
-            return float(measure_speed(path, self.recipe.budget)["latency_p50"])
+            return float(measure_speeds([path], self.recipe.budget)[0]["latency_p50"])
         finally:
             path.unlink(missing_ok=True)
 
@@ -366,13 +366,18 @@ class _Run:
                 self._say(f"the metric fell by more than the budget: {count} linears stay f32")
                 report, record, evaluation = self._export(last.checkpoint, draft, tuple(worst_first[:count]))
                 count *= 2
+        self.progress("timing the files in turns")
+        *speeds, record["speed"] = measure_speeds([*(stage.model for stage in self.store.stages), draft], recipe.budget)
         budgets = self._check_budgets(record, reference)
         summary = {
             "edgebert": __version__,
             "recipe": recipe.to_toml(),
             "labels": len(self.train.labels),
             "rows": {"train": len(self.train), "eval": len(self.eval)},
-            "stages": [{"name": stage.name, **stage.record} for stage in self.store.stages],
+            "stages": [
+                {"name": stage.name, **stage.record, "speed": speed}
+                for stage, speed in zip(self.store.stages, speeds, strict=True)
+            ],
             "reference": teacher.name,
             "final": {"name": "int8" if recipe.int8 else "fp32", **record},
             "drop": 100 * (reference - evaluation.score),
