@@ -15,7 +15,7 @@ torch = pytest.importorskip("torch")
 from edgebert.artifact.checkpoint import Checkpoint  # noqa: E402
 from edgebert.artifact.names import weight_tensors  # noqa: E402
 from edgebert.compress import prune as pruning  # noqa: E402
-from edgebert.compress.prune import Flops, Units, prune, refit, remove_units, take_layers  # noqa: E402
+from edgebert.compress.prune import Flops, Units, measure_importance, prune, refit, remove_units, take_layers  # noqa: E402
 from edgebert.compress.torch_encoder import TorchEncoder  # noqa: E402
 from edgebert.errors import InvalidInputError  # noqa: E402
 
@@ -45,8 +45,8 @@ def loss_of(model: TorchEncoder, batch: Any) -> Any:
 def test_gradients_are_those_of_each_example() -> None:
     checkpoint = make_checkpoint()
     [batch] = make_batches(checkpoint, 1)
-    gradients, inputs = pruning.mask_gradients(checkpoint, [batch], loss_of)
-    assert len(inputs) == 1
+    importance = measure_importance(checkpoint, [batch], loss_of)
+    assert len(importance.inputs) == 1
     encoder = TorchEncoder(checkpoint.spec, checkpoint.tensors)
     for row in range(5):
         length = int(batch[1][row].sum())
@@ -55,7 +55,8 @@ def test_gradients_are_those_of_each_example() -> None:
         alone = encoder(*(part[row : row + 1, :length] for part in batch[:3]), head_masks=heads, neuron_masks=neurons)
         loss = torch.nn.functional.cross_entropy(alone["logits"], batch[3][row : row + 1])
         expected = torch.autograd.grad(loss, heads + neurons, materialize_grads=True)
-        found = [layer.heads[row] for layer in gradients] + [layer.neurons[row] for layer in gradients]
+        found = [layer.heads[row] for layer in importance.gradients]
+        found += [layer.neurons[row] for layer in importance.gradients]
         for a, b in zip(found, expected, strict=True):
             assert np.allclose(a, b.numpy(), rtol=1e-4, atol=1e-6)
 
@@ -158,12 +159,14 @@ def test_budget_is_kept_and_widths_are_multiples(share: float) -> None:
     before = {name: tensor.copy() for name, tensor in checkpoint.tensors.items()}
     costs = Flops.of(checkpoint.spec, length=10)
     budget = share * costs.predict(checkpoint.spec)
-    small = prune(checkpoint, make_batches(checkpoint), loss_of, budget, costs, neuron_step=8)
+    importance = measure_importance(checkpoint, make_batches(checkpoint), loss_of)
+    small = prune(checkpoint, importance, budget, costs, neuron_step=8)
     assert 0.8 * budget < costs.predict(small.spec) <= budget
     assert all(layer.intermediate_size % 8 == 0 for layer in small.spec.layers)
     assert {n: t.shape for n, t in small.tensors.items()} == {n: s for n, (_, s) in weight_tensors(small.spec).items()}
     assert all(np.array_equal(before[name], tensor) for name, tensor in checkpoint.tensors.items())
-    again = prune(checkpoint, make_batches(checkpoint), loss_of, budget, costs, neuron_step=8)
+    importance = measure_importance(checkpoint, make_batches(checkpoint), loss_of)
+    again = prune(checkpoint, importance, budget, costs, neuron_step=8)
     assert again.spec == small.spec
     assert all(again.tensors[name].tobytes() == tensor.tobytes() for name, tensor in small.tensors.items())
 
@@ -176,7 +179,8 @@ def test_pruning_keeps_more_than_chance() -> None:
         checkpoint.tensors[f"layer.{i}.ffn.down.weight"][::2] = 0
     costs = Flops.of(checkpoint.spec)
     batches = make_batches(checkpoint)
-    small = prune(checkpoint, batches, loss_of, 0.5 * costs.predict(checkpoint.spec), costs, neuron_step=16)
+    importance = measure_importance(checkpoint, batches, loss_of)
+    small = prune(checkpoint, importance, 0.5 * costs.predict(checkpoint.spec), costs, neuron_step=16)
     assert {(layer.num_heads, layer.intermediate_size) for layer in small.spec.layers} == {(2, 16)}
     whole, pruned = (TorchEncoder(c.spec, c.tensors).eval()(*batches[0][:3])["logits"] for c in (checkpoint, small))
     assert torch.allclose(whole, pruned, rtol=1e-4, atol=1e-4)
@@ -186,11 +190,12 @@ def test_nothing_to_do_and_nothing_to_be_done() -> None:
     checkpoint = make_checkpoint()
     costs = Flops.of(checkpoint.spec)
     total = costs.predict(checkpoint.spec)
-    assert prune(checkpoint, [], loss_of, total, costs) is checkpoint
-    with pytest.raises(InvalidInputError, match="no batches"):
-        prune(checkpoint, [], loss_of, total / 2, costs)
+    importance = measure_importance(checkpoint, make_batches(checkpoint), loss_of)
+    assert prune(checkpoint, importance, total, costs) is checkpoint
     with pytest.raises(InvalidInputError, match="nothing fits the budget"):
-        prune(checkpoint, make_batches(checkpoint), loss_of, -1.0, costs)
+        prune(checkpoint, importance, -1.0, costs)
+    with pytest.raises(InvalidInputError, match="no batches"):
+        measure_importance(checkpoint, [], loss_of)
 
 
 def test_taking_layers() -> None:

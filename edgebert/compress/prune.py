@@ -71,44 +71,6 @@ class Flops:
         return sum(self.layer(layer.num_heads, layer.intermediate_size) for layer in spec.layers)
 
 
-def prune(
-    checkpoint: Checkpoint,
-    batches: Iterable[Any],
-    loss_of: Loss,
-    budget: float,
-    costs: Costs,
-    *,
-    neuron_step: int = NEURON_STEP,
-) -> Checkpoint:
-    """Remove the heads and neurons that the loss misses least, until the model costs no more than the budget.
-
-    Args:
-        checkpoint: f32; it is not changed.
-        batches: of task data, a few thousand examples at most; what `loss_of` takes.
-        loss_of: called as loss_of(model, batch); must run the model once, and leave the masks to it.
-        budget: in the unit of `costs`.
-        costs: what a layer costs, for instance `Flops.of(spec)` or a LatencyTable.
-        neuron_step: intermediate sizes are multiples of this, or stay as they were.
-
-    Returns:
-        A checkpoint with smaller layers. The same arguments give the same bits on one machine with one thread count.
-
-    Raises:
-        InvalidInputError: no batches, or a budget that nothing fits.
-    """
-    spec = checkpoint.spec
-    if costs.predict(spec) <= budget:
-        return checkpoint
-    gradients, inputs = mask_gradients(checkpoint, batches, loss_of)
-    kept = choose_units(spec, gradients, budget, costs, neuron_step)
-    small, tensors = remove_units(spec, checkpoint.tensors, kept)
-    tensors = refit(spec, checkpoint.tensors, small, tensors, inputs)
-    return replace(checkpoint, spec=small, tensors=tensors)
-
-
-# Importance
-
-
 @dataclass(frozen=True)
 class Units:
     """Something for the heads and for the neurons of one layer."""
@@ -120,23 +82,73 @@ class Units:
 Inputs = list[tuple[Tensor, Tensor, Tensor | None]]  # input_ids, attention_mask, token_type_ids of a batch
 
 
-def mask_gradients(checkpoint: Checkpoint, batches: Iterable[Any], loss_of: Loss) -> tuple[list[Units], Inputs]:
-    """Gradient of each example's loss by a mask over heads and neurons, where the mask is 1.
+@dataclass(frozen=True)
+class Importance:
+    """What task data say about a checkpoint's units; from `measure_importance`.
+
+    Attributes:
+        gradients: of every layer f32 [examples, num_heads] and [examples, intermediate_size]: of each example's loss
+            by a mask over heads and neurons, where the mask is 1.
+        inputs: of all batches.
+    """
+
+    gradients: list[Units]
+    inputs: Inputs
+
+
+def prune(
+    checkpoint: Checkpoint, importance: Importance, budget: float, costs: Costs, *, neuron_step: int = NEURON_STEP
+) -> Checkpoint:
+    """Remove the heads and neurons that the loss misses least, until the model costs no more than the budget.
+
+    Args:
+        checkpoint: f32; it is not changed.
+        importance: of this checkpoint's units.
+        budget: in the unit of `costs`.
+        costs: what a layer costs, for instance `Flops.of(spec)` or a LatencyTable.
+        neuron_step: intermediate sizes are multiples of this, or stay as they were.
 
     Returns:
-        (of every layer f32 [examples, num_heads] and [examples, intermediate_size]; the inputs of all batches).
+        A checkpoint with smaller layers. The same arguments give the same bits on one machine with one thread count.
+
+    Raises:
+        InvalidInputError: a budget that nothing fits.
+    """
+    spec = checkpoint.spec
+    if costs.predict(spec) <= budget:
+        return checkpoint
+    kept = choose_units(spec, importance.gradients, budget, costs, neuron_step)
+    small, tensors = remove_units(spec, checkpoint.tensors, kept)
+    tensors = refit(spec, checkpoint.tensors, small, tensors, importance.inputs)
+    return replace(checkpoint, spec=small, tensors=tensors)
+
+
+# Importance
+
+
+def measure_importance(checkpoint: Checkpoint, batches: Iterable[Any], loss_of: Loss) -> Importance:
+    """Run the batches forwards and backwards once.
+
+    Args:
+        checkpoint: f32.
+        batches: of task data, a few thousand examples at most; what `loss_of` takes.
+        loss_of: called as loss_of(model, batch); must run the model once, and leave the masks to it.
+
+    Raises:
+        InvalidInputError: no batches.
     """
     model = _Masked(checkpoint.spec, checkpoint.tensors)
     layers = checkpoint.spec.layers
     parts: list[list[Tensor]] = [[] for _ in range(2 * len(layers))]
     for batch in batches:
-        gradients = torch.autograd.grad(loss_of(model, batch), model.masks, materialize_grads=True)
-        for part, gradient in zip(parts, gradients, strict=True):
+        loss = loss_of(model, batch)
+        for part, gradient in zip(parts, torch.autograd.grad(loss, model.masks, materialize_grads=True), strict=True):
             part.append(gradient.flatten(1).cpu())
     if not model.inputs:
         raise InvalidInputError("no batches to prune by: give some task data")
     joined = [torch.cat(part).numpy() for part in parts]
-    return [Units(*pair) for pair in zip(joined[: len(layers)], joined[len(layers) :], strict=True)], model.inputs
+    gradients = [Units(*pair) for pair in zip(joined[: len(layers)], joined[len(layers) :], strict=True)]
+    return Importance(gradients, model.inputs)
 
 
 class _Masked(TorchEncoder):
