@@ -19,7 +19,7 @@ from edgebert.artifact.checkpoint import load_checkpoint
 from edgebert.artifact.writer import build_model
 from edgebert.backends.registry import load_backend
 from edgebert.bench import tables
-from edgebert.bench.answers import answer_outputs, answer_rows
+from edgebert.bench.answers import answer_outputs, answer_rows, pool_outputs
 from edgebert.bench.harness import Timing, compare_rows
 from edgebert.bench.page import write_report
 from edgebert.bench.peers import FILE_PEERS, make_peer
@@ -29,7 +29,7 @@ from edgebert.bench.roof import count_operations
 from edgebert.bench.run import Bench, Model, Options, Workload, describe_timing
 from edgebert.bench.session import PeerSession
 from edgebert.cli import main
-from edgebert.errors import EdgeBertError, InvalidInputError
+from edgebert.errors import EdgeBertError, InvalidInputError, UnsupportedModelError
 
 MakeFile = Callable[..., Path]
 SCHEMA = json.loads(resources.files("edgebert.bench").joinpath("result.schema.json").read_text(encoding="utf-8"))
@@ -285,6 +285,16 @@ def test_runtimes_that_need_a_checkpoint_say_so(files: list[Path]) -> None:
     bench.models = [Model(files[0], "small")]
     bench.base = bench.models[0]
     assert list(bench._find_runtimes(bench.base)) == [] and "--checkpoint FOLDER" in bench.left_out["torch"]
+
+
+def test_hidden_states_alone_answer_no_other_task() -> None:
+    spec = random_spec(task="fill-mask")
+    with pytest.raises(UnsupportedModelError, match="this fill-mask file needs more than the hidden states"):
+        pool_outputs(spec, random_batch(spec, [3]), np.zeros((3, 24), np.float32))
+    spec, batch = random_spec(pooling="cls"), random_batch(random_spec(), [3, 2])
+    hidden = np.random.default_rng(0).standard_normal((5, 24)).astype(np.float32)
+    rows = pool_outputs(spec, batch, hidden)["sentence_embedding"]
+    np.testing.assert_allclose(rows, hidden[[0, 3]] / np.linalg.norm(hidden[[0, 3]], axis=1, keepdims=True), 1e-6)
 
 
 def test_options_that_do_not_fit(files: list[Path]) -> None:

@@ -324,6 +324,8 @@ class Bench:
                         "it cannot read the file: give the Hugging Face folder that it was exported from, "
                         "--checkpoint FOLDER"
                     )
+                elif runtime == "ctranslate2" and model.spec.task != "embedding":
+                    self.left_out[runtime] = f"it gives hidden states, this is a {model.spec.task} file"
                 elif importlib.util.find_spec("transformers") is None:
                     self.left_out[runtime] = "it needs transformers: pip install transformers"
                 elif is_base:

@@ -266,4 +266,4 @@ class CTranslate2(FilePeer, ctranslate2.CTranslate2Int8):
 
     def unpad(self, padded: Any, batch: PackedBatch) -> Outputs:
         """The last hidden states, pooled."""
-        return pool_outputs(self.spec, batch, super().unpad({"last_hidden_state": padded}, batch)["last_hidden_state"])
+        return pool_outputs(self.spec, batch, unpad(padded, batch.pad()[1]))
