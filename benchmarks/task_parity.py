@@ -26,7 +26,7 @@ TAGS = ("none", "simple", "first", "average", "max")
 
 def main() -> int:
     if sys.argv[1:2] == ["--reference"]:
-        return run_reference(Path(sys.argv[2]), Path(sys.argv[3]))
+        return run_reference(Path(sys.argv[2]))
     parser = argparse.ArgumentParser(prog="python -m benchmarks.task_parity", description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="a folder of data sets, each with *.jsonl.gz")
     parser.add_argument("--english", type=Path, required=True, help="a BERT checkpoint in the Hugging Face layout")
@@ -45,21 +45,15 @@ def main() -> int:
 
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
+        result: dict[str, Any] = {**describe_run("benchmarks.task_parity"), "tolerance": TOLERANCE, "rows": []}
         cases = list(make_cases(args, work))
         (work / "cases.json").write_text(json.dumps(cases))
-        references: dict[str, list[Any]] = {}
-        outs = [work / f"reference-{i}.json" for i in range(len(args.python))]
-        started = [
-            subprocess.Popen([python, __file__, "--reference", work / "cases.json", out])
-            for python, out in zip(args.python, outs, strict=True)
+        references = [
+            subprocess.Popen([python, __file__, "--reference", work / "cases.json"], stdout=subprocess.PIPE, text=True)
+            for python in args.python
         ]
-        for process, out in zip(started, outs, strict=True):
-            if process.wait():
-                raise SystemExit(f"{process.args!r} failed")
-            read = json.loads(out.read_text())
-            references[f"transformers {read['transformers']}"] = read["answers"]
-        rows = []
-        for i, case in enumerate(cases):
+        versions = [json.loads(next(iter_lines(process))) for process in references]
+        for case, *lines in zip(cases, *map(iter_lines, references), strict=True):
             file = work / f"{Path(case['folder']).name}-{case['head']}.onnx"
             if not file.exists():
                 checkpoint = load_checkpoint(case["folder"], case["head"], case["family"])
@@ -67,17 +61,24 @@ def main() -> int:
                 file.write_bytes(build_model(checkpoint.spec, checkpoint.tensors, metadata))
             model = edgebert.load(file, args.backend)
             found = answer(model, case)
-            for name, answers in references.items():
-                if answers[i] is not None:
-                    row = {"case": case["name"], "reference": name, **compare(found, answers[i])}
-                    rows.append({**row, "backend": model.backend.detail})
+            for version, expected in zip(versions, map(json.loads, lines), strict=True):
+                if expected is not None:
+                    row = {"case": case["name"], "reference": f"transformers {version}", **compare(found, expected)}
+                    result["rows"].append(row)
                     print(
-                        f"{row['case']:44} {name:20} {row['inputs']:5} {row['different']:5} {row['max_difference']:.1e}"
+                        f"{case['name']:60} {version:8} {row['inputs']:5} {row['different']:5} "
+                        f"{row['max_difference']:.1e}",
+                        flush=True,
                     )
-    result = {**describe_run("benchmarks.task_parity"), "tolerance": TOLERANCE, "rows": rows}
-    if args.out:
-        write_result(args.out, result)
-    return int(any(row["different"] or row["max_difference"] > TOLERANCE for row in rows))
+            result["backend"] = model.backend.detail
+            if args.out:  # after each case: the run is long
+                write_result(args.out, result)
+    return int(any(row["different"] or row["max_difference"] > TOLERANCE for row in result["rows"]))
+
+
+def iter_lines(process: subprocess.Popen[str]) -> Iterator[str]:
+    assert process.stdout
+    return iter(process.stdout)
 
 
 # Cases
@@ -222,34 +223,30 @@ def answer(model: Any, case: dict[str, Any]) -> list[Any]:
     return [values.tolist() for values in answers] if case["task"] == "embedding" else list(answers)
 
 
-def run_reference(cases: Path, out: Path) -> int:
-    """transformers' answers, None where this release has no such pipeline."""
+def run_reference(cases: Path) -> int:
+    """Print the release of transformers, then its answers to each case, a line each; null where it has no pipeline."""
     import torch
     import transformers
     from transformers.pipelines import SUPPORTED_TASKS
 
     transformers.utils.logging.set_verbosity(logging.ERROR)
     torch.set_grad_enabled(False)
-    answers: list[Any] = []
+    own: dict[str, Any] = {"embedding": embed, "next-sentence": follow, "reranking": rank, "rescoring": score}
+    print(json.dumps(transformers.__version__), flush=True)
     for case in json.loads(cases.read_text()):
-        print(f"transformers {transformers.__version__}: {case['name']}", file=sys.stderr, flush=True)
-        own: Any = {"embedding": embed, "next-sentence": follow, "reranking": rank, "rescoring": score}.get(
-            case["task"]
-        )
-        if own is None and case["task"] not in SUPPORTED_TASKS:
-            answers.append(None)
-            continue
-        model, tokenizer = load(case["folder"], case["family"], case["task"])
-        if own is not None:
-            answers.append([own(model, tokenizer, item) for item in case["inputs"]])
-            continue
-        run = transformers.pipeline(case["task"], model=model, tokenizer=tokenizer, device="cpu")
-        options = case["options"] | ({"truncation": True} if case["task"] == "text-classification" else {})
-        if case["task"] == "question-answering":
-            answers.append([run(question=q["question"], context=q["context"], **options) for q in case["inputs"]])
-        else:
-            answers.append([run(item, **options) for item in case["inputs"]])
-    out.write_text(json.dumps({"transformers": transformers.__version__, "answers": answers}, default=float))
+        task, answers = case["task"], None
+        if task in own:
+            model, tokenizer = load(case["folder"], case["family"], task)
+            answers = [own[task](model, tokenizer, item) for item in case["inputs"]]
+        elif task in SUPPORTED_TASKS:
+            model, tokenizer = load(case["folder"], case["family"], task)
+            run = transformers.pipeline(task, model=model, tokenizer=tokenizer, device="cpu")
+            options = case["options"] | ({"truncation": True} if task == "text-classification" else {})
+            if task == "question-answering":
+                answers = [run(question=q["question"], context=q["context"], **options) for q in case["inputs"]]
+            else:
+                answers = [run(item, **options) for item in case["inputs"]]
+        print(json.dumps(answers, default=float), flush=True)
     return 0
 
 
@@ -264,7 +261,7 @@ def load(folder: str, family: str | None, task: str) -> tuple[Any, Any]:
         "token-classification": "ForTokenClassification", "question-answering": "ForQuestionAnswering",
         "fill-mask": "ForMaskedLM",
     }  # fmt: skip
-    tokenizer_class = transformers.BertTokenizerFast if family else transformers.AutoTokenizer
+    tokenizer_class = transformers.BertTokenizer if family else transformers.AutoTokenizer
     tokenizer = tokenizer_class.from_pretrained(folder)
     family = family or transformers.AutoConfig.from_pretrained(folder).model_type
     prefix = {"bert": "Bert", "distilbert": "DistilBert"}[family]

@@ -119,12 +119,12 @@ class TextRunner:
         wanted = np.asarray(tokens, np.int64)
         by_token = np.argsort(wanted, kind="stable")
         bounds = np.searchsorted(wanted[by_token], batch.cu_seqlens)
-        batch = dataclasses.replace(batch, output_tokens=wanted[by_token].astype(np.int32))
         rows = np.flatnonzero(np.diff(bounds))
+        batch = dataclasses.replace(batch, output_tokens=wanted[by_token].astype(np.int32)).take(rows)
         width = self.spec.output_width(output)[1]
         if self.backend.chooses_tokens:  # the others hold all tokens' rows for a moment
             width = max(1, width * len(wanted) // max(1, batch.total_tokens))
-        for indices, part in self._split(batch.take(rows), width):
+        for indices, part in self._split(batch, width):
             sequences = rows[indices]
             chosen = by_token[join_ranges(bounds[sequences], np.diff(bounds)[sequences])]
             yield chosen, self.backend.run(part, [output])[output]

@@ -32,7 +32,8 @@ def answer(
 
     Returns:
         A list of {"label": str, "score": float}, one a text (also for a single str); with `top_k` a list of such
-        a text. A single pair given as a dict is answered without the outer list.
+        a text. A single pair given as a dict is answered without the outer list. A text in windows has the mean of
+        their logits.
 
     Raises:
         InvalidInputError: an input or option that is not usable.
