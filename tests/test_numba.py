@@ -184,6 +184,26 @@ def test_every_form_of_the_dot_product_is_exact(isa: vectors.Isa) -> None:
             assert not out[rows:].any()
 
 
+def test_the_neon_form_compiles_to_dot_products() -> None:
+    from llvmlite import binding, ir
+
+    binding.initialize_all_targets()
+    binding.initialize_all_asmprinters()
+    try:
+        target = binding.Target.from_triple("aarch64-unknown-linux-gnu")
+    except RuntimeError:
+        pytest.skip("this llvmlite cannot compile for Arm")
+    isa = next(isa for isa in vectors.ISAS if isa.name == "neon_dotprod")
+    sums, columns = ir.VectorType(ir.IntType(32), 16), ir.VectorType(ir.IntType(8), 64)
+    module = ir.Module()
+    function = ir.Function(module, ir.FunctionType(sums, [sums, ir.IntType(32), columns]), "dot4")
+    builder = ir.IRBuilder(function.append_basic_block())
+    builder.ret(vectors._emit_dot4(builder, isa, *function.args))
+    machine = target.create_target_machine(features="+neon,+dotprod", opt=3)
+    assembly = machine.emit_assembly(binding.parse_assembly(str(module)))
+    assert assembly.count("sdot") == 4
+
+
 @pytest.mark.parametrize("int8", [False, True], ids=["f32", "int8"])
 @pytest.mark.parametrize("case", ["embedding", "pruned", "pretraining", "question-answering", "int8-attention"])
 def test_gives_the_same_bits_in_any_batch(case: str, int8: bool, tmp_path: Path) -> None:
