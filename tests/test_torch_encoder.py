@@ -58,8 +58,11 @@ def test_equals_the_oracle(name: str) -> None:
 def test_tensors_come_back_to_the_bit() -> None:
     spec = random_spec(task="pretraining")
     tensors = random_tensors(spec)
-    back = TorchEncoder(spec, tensors).tensors()
+    model = TorchEncoder(spec, dict(sorted(tensors.items(), reverse=True)))
+    back = model.tensors()
     assert list(back) == list(weight_tensors(spec))
+    shapes = [tuple(parameter.shape) for parameter in model.parameters()]
+    assert shapes == [shape for _, shape in weight_tensors(spec).values()]  # whatever order the tensors came in
     assert all(back[name].dtype == np.float32 and (back[name] == tensors[name]).all() for name in back)
 
 

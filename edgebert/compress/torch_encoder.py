@@ -61,8 +61,9 @@ class TorchEncoder(nn.Module):
             )
         self.spec = spec
         self.dropout, self.attention_dropout = dropout, attention_dropout
-        for name, tensor in tensors.items():
-            self.register_parameter(_attribute(name), nn.Parameter(torch.from_numpy(np.array(tensor, np.float32))))
+        for name in expected:  # in canonical order: optimizers know parameters by their number
+            tensor = torch.from_numpy(np.array(tensors[name], np.float32))
+            self.register_parameter(_attribute(name), nn.Parameter(tensor))
 
     def tensors(self) -> dict[str, F32]:
         """Copies of the canonical tensors as they are now, f32."""
