@@ -276,7 +276,7 @@ def make_roof(int8: float) -> roof.Roof:
     return {"2": {"isas": isas, "read": [{"mb": 1, "gb_per_s": int8}]}}
 
 
-def test_the_roof_is_the_higher_of_two() -> None:
+def test_the_roof_is_the_higher_of_two(tmp_path: Path) -> None:
     higher = roof.take_higher(make_roof(400.0), make_roof(410.0))
     assert higher == make_roof(410.0)
     assert roof.roof_of(higher, 2, "int8") == 410.0
@@ -284,6 +284,11 @@ def test_the_roof_is_the_higher_of_two() -> None:
     assert roof.roof_of(higher, 2, "bf16") is None
     with pytest.raises(EdgeBertError, match="EDGEBERT_BENCHMARKS"):
         roof.measure_roof(Path("/no/such/program"), [1])
+    program = tmp_path / "roof"
+    program.write_text("#!/bin/sh\necho '{\"int8_gops\": inf}'\n")
+    program.chmod(0o755)
+    with pytest.raises(EdgeBertError, match="measure again"):
+        roof.measure_roof(program, [1])
 
 
 # benchmarks/

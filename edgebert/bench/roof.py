@@ -37,7 +37,7 @@ def measure_roof(program: Path, threads: Sequence[int]) -> Roof:
         are multiplications and additions, on registers alone; "mb" is the size of what is read again and again.
 
     Raises:
-        EdgeBertError: it cannot be run.
+        EdgeBertError: it cannot be run, or what it printed is of no use.
     """
     try:
         done = subprocess.run([program, *map(str, threads)], capture_output=True, text=True, check=True)
@@ -45,7 +45,10 @@ def measure_roof(program: Path, threads: Sequence[int]) -> Roof:
         raise EdgeBertError(
             f"the roof could not be measured: {error}; build it with -DEDGEBERT_BENCHMARKS=ON"
         ) from None
-    roof: Roof = json.loads(done.stdout)
+    try:
+        roof: Roof = json.loads(done.stdout)
+    except ValueError as error:  # a rate that is not a number: the clock stood still, or the process did
+        raise EdgeBertError(f"the roof could not be measured: {error} in {done.stdout!r}: measure again") from None
     return roof
 
 

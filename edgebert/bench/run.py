@@ -47,7 +47,7 @@ from edgebert.bench.peers import FILE_PEERS, make_peer
 from edgebert.bench.peers.base import Kind, ModelFiles, Peer, Settings
 from edgebert.bench.provenance import Rapl, Recorder, affinity, find_spinning
 from edgebert.bench.roof import Roof, count_operations, find_roof, measure_roof, roof_of, take_higher
-from edgebert.errors import InvalidInputError
+from edgebert.errors import EdgeBertError, InvalidInputError
 from edgebert.tokenizer import Tokenizer
 
 RESULT_VERSION = 1
@@ -242,8 +242,7 @@ class Bench:
         self.base = next((model for model in self.models if model.precision == "fp32"), self.models[0])
         self.energy = Rapl()
         recorder = Recorder(_find_checkout())
-        program = find_roof()
-        roof = measure_roof(program, options.threads) if program else None
+        roof = self._measure_roof()
         with contextlib.ExitStack() as stack:
             work = options.work or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgebert-bench-")))
             contenders = self._build(self._find_contenders(work))
@@ -254,8 +253,8 @@ class Bench:
         if not self.workloads:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in self.left_out.items())
             raise InvalidInputError(f"nothing could be measured: {reasons}")
-        if program and roof:
-            roof = take_higher(roof, measure_roof(program, options.threads))
+        after = self._measure_roof() if roof else None
+        roof = take_higher(roof, after) if roof and after else roof
         self._add_rates(roof)
         versions = {k: v for footprint in self.footprints.values() for k, v in footprint["versions"].items()}
         provenance = recorder.describe(command, versions)
@@ -282,6 +281,14 @@ class Bench:
             "cold_start": cold_start,
             "left_out": self.left_out,
         }
+
+    def _measure_roof(self) -> Roof | None:
+        program = find_roof()
+        try:
+            return measure_roof(program, self.options.threads) if program else None
+        except EdgeBertError as error:
+            self.left_out["roof"] = str(error)
+            return None
 
     @contextlib.contextmanager
     def _tolerate(self, what: str) -> Iterator[None]:
