@@ -110,7 +110,7 @@ def train(
             "modules": modules.state_dict(),
             "optimizer": optimizer.state_dict(),
             "scheduler": scheduler.state_dict(),
-            "random": torch.get_rng_state(),
+            "random": [torch.get_rng_state(), *torch.cuda.get_rng_state_all()],
             "progress": vars(progress),
             "best": best,
             "steps": steps,
@@ -123,7 +123,9 @@ def train(
         modules.load_state_dict(saved["modules"])
         optimizer.load_state_dict(saved["optimizer"])
         scheduler.load_state_dict(saved["scheduler"])
-        torch.set_rng_state(saved["random"].cpu())
+        on_cpu, *on_cuda = (random.cpu() for random in saved["random"])
+        torch.set_rng_state(on_cpu)
+        torch.cuda.set_rng_state_all(on_cuda)
         progress, best, start, total = Progress(**saved["progress"]), saved["best"], saved["steps"], saved["total"]
     steps = start
     autocast = torch.autocast(device.type, torch.bfloat16) if uses_bf16(training.precision, device) else nullcontext()
