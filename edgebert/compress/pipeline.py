@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -309,7 +310,8 @@ class _Run:
     def _prune_to_latency(self, limit: float) -> None:
         budget, spec = self.recipe.budget, self.store.stages[-1].checkpoint.spec
         workload = {"tokens": budget.tokens, "batch": budget.batch, "threads": budget.threads, "int8": self.recipe.int8}
-        path = self.recipe.work_folder / f"latency-{'-'.join(map(str, workload.values()))}.json"
+        name = hashlib.sha256(repr((workload, spec)).encode()).hexdigest()[:12]
+        path = self.recipe.work_folder / f"latency-{name}.json"
         if path.exists():
             table = LatencyTable.from_json(path.read_text(encoding="utf-8"))
         else:
