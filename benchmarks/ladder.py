@@ -32,7 +32,7 @@ TUNING = {  # task data -> (task, fine-tuning)
     "sst2": ("text-classification", Training(epochs=3, learning_rate=2e-4)),
     "mrpc": ("text-classification", Training(epochs=5, learning_rate=1e-4)),
     "stsb": ("embedding", None),
-    "wnut17": ("token-classification", Training(epochs=6, learning_rate=3e-4)),
+    "wnut17": ("token-classification", Training(epochs=3, learning_rate=3e-4)),
     "wikiann-en": ("token-classification", Training(epochs=3, learning_rate=2e-4)),
     "squad-slice": ("question-answering", Training(epochs=3, learning_rate=2e-4, batch_size=16, max_length=384)),
     "chnsenticorp": ("text-classification", Training(epochs=2, learning_rate=1e-4, max_length=128)),
