@@ -116,7 +116,7 @@ def measure_kills(args: argparse.Namespace, sentences: list[str]) -> dict[str, A
     write_input(source, sentences, args.kill_rows)
     remove_output(whole)
     remove_output(output)
-    options = ["--quiet", "--resume", "--rows-per-part", "4096"]
+    options = ["--quiet", "--resume", "--rows-per-part", "2048"]
     subprocess.run([*score_command(args.model, source, whole), *options], check=True)
     command = [*score_command(args.model, source, output), *options]
     chance = random.Random(0)

@@ -48,9 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rows-per-part",
         type=int,
-        default=16384,
+        default=8192,
         metavar="N",
-        help="rows that are read, sorted by length, scored and committed together (default: 16384)",
+        help="rows that are read, sorted by length, scored and committed together (default: 8192)",
     )
     parser.add_argument(
         "--engine", choices=("local", "ray"), default="local", help="what runs the job (default: local)"

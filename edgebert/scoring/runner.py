@@ -20,7 +20,7 @@ from edgebert.scoring.readers import Source, Window
 from edgebert.scoring.scorer import Scorer
 from edgebert.scoring.writers import WRITERS, Part, Writer
 
-ROWS_PER_PART = 16384
+ROWS_PER_PART = 8192
 
 # Threads that score a window each. The model's own threads are as many as there are CPUs, and windows take turns on it
 # for each micro-batch: while one is computed, others are tokenized and made into parts.
