@@ -35,6 +35,9 @@ def main() -> int:
     parser.add_argument("--masked", type=Path, help="a checkpoint with the heads of masked LM and next sentence")
     parser.add_argument("--python", nargs="+", default=[sys.executable], help="Pythons with other transformers")
     parser.add_argument("--backend", default="auto", help="backend to compare")
+    parser.add_argument(
+        "--only", metavar="START", default="", help="cases whose name starts so; --out keeps the others'"
+    )
     parser.add_argument("--out", type=Path, help="also write JSON here")
     args = parser.parse_args()
 
@@ -46,7 +49,10 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         result: dict[str, Any] = {**describe_run("benchmarks.task_parity"), "tolerance": TOLERANCE, "rows": []}
-        cases = list(make_cases(args, work))
+        cases = [case for case in make_cases(args, work) if case["name"].startswith(args.only)]
+        if args.only and args.out and args.out.exists():
+            rows = json.loads(args.out.read_text(encoding="utf-8"))["rows"]
+            result["rows"] = [row for row in rows if not row["case"].startswith(args.only)]
         (work / "cases.json").write_text(json.dumps(cases))
         references = [
             subprocess.Popen([python, __file__, "--reference", work / "cases.json"], stdout=subprocess.PIPE, text=True)
