@@ -203,6 +203,28 @@ def render_engine_ladder(result: Result) -> dict[str, str]:
     return tables
 
 
+def render_ladder(result: Result) -> dict[str, str]:
+    """The rungs of every compression run: the metric that counts, size, and one text of 128 tokens beside others."""
+    rows = []
+    for run in result["runs"]:
+        for task in run["tasks"]:
+            for rung in task["rungs"]:
+                name, value = next(iter(rung["metrics"].items()))
+                speeds = [rung.get(key, {}).get("128") for key in ("over_teacher_in_onnxruntime", "over_bert_base")]
+                cells = [f"{task['data']}: {rung['name']}", f"{name.replace('_', ' ')} {100 * value:.2f}"]
+                cells += [f"{rung['bytes'] / 1e6:.1f}", f"{rung['parameters'] / 1e6:.1f}"]
+                rows.append(cells + [f"{speed:.1f}x" if speed else "" for speed in speeds])
+    header = [
+        "data: rung",
+        "metric",
+        "MB",
+        "M parameters",
+        "over it fine-tuned in ONNX Runtime",
+        "over BERT-base's shape there",
+    ]
+    return {"ladder": format_table(header, rows)}
+
+
 def title_of(result: Result, name: str) -> str:
     """A peer's name for people, with its forced instruction set."""
     peer, _, isa = name.partition(" ")
@@ -223,7 +245,12 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 # By the name of the result's file.
-RENDERERS = {"peers": render_result, "kernels": render_kernels, "engine_ladder": render_engine_ladder}
+RENDERERS = {
+    "peers": render_result,
+    "kernels": render_kernels,
+    "engine_ladder": render_engine_ladder,
+    "ladder": render_ladder,
+}
 
 
 def draw_plots(result: Result, folder: Path) -> None:
