@@ -182,7 +182,7 @@ def test_pipeline_is_a_model_with_its_task(make_file: Callable[..., Path]) -> No
 def test_the_tasks_of_the_readme(
     make_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    readme = (Path(edgebert.__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
     code = readme.split("## Tasks")[1].split("```python\n")[1].split("```")[0]
     heads = ("tagger", "token-classification"), ("reader", "question-answering"), ("masked", "fill-mask")
     for name, head in (*heads, ("pairs", "text-classification"), ("model", "embedding")):

@@ -503,7 +503,7 @@ def test_kill_and_resume(make_file: Callable[..., Path], tmp_path: Path) -> None
     model, source = make_file(int8=True), write_rows(tmp_path / "in.jsonl", make_rows(1200))
     score(model, source, tmp_path / "whole.parquet", rows_per_part=20)
     output = tmp_path / "out.parquet"
-    command = [sys.executable, "-m", "edgebert", "score", str(model), str(source), "-o", str(output), "--resume"]
+    command = [sys.executable, "-P", "-m", "edgebert", "score", str(model), str(source), "-o", str(output), "--resume"]
     command += ["--rows-per-part", "20", "--quiet"]
     environment = {**os.environ, "PYTHONPATH": str(Path(edgebert.__file__).parents[1])}
     kills = 0
@@ -577,7 +577,7 @@ def test_full_disk(make_file: Callable[..., Path], tmp_path: Path, to: str) -> N
     environment = {**os.environ, "PYTHONPATH": str(Path(edgebert.__file__).parents[1])}
     for limit in (2000, (tmp_path / f"whole-{to}").stat().st_size // 2):
         done = subprocess.run(
-            [sys.executable, "-c", FULL_DISK, str(limit), *command, "--resume"],
+            [sys.executable, "-P", "-c", FULL_DISK, str(limit), *command, "--resume"],
             env=environment, capture_output=True, text=True, timeout=120, check=False,
         )  # fmt: skip
         assert done.returncode == 1

@@ -160,7 +160,8 @@ def describe_machine(result: Result) -> list[str]:
     found = result["provenance"]
     quota = found["cgroup_quota"]
     versions = ", ".join(f"{name} {version}" for name, version in found["packages"].items() if version)
-    commit = f", commit {found['commit'][:12]}{' with changes' if found['uncommitted_changes'] else ''}"
+    changed = " with changes" if found["uncommitted_changes"] else ""
+    commit = f", commit {found['commit'][:12]}{changed}" if found["commit"] else ""
     roof = result["roof"] and {
         threads: next(iter(entry["isas"].items())) for threads, entry in result["roof"].items() if entry["isas"]
     }
@@ -168,7 +169,7 @@ def describe_machine(result: Result) -> list[str]:
         f"{found['cpu']}, {found['cpus']} CPUs, of which {len(found['affinity'])} may be used; "
         f"{f'a limit of {quota:g} CPUs; ' if quota else ''}governor {found['governor'] or 'unknown'}; "
         f"{', '.join(found['isa'])}.",
-        f"{found['platform']}, Python {found['python']}, {versions}{commit if found['commit'] else ''}.",
+        f"{found['platform']}, Python {found['python']}, {versions}{commit}.",
         f"{found['date']}, {found['seconds']:.0f} s: {found['command']}",
         "Each runtime in a process of its own on as many CPUs as it has threads, with its own fastest settings, all in "
         f"turns; about {result['seconds_each']:g} s of counted runs each. p90 needs 10 samples, p99 a hundred.",
