@@ -275,7 +275,7 @@ def test_refuses_unknown_names(make_file: Callable[..., Path]) -> None:
             load_backend(path, "numpy", threads=threads)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", ["numpy", "native", "numba"])
+@pytest.mark.parametrize("name", ["numpy", "native"])
 def test_refuses_a_device_it_does_not_run_on(name: str, make_file: Callable[..., Path]) -> None:
     with pytest.raises(
         BackendUnavailableError, match=f"backend {name} is not available: it runs on cpu, not on 'cuda:0'"

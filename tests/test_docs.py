@@ -139,10 +139,14 @@ def test_python_import_rules(path: Path) -> None:
     name = _name(path)
     own, others = _own_and_other(path)
     own_on_import, others_on_import = _own_and_other(path, on_import_only=True)
-    if name.startswith("backends.numba_cpu_"):  # functions that Numba compiles: reached from inside functions only
+    if name.startswith(
+        ("backends.numba_cpu_", "backends.numba_cuda_ops")
+    ):  # functions that Numba compiles: reached from inside functions only
         others_on_import -= {"numba", "llvmlite"}
     else:
-        assert not [module for module in own_on_import if module.startswith("backends.numba_cpu_")]
+        assert not [
+            module for module in own_on_import if module.startswith(("backends.numba_cpu_", "backends.numba_cuda_ops"))
+        ]
     if not name.startswith("compress."):
         assert not others_on_import & HEAVY, "heavy packages are imported inside functions"
     if name in PLAIN or name == "artifact.reader":

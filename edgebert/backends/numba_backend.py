@@ -214,10 +214,14 @@ def load(path: str | Path | bytes, device: str = "cpu", threads: int | None = No
     Raises:
         ModelFormatError: the file is missing, damaged or changed.
         UnsupportedModelError: the file asks for something that these kernels do not run.
-        BackendUnavailableError: Numba is missing.
+        BackendUnavailableError: Numba, or for a GPU numba-cuda, the driver or the device is missing.
     """
     reason = unavailable_reason()
     if reason is not None:
         raise BackendUnavailableError(f"backend numba is not available: {reason}")
     artifact = read_artifact(path)
+    if device != "cpu":
+        from edgebert.backends.numba_cuda_backend import NumbaCudaBackend
+
+        return NumbaCudaBackend(artifact.spec, artifact.tensors, device)
     return NumbaBackend(artifact.spec, artifact.tensors, threads or usable_cpus())

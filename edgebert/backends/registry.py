@@ -21,7 +21,7 @@ class _Entry(NamedTuple):
 # In the order of preference of `auto`.
 _BACKENDS = {
     "native": _Entry("edgebert.backends.native", ("cpu",)),
-    "numba": _Entry("edgebert.backends.numba_backend", ("cpu",)),
+    "numba": _Entry("edgebert.backends.numba_backend", ("cpu", "cuda")),
     "onnxruntime": _Entry("edgebert.backends.onnxruntime", ("cpu", "cuda")),
     "numpy": _Entry("edgebert.backends.numpy_backend", ("cpu",)),
 }
@@ -64,7 +64,8 @@ def load_backend(
 
 def _load_best(path: str | Path | bytes, device: str, threads: int | None) -> Backend:
     skipped: list[str] = []
-    for name in _BACKENDS:
+    # on a GPU onnxruntime comes before numba, whose kernels there are plain f32
+    for name in sorted(_BACKENDS, key=lambda name: device != "cpu" and name == "numba"):
         reason = _device_reason(name, device) or _unavailable_reason(name)
         if reason is None:
             loaded = _load(path, name, device, threads)
