@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from edgebert.commands.arguments import add_model_arguments, read_option
 from edgebert.commands.printing import format_value
 from edgebert.errors import InvalidInputError
 
@@ -19,16 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", help="a model file, or a folder that holds model.onnx")
     parser.add_argument("texts", nargs="*", metavar="TEXT", help="texts; none or - reads lines from standard input")
     parser.add_argument("--task", help="another task that fits the file's head (default: the file's own)")
-    parser.add_argument(
-        "--option",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="an option of the task, for instance top_k=3",
-    )
-    parser.add_argument("--backend", default="auto", help="auto, native, numba, onnxruntime or numpy (default: auto)")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:n (default: cpu)")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: the CPUs this process may use)")
+    add_model_arguments(parser)
     parser.add_argument("--max-length", type=int, metavar="N", help="truncate to N tokens (default: the file's limit)")
     parser.add_argument(
         "--stride", type=int, metavar="N", help="cut long texts into windows that share N tokens, instead of truncating"
@@ -84,17 +76,6 @@ def main(args: argparse.Namespace) -> None:
         else:
             for row in _flatten(answer):
                 print("\t".join(format_value(value) for value in [*row.values(), *echo.values()]))
-
-
-def read_option(text: str) -> tuple[str, Any]:
-    """NAME=VALUE, the value as JSON, or as it stands where it is none."""
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise InvalidInputError(f"--option takes NAME=VALUE, got {text!r}")
-    try:
-        return name, json.loads(value)
-    except ValueError:
-        return name, value
 
 
 def _read_input(i: int, text: str, task: str, args: argparse.Namespace) -> Any:

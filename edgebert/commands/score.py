@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from edgebert.commands.run import read_option
+from edgebert.commands.arguments import add_model_arguments, read_option
 
 HELP = "score a file or folder of rows (Parquet, JSON lines, CSV) with a model file, resumably"
 
@@ -24,13 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the column of texts (default: text); twice for pairs, or for a question and its context",
     )
     parser.add_argument("--task", help="a task that fits the file (default: the file's own)")
-    parser.add_argument(
-        "--option",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="an option of the task, for instance top_k=3 or stride=64",
-    )
+    add_model_arguments(parser)
     parser.add_argument("--dtype", choices=("f32", "f16"), default="f32", help="of embeddings (default: f32)")
     parser.add_argument("--prefix", default="", help="put before the names of the result columns")
     parser.add_argument(
@@ -55,9 +49,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--engine", choices=("local", "ray"), default="local", help="what runs the job (default: local)"
     )
-    parser.add_argument("--backend", default="auto", help="auto, native, numba, onnxruntime or numpy (default: auto)")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:n (default: cpu)")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: the CPUs this process may use)")
     parser.add_argument("--quiet", action="store_true", help="no progress bar and no summary")
 
 
