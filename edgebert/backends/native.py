@@ -1,4 +1,7 @@
-"""The native backend: the C++ engine behind kernels/include/edgebert.h, reached with ctypes; the GIL is released."""
+"""The native backend: the C++ engine behind kernels/include/edgebert.h, reached with ctypes; the GIL is released.
+
+Two libraries have that interface: one for CPUs, and one for NVIDIA GPUs, which is loaded only when a GPU is asked for.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import threading
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,7 +29,23 @@ from edgebert.errors import (
     UnsupportedModelError,
 )
 
-_LIBRARY_NAME = "libedgebert.dylib" if sys.platform == "darwin" else "libedgebert.so"
+_SUFFIX = ".dylib" if sys.platform == "darwin" else ".so"
+
+
+class _Library(NamedTuple):
+    file: str
+    variable: str  # environment variable that names another file
+    advice: str
+
+
+_LIBRARIES = {
+    "cpu": _Library(f"libedgebert{_SUFFIX}", "EDGEBERT_LIBRARY", "install edgebert with pip"),
+    "cuda": _Library(
+        f"libedgebert_cuda{_SUFFIX}",
+        "EDGEBERT_CUDA_LIBRARY",
+        "where nvcc is installed, build it with pip install -C cmake.define.EDGEBERT_CUDA=ON",
+    ),
+}
 
 # enum eb_status -> the exception it becomes
 _ERRORS: dict[int, type[Exception]] = {
@@ -38,7 +58,7 @@ _ERRORS: dict[int, type[Exception]] = {
 
 
 class _Options(ctypes.Structure):
-    _fields_ = (("isa", ctypes.c_char_p), ("num_threads", ctypes.c_int32))
+    _fields_ = (("isa", ctypes.c_char_p), ("num_threads", ctypes.c_int32), ("device", ctypes.c_int32))
 
 
 class _Batch(ctypes.Structure):
@@ -60,16 +80,17 @@ class NativeBackend(Backend):
     """A model in the C++ engine; runs on one model take turns."""
 
     name = "native"
-    device = "cpu"
     chooses_tokens = True
 
-    def __init__(self, spec: EncoderSpec, model: ctypes.c_void_p) -> None:
-        self._library = load_library()
+    def __init__(self, spec: EncoderSpec, library: ctypes.CDLL, model: ctypes.c_void_p, device: str) -> None:
+        self._library = library
         self._model = model
         self.spec = spec
-        self.isa: str = self._library.eb_model_isa(model).decode()
-        self.threads: int = self._library.eb_model_threads(model)
-        self.detail = f"native, {self.isa}, {self.threads} thread{'s' if self.threads > 1 else ''}"
+        self.device = device
+        self.isa: str = library.eb_model_isa(model).decode()
+        self.threads: int = library.eb_model_threads(model)
+        where = f"{self.threads} thread{'s' if self.threads > 1 else ''}" if device == "cpu" else device
+        self.detail = f"native, {self.isa}, {where}"
         # one set of argument structs, reused by every call: building them costs as much as a short call
         self._lock = threading.Lock()
         self._batch = _Batch()
@@ -109,23 +130,19 @@ def load(
 
     Args:
         path: the file.
-        device: only "cpu".
-        threads: None for the CPUs this process may use.
-        isa: one of `built_isas()`; None for EDGEBERT_FORCE_ISA if that is set, else the best this CPU has.
+        device: "cpu" or "cuda:n".
+        threads: of the CPU; None for those this process may use.
+        isa: of the CPU, one of `built_isas()`; None for EDGEBERT_FORCE_ISA if that is set, else the best this CPU has.
 
     Raises:
         ModelFormatError: the file is missing, damaged or changed.
         UnsupportedModelError: the file asks for something that this engine does not run.
-        BackendUnavailableError: the library, the ISA or the device is missing.
+        BackendUnavailableError: the library, the ISA, the driver or the device is missing.
     """
-    if device != "cpu":
-        raise BackendUnavailableError(
-            f"device {device!r}: this build of the native backend has no CUDA kernels; use device='cpu' "
-            "or backend='onnxruntime'"
-        )
-    library = load_library()
+    kind, _, index = device.partition(":")
+    library = load_library(kind)
     spec = read_artifact(path, verify=False).spec  # the engine verifies the file
-    options = _Options(isa.encode() if isa is not None else None, threads or 0)
+    options = _Options(isa.encode() if isa is not None else None, threads or 0, int(index or 0))
     model = ctypes.c_void_p()
     if isinstance(path, bytes):
         status = library.eb_load_memory(path, len(path), options, ctypes.byref(model))
@@ -133,16 +150,32 @@ def load(
         file = Path(path) / "model.onnx" if Path(path).is_dir() else Path(path)
         status = library.eb_load(os.fsencode(file), options, ctypes.byref(model))
     _check(library, status)
-    return NativeBackend(spec, model)
+    return NativeBackend(spec, library, model, device)
 
 
-def unavailable_reason() -> str | None:
-    """Why the native library cannot be used here, or None if it can."""
+def unavailable_reason(device: str = "cpu") -> str | None:
+    """Why the native library, or the driver or GPU that a device needs, cannot be used here, or None if it can."""
     try:
-        load_library()
+        if device != "cpu":
+            usable_gpus()
+        else:
+            load_library()
     except BackendUnavailableError as error:
         return str(error)
     return None
+
+
+def usable_gpus() -> list[str]:
+    """The GPUs here that the CUDA library can run on, by device and name.
+
+    Raises:
+        BackendUnavailableError: there is none, or no driver or library for them.
+    """
+    library = load_library("cuda")
+    found: bytes = library.eb_usable_isas()
+    if not found:
+        raise BackendUnavailableError(library.eb_last_error().decode(errors="replace"))
+    return _names(found)
 
 
 def built_isas() -> list[str]:
@@ -161,13 +194,13 @@ def default_threads() -> int:
 
 
 @cache
-def load_library() -> ctypes.CDLL:
-    """The shared library: $EDGEBERT_LIBRARY if set, else the one installed in the package.
+def load_library(kind: str = "cpu") -> ctypes.CDLL:
+    """The shared library for "cpu" or "cuda": $EDGEBERT_LIBRARY or $EDGEBERT_CUDA_LIBRARY if set, else the package's.
 
     Raises:
         BackendUnavailableError: it is not there, cannot be loaded, or is of another version.
     """
-    path = _find_library()
+    path = _find_library(_LIBRARIES[kind])
     try:
         library = ctypes.CDLL(str(path))
         _declare(library)
@@ -183,16 +216,16 @@ def load_library() -> ctypes.CDLL:
     return library
 
 
-def _find_library() -> Path:
-    if chosen := os.environ.get("EDGEBERT_LIBRARY"):
+def _find_library(library: _Library) -> Path:
+    if chosen := os.environ.get(library.variable):
         return Path(chosen)
     for folder in edgebert.__path__:  # two in an editable install
-        path = Path(folder) / "lib" / _LIBRARY_NAME
+        path = Path(folder) / "lib" / library.file
         if path.exists():
             return path
     raise BackendUnavailableError(
-        f"the native library lib/{_LIBRARY_NAME} is not in the package: install edgebert with pip, "
-        "or set EDGEBERT_LIBRARY to a library built with CMake"
+        f"the native library lib/{library.file} is not in this installation: {library.advice}, "
+        f"or set {library.variable} to one built with CMake"
     )
 
 

@@ -197,8 +197,12 @@ def _aligned(size: int) -> NDArray[np.uint8]:
     return memory[first : first + size]
 
 
-def unavailable_reason() -> str | None:
-    """Why Numba cannot be used here, or None if it can."""
+def unavailable_reason(device: str = "cpu") -> str | None:
+    """Why Numba, or the driver or GPU that a device needs, cannot be used here, or None if it can."""
+    if device != "cpu":
+        from edgebert.backends import numba_cuda_backend
+
+        return numba_cuda_backend.unavailable_reason()
     try:
         import numba
     except ImportError as error:
@@ -216,7 +220,7 @@ def load(path: str | Path | bytes, device: str = "cpu", threads: int | None = No
         UnsupportedModelError: the file asks for something that these kernels do not run.
         BackendUnavailableError: Numba, or for a GPU numba-cuda, the driver or the device is missing.
     """
-    reason = unavailable_reason()
+    reason = unavailable_reason(device)
     if reason is not None:
         raise BackendUnavailableError(f"backend numba is not available: {reason}")
     artifact = read_artifact(path)

@@ -23,9 +23,6 @@ class NumbaCudaBackend(Backend):
     name = "numba"
 
     def __init__(self, spec: EncoderSpec, tensors: Mapping[str, NDArray[Any]], device: str) -> None:
-        reason = unavailable_reason()
-        if reason is not None:
-            raise BackendUnavailableError(f"device {device!r}: {reason}")
         if spec.is_int8 or spec.attention_dtype != "f32":
             raise UnsupportedModelError(
                 "the CUDA kernels run f32 files only: export without --int8, or use device='cpu'"

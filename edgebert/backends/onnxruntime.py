@@ -15,6 +15,7 @@ from edgebert.batch import PackedBatch, unpad
 from edgebert.errors import BackendUnavailableError, ModelFormatError
 
 _INSTALL = "install edgebert[ort], or edgebert[ort-gpu] for a GPU; never both"
+_CUDA = "CUDAExecutionProvider"
 
 
 class OnnxRuntimeBackend(Backend):
@@ -39,14 +40,16 @@ class OnnxRuntimeBackend(Backend):
         }
 
 
-def unavailable_reason() -> str | None:
-    """Why ONNX Runtime cannot be used here, or None if it can."""
+def unavailable_reason(device: str = "cpu") -> str | None:
+    """Why ONNX Runtime cannot be used here, or None if it can; whether it finds a GPU only a session tells."""
     try:
         import onnxruntime
     except ImportError as error:
         return f"onnxruntime cannot be imported ({error}): {_INSTALL}"
     if not hasattr(onnxruntime, "InferenceSession"):  # what is left after uninstalling one of the two packages
         return f"the installed onnxruntime is broken, it has no InferenceSession: force a reinstall; {_INSTALL}"
+    if device != "cpu" and _CUDA not in onnxruntime.get_available_providers():
+        return f"this build of ONNX Runtime {onnxruntime.__version__} has no CUDA: {_INSTALL}"
     return None
 
 
@@ -59,7 +62,7 @@ def load(path: str | Path | bytes, device: str = "cpu", threads: int | None = No
         ModelFormatError: ONNX Runtime refuses the file, or it is not one that EdgeBERT wrote.
         BackendUnavailableError: the package or the device is missing; a session that fell back is refused.
     """
-    reason = unavailable_reason()
+    reason = unavailable_reason(device)
     if reason is not None:
         raise BackendUnavailableError(f"backend onnxruntime is not available: {reason}")
     import onnxruntime
@@ -78,11 +81,7 @@ def load(path: str | Path | bytes, device: str = "cpu", threads: int | None = No
     provider = "CPUExecutionProvider"
     providers: list[Any] = [provider]
     if device != "cpu":
-        provider = "CUDAExecutionProvider"
-        if provider not in onnxruntime.get_available_providers():
-            raise BackendUnavailableError(
-                f"device {device!r}: this build of ONNX Runtime {onnxruntime.__version__} has no CUDA: {_INSTALL}"
-            )
+        provider = _CUDA
         providers.insert(0, (provider, {"device_id": int(device.removeprefix("cuda:"))}))
     try:
         session = onnxruntime.InferenceSession(

@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from edgebert.errors import BackendUnavailableError, InvalidInputError
+from edgebert.errors import BackendUnavailableError, InvalidInputError, UnsupportedModelError
 
 if TYPE_CHECKING:
     from edgebert.backends.base import Backend
@@ -20,16 +20,17 @@ class _Entry(NamedTuple):
 
 # In the order of preference of `auto`.
 _BACKENDS = {
-    "native": _Entry("edgebert.backends.native", ("cpu",)),
+    "native": _Entry("edgebert.backends.native", ("cpu", "cuda")),
     "numba": _Entry("edgebert.backends.numba_backend", ("cpu", "cuda")),
     "onnxruntime": _Entry("edgebert.backends.onnxruntime", ("cpu", "cuda")),
     "numpy": _Entry("edgebert.backends.numpy_backend", ("cpu",)),
 }
 
 
-def available_backends() -> dict[str, str | None]:
-    """Every backend's name, best first, with None if it can be used here, else the reason why not."""
-    return {name: _unavailable_reason(name) for name in _BACKENDS}
+def available_backends(device: str = "cpu") -> dict[str, str | None]:
+    """The backends that have a device, best first, with None if it can be used on it here, else the reason why not."""
+    device = _parse_device(device)
+    return {name: _unavailable_reason(name, device) for name in _backends_for(device)}
 
 
 def load_backend(
@@ -56,7 +57,10 @@ def load_backend(
         return _load_best(path, device, threads)
     if backend not in _BACKENDS:
         raise InvalidInputError(f"unknown backend {backend!r}: expected auto, {', '.join(_BACKENDS)}")
-    reason = _device_reason(backend, device) or _unavailable_reason(backend)
+    if backend not in _backends_for(device):
+        reason: str | None = f"it runs on {', '.join(_BACKENDS[backend].devices)}, not on {device!r}"
+    else:
+        reason = _unavailable_reason(backend, device)
     if reason is not None:
         raise BackendUnavailableError(f"backend {backend} is not available: {reason}")
     return _load(path, backend, device, threads)
@@ -64,13 +68,18 @@ def load_backend(
 
 def _load_best(path: str | Path | bytes, device: str, threads: int | None) -> Backend:
     skipped: list[str] = []
-    # on a GPU onnxruntime comes before numba, whose kernels there are plain f32
-    for name in sorted(_BACKENDS, key=lambda name: device != "cpu" and name == "numba"):
-        reason = _device_reason(name, device) or _unavailable_reason(name)
+    for name in _backends_for(device):
+        reason = _unavailable_reason(name, device)
         if reason is None:
-            loaded = _load(path, name, device, threads)
-            loaded.detail += f" (picked by auto{''.join(f'; no {entry}' for entry in skipped)})"
-            return loaded
+            try:
+                loaded = _load(path, name, device, threads)
+            except (BackendUnavailableError, UnsupportedModelError) as error:
+                if device == "cpu":
+                    raise
+                reason = str(error)  # some find out about a GPU, and what runs there, no sooner than here
+            else:
+                loaded.detail += f" (picked by auto{''.join(f'; no {entry}' for entry in skipped)})"
+                return loaded
         skipped.append(f"{name}: {reason}")
     raise BackendUnavailableError(f"no backend here can run on device {device!r}: {'; '.join(skipped)}")
 
@@ -88,17 +97,17 @@ def _parse_device(device: str) -> str:
     return device
 
 
-def _device_reason(name: str, device: str) -> str | None:
-    devices = _BACKENDS[name].devices
-    if device.partition(":")[0] in devices:
-        return None
-    return f"it runs on {', '.join(devices)}, not on {device!r}"
+def _backends_for(device: str) -> list[str]:
+    kind = device.partition(":")[0]
+    names = [name for name, entry in _BACKENDS.items() if kind in entry.devices]
+    # on a GPU onnxruntime comes before numba, whose kernels there are plain f32
+    return sorted(names, key=lambda name: kind == "cuda" and name == "numba")
 
 
-def _unavailable_reason(name: str) -> str | None:
+def _unavailable_reason(name: str, device: str) -> str | None:
     try:
         module: Any = import_module(_BACKENDS[name].module)
     except ImportError as error:
         return str(error)
-    reason: str | None = getattr(module, "unavailable_reason", lambda: None)()
+    reason: str | None = getattr(module, "unavailable_reason", lambda device: None)(device)
     return reason

@@ -9,18 +9,14 @@
 #include <string_view>
 #include <utility>
 
-#include "cpu/cpu_features.h"
-#include "cpu/dispatch.h"
 #include "edgebert.h"
 #include "engine/encoder.h"
 #include "engine/model_file.h"
 #include "engine/status.h"
 
 struct eb_model {
-  eb_model(const edgebert::ModelFile& file, const edgebert::KernelTable& kernels, int num_threads)
-      : spec(file.spec), encoder(file.spec, file.weights, kernels, num_threads) {}
+  eb_model(std::string_view bytes, const eb_options& options) : encoder(bytes, options) {}
 
-  edgebert::EncoderSpec spec;
   edgebert::Encoder encoder;
   mutable std::mutex mutex;
 };
@@ -151,14 +147,12 @@ void check_output(const EncoderSpec& spec, const eb_batch& batch, const eb_outpu
 }
 
 void load_model(std::string_view bytes, const eb_options* options, eb_model** model) {
-  const eb_options chosen = options != nullptr ? *options : eb_options{nullptr, 0};
+  const eb_options chosen = options != nullptr ? *options : eb_options{nullptr, 0, 0};
   if (chosen.num_threads < 0 || chosen.num_threads > kMaxThreads) {
     fail("num_threads is " + std::to_string(chosen.num_threads) + ", expected " + range(kMaxThreads) +
          " (0: one for each CPU this process may use)");
   }
-  const KernelTable& kernels = select_kernels(chosen.isa);
-  const ModelFile file = read_model_file(bytes);
-  *model = new eb_model(file, kernels, chosen.num_threads > 0 ? chosen.num_threads : usable_cpus());
+  *model = new eb_model(bytes, chosen);
 }
 
 }  // namespace
@@ -171,11 +165,11 @@ const char* eb_version(void) { return EDGEBERT_VERSION; }
 
 const char* eb_last_error(void) { return edgebert::last_error; }
 
-const char* eb_built_isas(void) { return edgebert::built_isas(); }
+const char* eb_built_isas(void) { return edgebert::Encoder::built_isas(); }
 
-const char* eb_usable_isas(void) { return edgebert::usable_isas(); }
+const char* eb_usable_isas(void) { return edgebert::Encoder::usable_isas(); }
 
-int32_t eb_default_threads(void) { return edgebert::usable_cpus(); }
+int32_t eb_default_threads(void) { return edgebert::Encoder::default_threads(); }
 
 eb_status eb_load(const char* path, const eb_options* options, eb_model** model) {
   return guard([&] {
@@ -217,12 +211,13 @@ eb_status eb_run(eb_model* model, const eb_batch* batch, eb_output* outputs, int
   return guard([&] {
     if (model == nullptr || batch == nullptr) fail("model or batch is NULL");
     if (num_outputs < 0 || (outputs == nullptr && num_outputs > 0)) fail("outputs is NULL, or num_outputs negative");
+    const edgebert::EncoderSpec& spec = model->encoder.spec();
     eb_batch checked = *batch;
     // With one token type its row is added to every token, with none nothing is: either way types carry nothing.
-    if (model->spec.num_token_types < 2) checked.token_type_ids = nullptr;
-    edgebert::check_batch(model->spec, checked);
+    if (spec.num_token_types < 2) checked.token_type_ids = nullptr;
+    edgebert::check_batch(spec, checked);
     edgebert::check_output_tokens(checked);
-    for (int32_t i = 0; i < num_outputs; ++i) edgebert::check_output(model->spec, checked, outputs[i]);
+    for (int32_t i = 0; i < num_outputs; ++i) edgebert::check_output(spec, checked, outputs[i]);
     if (checked.num_sequences == 0 || num_outputs == 0) return;
     const std::lock_guard<std::mutex> lock(model->mutex);
     model->encoder.run(checked, outputs, num_outputs);

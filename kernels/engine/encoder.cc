@@ -12,9 +12,13 @@
 #include <string>
 #include <vector>
 
+#include "cpu/cpu_features.h"
+#include "cpu/dispatch.h"
 #include "cpu/kernel_table.h"
 #include "cpu/pack.h"
 #include "engine/arena.h"
+#include "engine/model_file.h"
+#include "engine/status.h"
 #include "engine/thread_pool.h"
 
 namespace edgebert {
@@ -113,6 +117,7 @@ class Encoder::Impl {
  public:
   Impl(const EncoderSpec& spec, const EncoderWeights& weights, const KernelTable& kernels, int num_threads);
   void run(const eb_batch& batch, const eb_output* outputs, int num_outputs);
+  const EncoderSpec& spec() const { return spec_; }
   const char* isa() const { return kernels_.isa; }
   int num_threads() const { return pool_.size(); }
   size_t workspace_bytes() const {
@@ -623,14 +628,26 @@ void Encoder::Impl::run(const eb_batch& batch, const eb_output* outputs, int num
   });
 }
 
-Encoder::Encoder(const EncoderSpec& spec, const EncoderWeights& weights, const KernelTable& kernels, int num_threads)
-    : impl_(std::make_unique<Impl>(spec, weights, kernels, num_threads)) {}
+Encoder::Encoder(std::string_view bytes, const eb_options& options) {
+  if (options.device != 0) {
+    throw Error(EB_UNAVAILABLE, "device is " + std::to_string(options.device) +
+                                    ", expected 0: this library runs on CPUs; GPUs are libedgebert_cuda's");
+  }
+  const KernelTable& kernels = select_kernels(options.isa);
+  const ModelFile file = read_model_file(bytes);
+  const int num_threads = options.num_threads > 0 ? options.num_threads : usable_cpus();
+  impl_ = std::make_unique<Impl>(file.spec, file.weights, kernels, num_threads);
+}
 Encoder::~Encoder() = default;
 void Encoder::run(const eb_batch& batch, const eb_output* outputs, int num_outputs) {
   impl_->run(batch, outputs, num_outputs);
 }
+const EncoderSpec& Encoder::spec() const { return impl_->spec(); }
 const char* Encoder::isa() const { return impl_->isa(); }
 int Encoder::num_threads() const { return impl_->num_threads(); }
 size_t Encoder::workspace_bytes() const { return impl_->workspace_bytes(); }
+const char* Encoder::built_isas() { return edgebert::built_isas(); }
+const char* Encoder::usable_isas() { return edgebert::usable_isas(); }
+int Encoder::default_threads() { return usable_cpus(); }
 
 }  // namespace edgebert

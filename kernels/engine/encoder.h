@@ -1,30 +1,36 @@
-// Encoder: a loaded model, packed for one ISA; runs packed batches.
+// Encoder: a loaded model on the device that this library is for; runs packed batches. libedgebert links the one in
+// engine/encoder.cc, on CPUs, libedgebert_cuda the one in cuda/encoder.cc.
 #pragma once
 
 #include <cstddef>
 #include <memory>
+#include <string_view>
 
 #include "edgebert.h"
 #include "engine/encoder_spec.h"
-#include "engine/encoder_weights.h"
 
 namespace edgebert {
 
-struct KernelTable;  // cpu/kernel_table.h
-
 class Encoder {
  public:
-  // Copies what it needs out of `weights`, laid out for `kernels`; the file may be unmapped afterwards.
-  Encoder(const EncoderSpec& spec, const EncoderWeights& weights, const KernelTable& kernels, int num_threads);
+  // Reads a model file and copies what it needs out of it; the bytes may go away afterwards. What the options ask for
+  // is looked for first: throws Error(EB_UNAVAILABLE) if it is not there, or what read_model_file throws.
+  Encoder(std::string_view bytes, const eb_options& options);
   ~Encoder();
 
   // The batch and the outputs have been checked by the caller (ids, types and lengths in range, names known,
   // capacities large enough, at least one sequence). Not reentrant: the caller lets runs take turns.
   void run(const eb_batch& batch, const eb_output* outputs, int num_outputs);
 
+  const EncoderSpec& spec() const;
   const char* isa() const;
   int num_threads() const;
   size_t workspace_bytes() const;
+
+  // What the functions of these names in edgebert.h answer.
+  static const char* built_isas();
+  static const char* usable_isas();
+  static int default_threads();
 
  private:
   class Impl;

@@ -1,5 +1,6 @@
 /* EdgeBERT C API: one file in, packed batches through, arrays out. Valid C99.
  *
+ * Two libraries have it: libedgebert runs on CPUs, libedgebert_cuda on NVIDIA GPUs.
  * Every call returns a status; eb_last_error() gives the message of the last failed call of the calling thread.
  * A model may be used from several threads: runs on one model take turns.
  */
@@ -34,6 +35,7 @@ typedef struct eb_model eb_model;
 typedef struct eb_options {
   const char* isa;     /* NULL: EDGEBERT_FORCE_ISA if set, else the best this CPU has */
   int32_t num_threads; /* 0: the CPUs this process may use (affinity, cgroup quota) */
+  int32_t device;      /* libedgebert_cuda: which GPU; libedgebert: 0 */
 } eb_options;
 
 /* Sequence i holds tokens cu_seqlens[i] .. cu_seqlens[i + 1] - 1; every sequence has at least one token. */
@@ -57,7 +59,9 @@ typedef struct eb_output {
 EB_API const char* eb_version(void);
 EB_API const char* eb_last_error(void);
 
-/* Names of the ISA tables, best first, separated by commas: those in this build, and those this CPU can run. */
+/* Names of the ISA tables, best first, separated by commas: those in this build, and those this CPU can run.
+ * libedgebert_cuda: the GPU architectures in this build, and the GPUs here that it can run on; where the second is
+ * empty, eb_last_error() says why. */
 EB_API const char* eb_built_isas(void);
 EB_API const char* eb_usable_isas(void);
 /* The number of threads that num_threads = 0 stands for here. */

@@ -12,7 +12,7 @@ static void check(int condition, const char* what) {
 
 int main(void) {
   eb_model* model = (eb_model*)&model;
-  eb_options options = {NULL, -1};
+  eb_options options = {NULL, -1, 0};
   eb_batch batch = {NULL, NULL, NULL, 0, NULL, 0};
   check(eb_last_error()[0] == '\0', "no error yet");
   check(strcmp(eb_version(), EDGEBERT_VERSION) == 0, "version");
@@ -32,6 +32,9 @@ int main(void) {
   options.isa = "no_such_isa";
   check(eb_load_memory("x", 1, &options, &model) == EB_UNAVAILABLE, "unknown ISA");
   check(strstr(eb_last_error(), "no_such_isa") != NULL, "the error names the ISA");
+  options.isa = NULL;
+  options.device = 1;
+  check(eb_load_memory("x", 1, &options, &model) == EB_UNAVAILABLE, "a GPU for the CPU's library");
 
   check(eb_run(NULL, &batch, NULL, 0) == EB_INVALID_INPUT, "NULL model");
   check(eb_model_isa(NULL)[0] == '\0' && eb_model_threads(NULL) == 0, "questions to no model");
