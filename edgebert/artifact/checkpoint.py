@@ -181,6 +181,8 @@ class Checkpoint:
         source_files: config and tokenizer files of the source, worth keeping beside an export: name relative to the
             source's folder -> path.
         folder: the folder that transformers can load.
+        smooth: by linear the smoothing factors f32 [K] that quantization-aware training held fixed (compress/qat.py):
+            quantization takes these, and the nearest codes; empty: it chooses.
     """
 
     spec: EncoderSpec
@@ -189,6 +191,7 @@ class Checkpoint:
     config: dict[str, Any]
     source_files: dict[str, Path]
     folder: Path
+    smooth: dict[str, F32] = field(default_factory=dict)
 
 
 def load_checkpoint(source: str | Path, task: str | None = None, family: str | None = None) -> Checkpoint:

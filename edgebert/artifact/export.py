@@ -135,7 +135,12 @@ def export_checkpoint(
         reference = {"numpy": outputs}
         spec = spec.replace(attention_dtype="s8" if int8_attention else "f32")
         spec, tensors, quantization = quantize(
-            spec, tensors, _calibration_batches(checkpoint, texts), portable=portable, keep_f32=keep_f32
+            spec,
+            tensors,
+            calibration_batches(checkpoint, texts),
+            portable=portable,
+            keep_f32=keep_f32,
+            smooth=checkpoint.smooth or None,
         )
         outputs = NumpyBackend(spec, tensors).run(batch, spec.outputs)
     metadata = {"edgebert.probe": encode_probe(batch, outputs, spec)}
@@ -236,7 +241,12 @@ def _read_calibration(path: Path) -> list[str]:
     return texts
 
 
-def _calibration_batches(checkpoint: Checkpoint, texts: Sequence[Text] | None) -> list[PackedBatch]:
+def calibration_batches(checkpoint: Checkpoint, texts: Sequence[Text] | None) -> list[PackedBatch]:
+    """The texts, or the built-in sentences (random ids where there is no tokenizer), as `quantize` takes them.
+
+    Raises:
+        InvalidInputError: texts for a checkpoint without a tokenizer.
+    """
     spec = checkpoint.spec
     length = min(CALIBRATION_LENGTH, spec.max_length)
     if checkpoint.tokenizer_json is not None:

@@ -47,6 +47,7 @@ def quantize(
     batches: Sequence[PackedBatch],
     portable: bool = False,
     keep_f32: Collection[str] = (),
+    smooth: Mapping[str, F32] | None = None,
 ) -> tuple[EncoderSpec, dict[str, Array], dict[str, Any]]:
     """Quantize the four linears of every layer and the embedding tables; the same input gives the same bits.
 
@@ -58,6 +59,8 @@ def quantize(
         batches: calibration batches, at least one token in all. A few thousand tokens of ordinary text do.
         portable: keep the codes of every integer product in +-63 instead of +-127.
         keep_f32: linears that stay f32, by canonical name, for instance "layer.3.ffn.down".
+        smooth: smoothing factors f32 [K] by linear, where the weights were trained with these (`settle_smoothing`) and
+            with the nearest codes, which they then get; None chooses both.
 
     Returns:
         (spec, canonical tensors, report). The report names per linear the rounding, whether its input is smoothed, and
@@ -91,7 +94,7 @@ def quantize(
     linears: dict[str, dict[str, Any]] = {}
     for i in range(spec.num_layers):
         inputs = _capture_inputs(spec, new, i, batches, hidden_states)
-        chosen = _quantize_layer(new, i, inputs, limit, keep_f32)
+        chosen = _quantize_layer(new, i, inputs, limit, keep_f32, smooth)
         linears |= {
             linear_name(i, name): {
                 "rounding": best.rounding,
@@ -108,6 +111,31 @@ def quantize(
             hidden_states = [_run_layer(spec, new, i, *pair) for pair in zip(batches, hidden_states, strict=True)]
     report = {"calibration_tokens": sum(batch.total_tokens for batch in batches), "linears": linears}
     return spec, new, report
+
+
+def settle_smoothing(
+    spec: EncoderSpec, tensors: Mapping[str, F32], batches: Sequence[PackedBatch]
+) -> tuple[dict[str, F32], dict[str, F32]]:
+    """Smoothing for good, before quantization-aware training: that of the attention output folded, the others' fixed.
+
+    Args:
+        spec, tensors, batches: as of `quantize`.
+
+    Returns:
+        (canonical f32 tensors of the same function, factors f32 [K] of every qkv and ffn_up by canonical name).
+    """
+    new: dict[str, Array] = dict(tensors)
+    smooth: dict[str, F32] = {}
+    hidden_states = [_embed(spec, new, batch) for batch in batches]
+    for i in range(spec.num_layers):
+        inputs = _capture_inputs(spec, new, i, batches, hidden_states)
+        if "attention_output" in inputs:
+            _fold_into_values(new, i, inputs["attention_output"])
+        for name in sorted({"qkv", "ffn_up"} & inputs.keys()):
+            prefix = linear_name(i, name)
+            smooth[prefix] = smoothing_factors(inputs[name], new[f"{prefix}.weight"])
+        hidden_states = [_run_layer(spec, new, i, *pair) for pair in zip(batches, hidden_states, strict=True)]
+    return new, smooth
 
 
 # Running one layer of the oracle
@@ -154,10 +182,15 @@ def _capture_inputs(
 
 
 def _quantize_layer(
-    tensors: dict[str, Array], i: int, inputs: dict[str, F32], limit: int, keep_f32: Collection[str]
+    tensors: dict[str, Array],
+    i: int,
+    inputs: dict[str, F32],
+    limit: int,
+    keep_f32: Collection[str],
+    smooth: Mapping[str, F32] | None,
 ) -> dict[str, _Candidate]:
     """Replace the layer's f32 linears by their best codes; `inputs` are the f32 inputs of each, [tokens, K]."""
-    if "attention_output" in inputs:
+    if smooth is None and "attention_output" in inputs:
         inputs["attention_output"] = _fold_into_values(tensors, i, inputs["attention_output"])
     chosen = {}
     for name, x in inputs.items():
@@ -165,10 +198,14 @@ def _quantize_layer(
         if prefix in keep_f32:
             continue
         weight = tensors[f"{prefix}.weight"]
-        # the attention output's smoothing is folded; only for ffn_down is it open whether smoothing helps
-        smoothings = {"attention_output": (False,), "ffn_down": (False, True)}.get(name, (True,))
-        candidates = [c for is_smoothed in smoothings for c in _candidates(x, weight, is_smoothed, limit)]
-        best = min(candidates, key=lambda candidate: candidate.error)
+        if smooth is not None:
+            best = _candidates(x, weight, smooth.get(prefix), limit)[0]
+        else:
+            # the attention output's smoothing is folded; only for ffn_down is it open whether smoothing helps
+            smoothings = {"attention_output": (False,), "ffn_down": (False, True)}.get(name, (True,))
+            factors = [smoothing_factors(x, weight) if is_smoothed else None for is_smoothed in smoothings]
+            candidates = [c for factor in factors for c in _candidates(x, weight, factor, limit)]
+            best = min(candidates, key=lambda candidate: candidate.error)
         chosen[name] = best
         tensors[f"{prefix}.weight"], tensors[f"{prefix}.scale"] = best.codes, best.scale
         tensors[f"{prefix}.colsum"] = quant.column_sums(best.codes)
@@ -213,12 +250,11 @@ def smoothing_factors(x: F32, weight: F32) -> F32:
     return np.clip(smooth, np.float32(1 / SMOOTHING_LIMIT), np.float32(SMOOTHING_LIMIT))
 
 
-def _candidates(x: F32, weight: F32, is_smoothed: bool, limit: int) -> list[_Candidate]:
+def _candidates(x: F32, weight: F32, smooth: F32 | None, limit: int) -> list[_Candidate]:
     """The linear with nearest and with GPTQ's codes, and how far each output is from x @ weight."""
     target = x @ weight
     inv_smooth = None
-    if is_smoothed:
-        smooth = smoothing_factors(x, weight)
+    if smooth is not None:
         inv_smooth = np.float32(1.0) / smooth
         weight = weight * smooth[:, None]
     q, a_scale, zn = quant.quantize_rows(x, inv_smooth)

@@ -32,6 +32,7 @@ def distil(
     evaluate: Callable[[TorchEncoder], float] | None = None,
     state_file: Path | None = None,
     name: str = "distillation",
+    build: Callable[..., TorchEncoder] = TorchEncoder,
 ) -> tuple[Checkpoint, Progress]:
     """Train a student to answer as its teacher does.
 
@@ -48,6 +49,7 @@ def distil(
         settings: weights, temperature and training.
         score_range: as of `finetune.TaskLoss`.
         seed, evaluate, state_file, name: as of `finetune.train`.
+        build: makes the student from a spec, tensors and dropouts, as `TorchEncoder` does.
 
     Returns:
         (the trained student, how it went).
@@ -58,7 +60,7 @@ def distil(
     _check_pair(teacher, student)
     guide = TorchEncoder(teacher.spec, teacher.tensors).to(find_device()).eval().requires_grad_(False)
     dropout = settings.training.dropout
-    model = TorchEncoder(student.spec, student.tensors, dropout=dropout, attention_dropout=dropout)
+    model = build(student.spec, student.tensors, dropout=dropout, attention_dropout=dropout)
     projection = None
     if settings.hidden_weight and student.spec.hidden_size != teacher.spec.hidden_size:
         torch.manual_seed(seed)

@@ -17,6 +17,7 @@ from edgebert.artifact.spec import EncoderSpec
 from edgebert.errors import EdgeBertError
 
 _RECORD = "stage.json"
+_SMOOTH = ".smooth"  # ends the names of smoothing factors among the tensors
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,8 @@ def hash_file(path: str | Path) -> str:
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     """Write weights, spec, tokenizer and config into a folder that is there."""
-    save_file(checkpoint.tensors, folder / "model.safetensors")
+    smooth = {f"{name}{_SMOOTH}": factors for name, factors in checkpoint.smooth.items()}
+    save_file(checkpoint.tensors | smooth, folder / "model.safetensors")
     texts: Mapping[str, Any] = {
         "spec": checkpoint.spec.to_json(),
         "tokenizer": checkpoint.tokenizer_json,
@@ -114,10 +116,13 @@ def load_saved(folder: Path, base: Checkpoint) -> Checkpoint:
     """
     try:
         texts = json.loads((folder / "checkpoint.json").read_text(encoding="utf-8"))
+        tensors = load_file(folder / "model.safetensors")
+        smooth = {name: tensors.pop(name) for name in list(tensors) if name.endswith(_SMOOTH)}
         return replace(
             base,
             spec=EncoderSpec.from_json(texts["spec"]),
-            tensors=load_file(folder / "model.safetensors"),
+            tensors=tensors,
+            smooth={name.removesuffix(_SMOOTH): factors for name, factors in smooth.items()},
             tokenizer_json=texts["tokenizer"],
             config=texts["config"],
             source_files={name: base.source_files[name] for name in texts["source_files"]},

@@ -71,7 +71,8 @@ class TorchEncoder(nn.Module):
 
     def tensor(self, name: str) -> Tensor:
         """The parameter of a canonical name."""
-        return self.get_parameter(_attribute(name))
+        parameter: Tensor = getattr(self, _attribute(name))
+        return parameter
 
     def forward(
         self,
@@ -167,15 +168,15 @@ class TorchEncoder(nn.Module):
     def embed(self, input_ids: Tensor, token_type_ids: Tensor | None) -> Tensor:
         """The hidden states before the first layer, [B, S, hidden_size]."""
         spec = self.spec
-        x = functional.embedding(input_ids, self.tensor("embeddings.word.weight"))
+        x = self._rows("word", functional.embedding(input_ids, self.tensor("embeddings.word.weight")))
         if spec.num_token_types:
             types = self.tensor("embeddings.token_type.weight")
             if token_type_ids is None or not spec.has_token_types:
-                x = x + types[0]
+                x = x + self._rows("token_type", types[0])
             else:
-                x = x + functional.embedding(token_type_ids, types)
+                x = x + self._rows("token_type", functional.embedding(token_type_ids, types))
         first = spec.position_offset
-        x = x + self.tensor("embeddings.position.weight")[first : first + input_ids.shape[1]]
+        x = x + self._rows("position", self.tensor("embeddings.position.weight")[first : first + input_ids.shape[1]])
         x = self._drop(self._layer_norm("embeddings.layer_norm", x))
         return x if spec.embedding_size == spec.hidden_size else self._linear("embeddings.projection", x)
 
@@ -203,12 +204,20 @@ class TorchEncoder(nn.Module):
         if spec.has_mlm_head:
             inner = _ACTIVATIONS[spec.mlm_activation](self._linear("mlm.dense", tokens))
             inner = self._layer_norm("mlm.layer_norm", inner)
-            logits = functional.linear(inner, self.tensor("embeddings.word.weight"), self.tensor("mlm.bias"))
+            logits = self._product("mlm", inner, self.tensor("embeddings.word.weight"), self.tensor("mlm.bias"))
             outputs["prediction_logits" if spec.task == "pretraining" else "logits"] = logits
         return outputs
 
     def _linear(self, prefix: str, x: Tensor) -> Tensor:
-        return functional.linear(x, self.tensor(f"{prefix}.weight").t(), self.tensor(f"{prefix}.bias"))
+        return self._product(prefix, x, self.tensor(f"{prefix}.weight").t(), self.tensor(f"{prefix}.bias"))
+
+    def _product(self, prefix: str, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """x @ weight.t() + bias of one linear, weight [N, K]; "mlm" is the tied decoder."""
+        return functional.linear(x, weight, bias)
+
+    def _rows(self, table: str, rows: Tensor) -> Tensor:
+        """Rows of an embedding table, [..., embedding_size], as they are added up."""
+        return rows
 
     def _layer_norm(self, prefix: str, x: Tensor) -> Tensor:
         weight, bias = self.tensor(f"{prefix}.weight"), self.tensor(f"{prefix}.bias")
