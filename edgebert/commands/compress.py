@@ -30,9 +30,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--learning-rate", type=float, help="of fine-tuning")
     parser.add_argument("--no-finetune", action="store_true", help="take the model as it is")
     parser.add_argument("--layers", type=int, metavar="N", help="distil into a student of N layers")
+    parser.add_argument("--hidden-size", type=int, metavar="N", help="with --layers: a narrower student, newly drawn")
     parser.add_argument("--flops", type=float, metavar="SHARE", help="prune to this share of the arithmetic")
     parser.add_argument("--retrain", action="store_true", help="with --flops: distil what is left from what was whole")
     parser.add_argument("--trim", action="store_true", help="cut the vocabulary to the training texts")
+    parser.add_argument("--qat", action="store_true", help="train with int8's codes before int8: quantization-aware")
     parser.add_argument("--no-int8", action="store_true", help="leave weights and activations in fp32")
     parser.add_argument("--work", metavar="FOLDER", help="of finished stages (default: beside the output)")
     parser.add_argument("--seed", type=int, help="the same one gives the same file (default: 0)")
@@ -71,7 +73,15 @@ def build_recipe(args: argparse.Namespace) -> Any:
     """
     import dataclasses
 
-    from edgebert.compress.recipe import Budget, Distillation, Pruning, Recipe, Training, read_recipe
+    from edgebert.compress.recipe import (
+        Budget,
+        Distillation,
+        Pruning,
+        QuantizationAware,
+        Recipe,
+        Training,
+        read_recipe,
+    )
     from edgebert.errors import InvalidInputError
 
     names = ("model", "task", "train", "eval", "unlabelled", "output", "problem_type", "work", "seed")
@@ -92,12 +102,15 @@ def build_recipe(args: argparse.Namespace) -> Any:
         recipe = dataclasses.replace(recipe, finetune=None)
     elif given:
         recipe = dataclasses.replace(recipe, finetune=dataclasses.replace(recipe.finetune or Training(), **given))
-    if args.layers is not None:
-        distill = dataclasses.replace(recipe.distill or Distillation(), num_layers=args.layers)
+    student = {"num_layers": args.layers, "hidden_size": args.hidden_size}
+    if given := {name: value for name, value in student.items() if value is not None}:
+        distill = dataclasses.replace(recipe.distill or Distillation(), **given)
         recipe = dataclasses.replace(recipe, distill=distill)
     if args.flops is not None:
         prune = dataclasses.replace(recipe.prune or Pruning(), flops=args.flops)
         recipe = dataclasses.replace(recipe, prune=prune)
+    if args.qat:
+        recipe = dataclasses.replace(recipe, qat=recipe.qat or QuantizationAware())
     if args.retrain:
         recipe = dataclasses.replace(recipe, prune=dataclasses.replace(recipe.prune or Pruning(), retrain=True))
     return recipe

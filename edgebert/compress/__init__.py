@@ -5,11 +5,11 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["Budget", "Distillation", "Pruning", "Recipe", "Result", "Training", "run"]
+__all__ = ["Budget", "Distillation", "Pruning", "QuantizationAware", "Recipe", "Result", "Training", "run"]
 
 if TYPE_CHECKING:
     from edgebert.compress.pipeline import Result, run
-    from edgebert.compress.recipe import Budget, Distillation, Pruning, Recipe, Training
+    from edgebert.compress.recipe import Budget, Distillation, Pruning, QuantizationAware, Recipe, Training
 
 
 def __getattr__(name: str) -> Any:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -16,6 +17,7 @@ from edgebert.artifact.checkpoint import Checkpoint
 from edgebert.artifact.spec import EncoderSpec
 from edgebert.compress.encode import Examples
 from edgebert.compress.finetune import Batch, Progress, TaskLoss, find_device, train
+from edgebert.compress.heads import draw_tensors
 from edgebert.compress.recipe import Distillation
 from edgebert.compress.torch_encoder import TorchEncoder
 from edgebert.errors import InvalidInputError
@@ -83,6 +85,44 @@ def distil(
 def spread_layers(num_teacher: int, num_student: int) -> tuple[int, ...]:
     """Teacher layers, from 0, evenly spread, the last one among them: 6 to 3 gives 1, 3, 5."""
     return tuple(math.ceil((i + 1) * num_teacher / num_student) - 1 for i in range(num_student))
+
+
+def draw_student(teacher: Checkpoint, hidden_size: int, num_layers: int, seed: int = 0) -> Checkpoint:
+    """A narrower student: the teacher's embedding tables on the principal axes of its words, all else drawn.
+
+    Heads have the teacher's size, so there are fewer; intermediate sizes keep their ratio to the hidden size. Tables
+    that are projected to the hidden size stay as they are.
+
+    Raises:
+        InvalidInputError: a hidden size above the teacher's, or one that its heads do not divide.
+    """
+    spec, tensors = teacher.spec, teacher.tensors
+    first = spec.layers[0]
+    if not 0 < hidden_size <= spec.hidden_size or hidden_size % first.head_dim:
+        raise InvalidInputError(
+            f"a student cannot have the hidden size {hidden_size}: choose a multiple of {first.head_dim}, the size of "
+            f"a head, up to {spec.hidden_size}"
+        )
+    layer = replace(
+        first,
+        num_heads=hidden_size // first.head_dim,
+        intermediate_size=round(first.intermediate_size * hidden_size / spec.hidden_size),
+    )
+    tables = {f"embeddings.{name}.weight" for name in ("word", "position", "token_type")} & tensors.keys()
+    given = {name: tensors[name] for name in tables}
+    embedding_size = spec.embedding_size
+    if embedding_size == spec.hidden_size:
+        embedding_size = hidden_size
+        word = tensors["embeddings.word.weight"].astype(np.float64)
+        axes = np.linalg.eigh(word.T @ word)[1][:, ::-1][:, :hidden_size]
+        given = {name: (table @ axes).astype(np.float32) for name, table in given.items()}
+    narrow = spec.replace(
+        hidden_size=hidden_size,
+        embedding_size=embedding_size,
+        dense_size=min(spec.dense_size, hidden_size),
+        layers=(layer,) * num_layers,
+    )
+    return replace(teacher, spec=narrow, tensors=draw_tensors(narrow, given, seed))
 
 
 def _check_pair(teacher: Checkpoint, student: Checkpoint) -> None:

@@ -48,6 +48,15 @@ class Batch(NamedTuple):
 LossOf = Callable[[TorchEncoder, Batch], Tensor]
 
 
+class _Replicas(nn.DataParallel[TorchEncoder]):
+    """The model on every GPU: each runs its share of a batch's rows; outputs and gradients come back to the first."""
+
+    @property
+    def spec(self) -> EncoderSpec:
+        """The model's."""
+        return self.module.spec
+
+
 @dataclass
 class Progress:
     """How a training went: the mean loss of each epoch, the score of each, and the epoch that was kept (from 0)."""
@@ -71,6 +80,7 @@ def train(
 ) -> Progress:
     """Train a model in place: AdamW, warm-up and linear decay, length-bucketed batches, the best epoch kept.
 
+    On the GPU where there is one; where there are several, each takes a part of every batch.
     The same arguments give the same weights, also when the training was killed and goes on from `state_file`.
 
     Args:
@@ -91,6 +101,7 @@ def train(
     torch.manual_seed(seed)
     device = find_device()
     model.to(device)
+    runner: Any = _Replicas(model) if torch.cuda.device_count() > 1 else model
     modules = nn.ModuleList([model] if extra is None else [model, extra.to(device)])
     parameters = list(modules.parameters())
     matrices = [parameter for parameter in parameters if parameter.ndim > 1]
@@ -138,7 +149,7 @@ def train(
             order = batches_by_length(examples.lengths, training.batch_size, seed + epoch)
             for indices in order[steps % steps_an_epoch :]:
                 with autocast:
-                    loss = loss_of(model, make_batch(examples, indices, model.spec.pad_token_id, device))
+                    loss = loss_of(runner, make_batch(examples, indices, model.spec.pad_token_id, device))
                 loss.backward()  # type: ignore[no-untyped-call]
                 nn.utils.clip_grad_norm_(parameters, training.max_grad_norm)
                 optimizer.step()

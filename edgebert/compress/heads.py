@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,10 @@ import numpy as np
 
 from edgebert.artifact.checkpoint import Checkpoint, load_checkpoint
 from edgebert.artifact.names import weight_tensors
+from edgebert.artifact.spec import EncoderSpec
 from edgebert.compress.data import Dataset
 from edgebert.errors import UnsupportedModelError
+from edgebert.quant import F32
 
 _INITIAL_STD = 0.02  # of new linears, as BERT begins (arXiv 1810.04805; `initializer_range` of its configs)
 DEFAULT_LENGTH = 512
@@ -62,13 +65,20 @@ def load_for_task(source: str | Path, dataset: Dataset, *, seed: int = 0, family
         max_length=min(DEFAULT_LENGTH, body.spec.usable_positions),  # an embedding model's own may be shorter
         **head,
     )
+    return replace(body, spec=spec, tensors=draw_tensors(spec, body.tensors, seed))
+
+
+def draw_tensors(spec: EncoderSpec, given: Mapping[str, F32], seed: int) -> dict[str, F32]:
+    """The tensors of a spec: those given, and for the others what BERT begins with."""
     rng = np.random.default_rng(seed)
     tensors = {}
     for name, (_, shape) in weight_tensors(spec).items():
-        if name in body.tensors:
-            tensors[name] = body.tensors[name]
+        if name in given:
+            tensors[name] = given[name]
         elif name.endswith(".bias"):
             tensors[name] = np.zeros(shape, np.float32)
+        elif name.endswith("layer_norm.weight"):
+            tensors[name] = np.ones(shape, np.float32)
         else:
             tensors[name] = (_INITIAL_STD * rng.standard_normal(shape)).astype(np.float32)
-    return replace(body, spec=spec, tensors=tensors)
+    return tensors

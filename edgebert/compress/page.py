@@ -54,13 +54,17 @@ def write_report(path: Path, report: dict[str, Any], worst: list[dict[str, Any]]
                 f"Every row is a file, measured through edgebert.load: {workload}. {report['rows']['train']} rows were "
                 f"trained on; the best epoch was chosen on the {report['rows']['eval']} rows that the metrics are of.",
                 Table(ladder_columns(report), ladder_rows(report)),
-                _plot_ladder(report),
+                _plot_rungs(report),
+                _plot_accuracy(report),
                 *_describe_budgets(report),
                 *report["messages"],
             ],
         ),
         Section("Layers", [_plot_layers(report)]),
     ]
+    for stage in report["stages"]:
+        if "candidates" in stage:
+            sections.append(Section("Candidates", [_tabulate_candidates(stage)]))
     if report["quantization"]:
         linears = report["quantization"]["linears"]
         rows = [
@@ -90,7 +94,37 @@ def describe_budget(name: str, budget: dict[str, Any]) -> str:
     return f"Budget {name}: {found}, at most {limit}: {'met' if budget['met'] else 'NOT met'}."
 
 
-def _plot_ladder(report: dict[str, Any]) -> Plot:
+def _tabulate_candidates(stage: dict[str, Any]) -> Table:
+    rows = [
+        [
+            candidate["name"],
+            f"{100 * candidate['score']:.2f}",
+            " ".join(map(str, candidate["num_heads"])),
+            " ".join(map(str, candidate["intermediate_size"])),
+        ]
+        for candidate in stage["candidates"]
+    ]
+    caption = f"Each within the budgets by the latency table and the count of bytes; chosen: {stage['chosen']}."
+    return Table(["candidate", "metric before retraining", "heads", "intermediate sizes"], rows, caption)
+
+
+def _plot_rungs(report: dict[str, Any]) -> Plot:
+    rungs = [*report["stages"], report["final"]]
+    first = rungs[0]["speed"]["latency_p50"], rungs[0]["bytes"]
+    figure, axes = new_figure()
+    places = range(len(rungs))
+    for shift, label, values in (
+        (0.2, "times faster", [first[0] / rung["speed"]["latency_p50"] for rung in rungs]),
+        (-0.2, "times smaller", [first[1] / rung["bytes"] for rung in rungs]),
+    ):
+        axes.barh([-place + shift for place in places], values, height=0.4, label=label)
+    axes.set_yticks([-place for place in places], [rung["name"] for rung in rungs])
+    axes.set_xlabel(f"against {rungs[0]['name']}")
+    axes.legend(fontsize=9)
+    return Plot(figure, "The ladder: how much faster and smaller each file is.")
+
+
+def _plot_accuracy(report: dict[str, Any]) -> Plot:
     figure, axes = new_figure()
     for rung in [*report["stages"], report["final"]]:
         x, y = rung["speed"]["latency_p50"] * 1e3, 100 * next(iter(rung["metrics"].values()))

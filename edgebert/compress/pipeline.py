@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -14,18 +15,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from edgebert import __version__
 from edgebert.artifact.checkpoint import Checkpoint
-from edgebert.artifact.export import export_checkpoint
-from edgebert.artifact.names import weight_tensors
+from edgebert.artifact.export import calibration_batches, export_checkpoint
 from edgebert.artifact.spec import EncoderSpec
 from edgebert.artifact.writer import encode_metadata
 from edgebert.backends.base import Outputs
 from edgebert.batch import PackedBatch
 from edgebert.compress import prune, vocabulary
 from edgebert.compress.data import Dataset, hold_out, load_dataset, read_rows
-from edgebert.compress.distill import distil, spread_layers
+from edgebert.compress.distill import distil, draw_student, spread_layers
 from edgebert.compress.encode import Examples, encode, load_tokenizer
 from edgebert.compress.evaluate import Evaluation, evaluate, run_torch
 from edgebert.compress.finetune import TaskLoss, batches_by_length, find_device, make_batch, train
@@ -33,10 +34,12 @@ from edgebert.compress.heads import load_for_task
 from edgebert.compress.latency import LatencyTable
 from edgebert.compress.measure import describe_shape, evaluate_file, measure_speeds
 from edgebert.compress.page import write_report
-from edgebert.compress.recipe import Distillation, Recipe, Training
+from edgebert.compress.planner import Bytes, Limits, choose, list_candidates
+from edgebert.compress.qat import QuantizedEncoder, settle
+from edgebert.compress.recipe import Distillation, Pruning, QuantizationAware, Recipe, Training
 from edgebert.compress.stages import Stage, StageStore, hash_file
 from edgebert.compress.torch_encoder import TorchEncoder
-from edgebert.errors import InvalidInputError
+from edgebert.errors import EdgeBertError, InvalidInputError
 from edgebert.report import require_report
 from edgebert.tokenizer import Text
 
@@ -148,6 +151,8 @@ class _Run:
         if recipe.distill is not None:
             self._distill(recipe.distill)
         self._prune()
+        if recipe.qat is not None:
+            self._learn_int8(recipe.qat)
         return self._finish(teacher)
 
     # Stages
@@ -182,11 +187,12 @@ class _Run:
     def _max_length(self) -> int | None:
         return self.recipe.finetune.max_length if self.recipe.finetune else None
 
-    def _trim(self) -> None:
-        texts = [*self.train.texts(), *self.unlabelled]
+    def _vocabulary_texts(self) -> list[Text]:
+        return [*self.train.texts(), *self.unlabelled]
 
+    def _trim(self) -> None:
         def make(_: Path) -> tuple[Checkpoint, dict[str, Any]]:
-            checkpoint = vocabulary.trim(self.store.stages[-1].checkpoint, texts)
+            checkpoint = vocabulary.trim(self.store.stages[-1].checkpoint, self._vocabulary_texts())
             unknown = vocabulary.unknown_share(str(checkpoint.tokenizer_json), self.eval.texts())
             return checkpoint, {"unknown_share": unknown}
 
@@ -228,11 +234,19 @@ class _Run:
     def _make_student(self, teacher: Checkpoint, settings: Distillation) -> Checkpoint:
         if settings.student is not None:
             return load_for_task(settings.student, self.train, seed=self.recipe.seed)
+        if settings.hidden_size is not None:
+            return draw_student(teacher, settings.hidden_size, settings.num_layers, self.recipe.seed)
         layers = settings.layers or spread_layers(teacher.spec.num_layers, settings.num_layers)
         return prune.take_layers(teacher, layers)
 
     def _distil_into(
-        self, student: Checkpoint, teacher: Checkpoint, settings: Distillation, state_file: Path, name: str
+        self,
+        student: Checkpoint,
+        teacher: Checkpoint,
+        settings: Distillation,
+        state_file: Path,
+        name: str,
+        build: Callable[..., TorchEncoder] = TorchEncoder,
     ) -> tuple[Checkpoint, dict[str, Any]]:
         checkpoint, progress = distil(
             teacher,
@@ -244,6 +258,7 @@ class _Run:
             evaluate=self._scorer(student),
             state_file=state_file,
             name=name,
+            build=build,
         )
         return checkpoint, vars(progress)
 
@@ -257,31 +272,35 @@ class _Run:
         return examples.join(more)
 
     def _prune(self) -> None:
-        settings, budget = self.recipe.prune, self.recipe.budget
+        settings = self.recipe.prune
         whole = self.store.stages[-1].checkpoint
         if settings is not None and settings.flops < 1:
             costs = prune.Flops.of(whole.spec)
-            self._prune_to("prune", costs, settings.flops * costs.predict(whole.spec))
-        if budget.latency is not None:
-            self._prune_to_latency(budget.latency)
-        if budget.size is not None:
-            spec = self.store.stages[-1].checkpoint.spec
-            costs_bytes = Bytes(spec, self.recipe.int8, self._overhead_bytes())
-            if costs_bytes.predict(spec) > budget.size:
-                self._prune_to("prune-size", costs_bytes, budget.size)
+            for step in range(1, settings.steps + 1):
+                share = 1 - (1 - settings.flops) * step / settings.steps
+                self._prune_to("prune", costs, share * costs.predict(whole.spec))
+                if step < settings.steps:
+                    self._retrain(whole, settings)
+        self._plan()
+        if settings is not None and settings.retrain and self.store.stages[-1].checkpoint.spec != whole.spec:
+            self._retrain(whole, settings)
+
+    def _retrain(self, whole: Checkpoint, settings: Pruning) -> None:
+        """Distil what is left from what was whole."""
         pruned = self.store.stages[-1].checkpoint
-        if settings is not None and settings.retrain and pruned.spec != whole.spec:
-            distillation = Distillation(temperature=settings.temperature, training=settings.training)
+        distillation = Distillation(temperature=settings.temperature, training=settings.training)
 
-            def make(state_file: Path) -> tuple[Checkpoint, dict[str, Any]]:
-                return self._distil_into(pruned, whole, distillation, state_file, "retrain")
+        def make(state_file: Path) -> tuple[Checkpoint, dict[str, Any]]:
+            is_trimmed = pruned.tokenizer_json != whole.tokenizer_json
+            teacher = vocabulary.trim(whole, self._vocabulary_texts()) if is_trimmed else whole
+            return self._distil_into(pruned, teacher, distillation, state_file, "retrain")
 
-            self._stage("retrain", distillation, make)
+        self._stage("retrain", distillation, make)
 
     def _prune_to(self, name: str, costs: prune.Costs, limit: float) -> None:
         def make(_: Path) -> tuple[Checkpoint, dict[str, Any]]:
-            checkpoint, importance = self._measure_importance()
-            return prune.prune(checkpoint, importance, limit, costs), {}
+            checkpoint = self.store.stages[-1].checkpoint
+            return prune.prune(checkpoint, self._measure_importance(checkpoint), limit, costs), {}
 
         self._try_stage(name, (costs, limit), make)
 
@@ -294,9 +313,8 @@ class _Run:
         except InvalidInputError as error:
             self._say(f"{name}: {error}; left as it is")
 
-    def _measure_importance(self) -> tuple[Checkpoint, prune.Importance]:
-        """What to prune, and what a part of the training data says about its units."""
-        checkpoint = self.store.stages[-1].checkpoint
+    def _measure_importance(self, checkpoint: Checkpoint) -> prune.Importance:
+        """What a part of the training data says about the units of a checkpoint."""
         examples = encode(self.train, checkpoint, self._max_length())
         chosen = np.random.default_rng(self.recipe.seed).permutation(len(examples))[:PRUNING_EXAMPLES]
         examples = examples.take(sorted(chosen.tolist()))
@@ -304,52 +322,110 @@ class _Run:
             make_batch(examples, indices, checkpoint.spec.pad_token_id, find_device())
             for indices in batches_by_length(examples.lengths, PRUNING_BATCH, self.recipe.seed)
         ]
-        loss_of = TaskLoss(checkpoint, self.score_range)
-        return checkpoint, prune.measure_importance(checkpoint, batches, loss_of)
+        bar = tqdm(batches, desc="importance", unit="batch", mininterval=1.0)
+        return prune.measure_importance(checkpoint, bar, TaskLoss(checkpoint, self.score_range))
 
-    def _prune_to_latency(self, limit: float) -> None:
-        budget, spec = self.recipe.budget, self.store.stages[-1].checkpoint.spec
-        workload = {"tokens": budget.tokens, "batch": budget.batch, "threads": budget.threads, "int8": self.recipe.int8}
-        name = hashlib.sha256(repr((workload, spec)).encode()).hexdigest()[:12]
-        path = self.recipe.work_folder / f"latency-{name}.json"
-        if path.exists():
-            table = LatencyTable.from_json(path.read_text(encoding="utf-8"))
-        else:
-            self.progress("measuring the latency of layer shapes")
-            table = LatencyTable.measure(spec, **workload)  # type: ignore[arg-type]
-            _replace(path, table.to_json())
-        if table.predict(spec) <= limit:
+    def _plan(self) -> None:
+        """Get within the budgets of latency and size: the best of some candidates."""
+        recipe, budget = self.recipe, self.recipe.budget
+        whole = self.store.stages[-1].checkpoint
+        table = None if budget.latency is None else self._latency_table(whole.spec)
+
+        def limits_of(checkpoint: Checkpoint, latency: float | None = budget.latency) -> Limits:
+            limits: Limits = []
+            if table is not None and latency is not None:
+                limits.append((table, latency))
+            if budget.size is not None:
+                overhead = self._overhead_bytes(checkpoint)
+                limits.append((Bytes(checkpoint.spec, recipe.int8, overhead), budget.size))
+            return limits
+
+        if all(costs.predict(whole.spec) <= limit for costs, limit in limits_of(whole)):
             return
 
         def make(state_file: Path) -> tuple[Checkpoint, dict[str, Any]]:
-            checkpoint, importance = self._measure_importance()
-            target, tries = limit, []
-            while True:  # the table's estimate is corrected by what a file takes
-                pruned = prune.prune(checkpoint, importance, target, table)
+            def score_of(checkpoint: Checkpoint) -> float:
+                return self._scorer(checkpoint)(TorchEncoder(checkpoint.spec, checkpoint.tensors).to(find_device()))
+
+            trimmed = None if budget.size is None or recipe.trim else self._trimmed(whole)
+            candidates = list_candidates(whole, trimmed, self._measure_importance)
+            best, pruned, records = choose(candidates, limits_of, score_of)
+            record = {"chosen": best.name, "candidates": records}
+            tries: list[dict[str, float]] = []
+            target = budget.latency
+            while table is not None and target is not None and budget.latency is not None:
+                # the table's estimate is corrected by what a file takes
                 measured = self._measure_latency(pruned, state_file.with_name("candidate.onnx"))
                 tries.append({"predicted": table.predict(pruned.spec), "measured": measured})
-                if measured <= limit or len(tries) == LATENCY_TRIES:
-                    return pruned, {"tries": tries}
-                target *= limit / measured
+                if measured <= budget.latency or len(tries) == LATENCY_TRIES:
+                    break
+                target *= budget.latency / measured
+                pruned = best.prune(limits_of(best.parent, target))
+            return pruned, record | {"tries": tries}
 
-        self._try_stage("prune-latency", (table.workload, limit), make)
+        limits = budget.latency, budget.size, recipe.int8
+        self._try_stage("plan", (limits, table.workload if table is not None else None), make)
+
+    def _trimmed(self, checkpoint: Checkpoint) -> Checkpoint | None:
+        try:
+            return vocabulary.trim(checkpoint, self._vocabulary_texts())
+        except EdgeBertError as error:
+            self._say(f"plan: {error}")
+            return None
+
+    def _latency_table(self, spec: EncoderSpec) -> LatencyTable:
+        budget = self.recipe.budget
+        workload = {"tokens": budget.tokens, "batch": budget.batch, "threads": budget.threads, "int8": self.recipe.int8}
+
+        def measure() -> str:
+            self.progress("measuring the latency of layer shapes")
+            return LatencyTable.measure(spec, **workload).to_json()  # type: ignore[arg-type]
+
+        return LatencyTable.from_json(self._measure_once("latency", (workload, spec), measure))
 
     def _measure_latency(self, checkpoint: Checkpoint, path: Path) -> float:
         """Seconds of a call to the checkpoint's file."""
-        try:
-            export_checkpoint(checkpoint, path, int8=self.recipe.int8, portable=self.recipe.portable)
-            return float(measure_speeds([path], self.recipe.budget)[0]["latency_p50"])
-        finally:
-            path.unlink(missing_ok=True)
+
+        def measure() -> str:
+            try:
+                export_checkpoint(checkpoint, path, int8=self.recipe.int8, portable=self.recipe.portable)
+                return str(measure_speeds([path], self.recipe.budget)[0]["latency_p50"])
+            finally:
+                path.unlink(missing_ok=True)
+
+        budget = self.recipe.budget
+        key = (budget.tokens, budget.batch, budget.threads, self.recipe.int8, self.recipe.portable, checkpoint.spec)
+        return float(self._measure_once("seconds", key, measure))
+
+    def _measure_once(self, name: str, key: object, measure: Callable[[], str]) -> str:
+        """What was measured, from the work folder where it was before: a run that goes on must decide alike."""
+        path = self.recipe.work_folder / f"{name}-{hashlib.sha256(repr(key).encode()).hexdigest()[:12]}.json"
+        if not path.exists():
+            _replace(path, measure())
+        return path.read_text(encoding="utf-8")
+
+    def _learn_int8(self, settings: QuantizationAware) -> None:
+        """Quantization-aware training, distilled from the model as it is."""
+        whole = self.store.stages[-1].checkpoint
+        distillation = Distillation(temperature=settings.temperature, training=settings.training)
+
+        def make(state_file: Path) -> tuple[Checkpoint, dict[str, Any]]:
+            student = settle(whole, calibration_batches(whole, self._calibration_texts()))
+            build = functools.partial(QuantizedEncoder, smooth=student.smooth, portable=self.recipe.portable)
+            return self._distil_into(student, whole, distillation, state_file, "qat", build)
+
+        self._stage("qat", (distillation, self.recipe.portable), make)
 
     def _say(self, text: str) -> None:
         self.messages.append(text)
         self.progress(text)
 
-    def _overhead_bytes(self) -> int:
-        """Bytes of a file besides its weights: tokenizer, graph, metadata."""
+    def _overhead_bytes(self, checkpoint: Checkpoint) -> int:
+        """Bytes of a checkpoint's file besides its weights: its tokenizer, and what the last stage's has else."""
         stage = self.store.stages[-1]
-        return int(stage.model.stat().st_size - 4 * sum(tensor.size for tensor in stage.checkpoint.tensors.values()))
+        weights = 4 * sum(tensor.size for tensor in stage.checkpoint.tensors.values())
+        tokenizers = [len((source.tokenizer_json or "").encode()) for source in (checkpoint, stage.checkpoint)]
+        return stage.model.stat().st_size - weights + tokenizers[0] - tokenizers[1]
 
     # The file
 
@@ -463,28 +539,3 @@ def _replace(path: Path, text: str) -> None:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
-
-
-@dataclass(frozen=True)
-class Bytes:
-    """Bytes of a model's file, as `prune.Costs`: those of its tensors, and `overhead` for the rest."""
-
-    spec: EncoderSpec
-    int8: bool
-    overhead: int
-
-    def layer(self, num_heads: int, intermediate_size: int) -> float:
-        """Of one layer of that shape: four linears with their biases and, in int8, scales and sums; two LayerNorms."""
-        hidden, size = self.spec.hidden_size, num_heads * self.spec.layers[0].head_dim
-        weights = 4 * hidden * size + 2 * hidden * intermediate_size
-        columns = 3 * size + intermediate_size + 2 * hidden
-        return float(weights + 12 * columns if self.int8 else 4 * (weights + columns)) + 16 * hidden
-
-    def predict(self, spec: EncoderSpec) -> float:
-        """Of a whole model."""
-        rest = sum(
-            np.prod(shape) * (1 if self.int8 and name.startswith("embeddings.") and len(shape) == 2 else 4)
-            for name, (_, shape) in weight_tensors(spec.replace(layers=())).items()
-        )
-        layers = sum(self.layer(layer.num_heads, layer.intermediate_size) for layer in spec.layers)
-        return float(self.overhead + rest + layers)

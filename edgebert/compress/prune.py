@@ -114,13 +114,43 @@ def prune(
     Raises:
         InvalidInputError: a budget that nothing fits.
     """
-    spec = checkpoint.spec
-    if costs.predict(spec) <= budget:
+    return prune_within(checkpoint, importance, [(costs, budget)], neuron_step=neuron_step)
+
+
+def prune_within(
+    checkpoint: Checkpoint,
+    importance: Importance,
+    limits: Iterable[tuple[Costs, float]],
+    *,
+    num_layers: int | None = None,
+    neuron_step: int = NEURON_STEP,
+) -> Checkpoint:
+    """As `prune`, under several budgets, after removing the layers that the loss misses least.
+
+    Args:
+        checkpoint, importance, neuron_step: as of `prune`.
+        limits: (costs, budget) each.
+        num_layers: layers that stay; None for all of them.
+
+    Raises:
+        InvalidInputError: a budget that nothing fits.
+    """
+    layers = choose_layers(importance.gradients, num_layers or checkpoint.spec.num_layers)
+    gradients = [importance.gradients[i] for i in layers]
+    small = take_layers(checkpoint, layers)
+    for costs, budget in limits:
+        if costs.predict(small.spec) > budget:
+            kept = choose_units(small.spec, gradients, budget, costs, neuron_step)
+            spec, tensors = remove_units(small.spec, small.tensors, kept)
+            small = replace(small, spec=spec, tensors=tensors)
+            gradients = [
+                Units(layer.heads[:, units.heads], layer.neurons[:, units.neurons])
+                for layer, units in zip(gradients, kept, strict=True)
+            ]
+    if small.spec == checkpoint.spec:
         return checkpoint
-    kept = choose_units(spec, importance.gradients, budget, costs, neuron_step)
-    small, tensors = remove_units(spec, checkpoint.tensors, kept)
-    tensors = refit(spec, checkpoint.tensors, small, tensors, importance.inputs)
-    return replace(checkpoint, spec=small, tensors=tensors)
+    tensors = refit(checkpoint.spec, checkpoint.tensors, small.spec, small.tensors, importance.inputs, layers)
+    return replace(small, tensors=tensors)
 
 
 # Importance
@@ -206,6 +236,12 @@ def removal_order(gradients: F32) -> tuple[I64, F64]:
 
 
 # Choice
+
+
+def choose_layers(gradients: Sequence[Units], count: int) -> list[int]:
+    """Indices of the `count` layers without whose units the loss would grow most, ascending."""
+    growth = [removal_order(layer.heads)[1][-1] + removal_order(layer.neurons)[1][-1] for layer in gradients]
+    return sorted(np.argsort(-np.array(growth), kind="stable")[:count].tolist())
 
 
 def choose_units(
@@ -326,12 +362,24 @@ def take_layers(checkpoint: Checkpoint, layers: Sequence[int]) -> Checkpoint:
 
 @torch.no_grad()
 def refit(
-    spec: EncoderSpec, tensors: dict[str, F32], small: EncoderSpec, small_tensors: dict[str, F32], inputs: Inputs
+    spec: EncoderSpec,
+    tensors: dict[str, F32],
+    small: EncoderSpec,
+    small_tensors: dict[str, F32],
+    inputs: Inputs,
+    layers: Sequence[int] | None = None,
 ) -> dict[str, F32]:
     """Tune attention_output and ffn_down of a pruned model, layer after layer, on the inputs of some batches.
 
     Each becomes the least-squares answer to: from the units left, and beside the pruned model's residual, give what the
-    whole model's sub-block and its residual gave. So it also makes up for the errors of the layers before it.
+    whole model's sub-block and its residual gave. So it also makes up for the errors of the layers before it, and for
+    layers that are gone.
+
+    Args:
+        spec, tensors: the whole model.
+        small, small_tensors: the pruned one.
+        inputs: of all batches.
+        layers: which of the whole model's layers are left, ascending; None for all.
 
     Returns:
         The pruned model's tensors, tuned.
@@ -341,19 +389,25 @@ def refit(
     masks = [mask.bool() for _, mask, _ in inputs]
     targets = [whole.embed(ids, types) for ids, _, types in inputs]  # hidden states of the whole model, batch by batch
     states = list(targets)  # and of the pruned one
+    places = {layer: place for place, layer in enumerate(range(spec.num_layers) if layers is None else layers)}
     for i in range(spec.num_layers):
         for name in ("attention_output", "ffn_down"):
-            prefix = linear_name(i, name)
-            fit = _LeastSquares(pruned, prefix)
-            inners = []
+            if i not in places:
+                targets = [
+                    whole.add(i, name, _inner(whole, i, name, x, mask), x)
+                    for x, mask in zip(targets, masks, strict=True)
+                ]
+                continue
+            place, inners = places[i], []
+            fit = _LeastSquares(pruned, linear_name(place, name))
             for j, mask in enumerate(masks):
                 inner = _inner(whole, i, name, targets[j], mask)
                 wanted = targets[j] + whole.output(i, name, inner) - states[j]
                 targets[j] = whole.add(i, name, inner, targets[j])
-                inners.append(_inner(pruned, i, name, states[j], mask))
+                inners.append(_inner(pruned, place, name, states[j], mask))
                 fit.add(inners[j][mask], wanted[mask])
             fit.solve()
-            states = [pruned.add(i, name, inner, x) for inner, x in zip(inners, states, strict=True)]
+            states = [pruned.add(place, name, inner, x) for inner, x in zip(inners, states, strict=True)]
     return pruned.tensors()
 
 

@@ -57,12 +57,13 @@ class Training:
 class Distillation:
     """How a student learns from the fine-tuned teacher, and how it begins.
 
-    The student is the checkpoint `student` where one is given, else the teacher's layers at `layers` (indices from 0),
-    else `num_layers` of them, evenly spread.
+    The student is the checkpoint `student` where one is given; or has `num_layers` newly drawn layers of a narrower
+    `hidden_size`; else the teacher's layers at `layers` (indices from 0), or `num_layers` of them, evenly spread.
     """
 
     num_layers: int = 3
     layers: tuple[int, ...] = ()
+    hidden_size: int | None = None
     student: str | None = None
     temperature: float = 2.0
     label_weight: float = 0.5  # of the task's own loss
@@ -77,6 +78,9 @@ class Distillation:
         weights = (self.label_weight, self.soft_weight, self.hidden_weight, self.relation_weight)
         _check("weights", weights, all(0 <= w < math.inf for w in weights) and sum(weights) > 0, "0 or more, not all 0")
         _check("layers", self.layers, all(i >= 0 for i in self.layers), "indices from 0")
+        _check("hidden_size", self.hidden_size, self.hidden_size is None or self.hidden_size >= 1, "a positive integer")
+        given = [name for name in ("student", "hidden_size", "layers") if getattr(self, name)]
+        _check("student", given, len(given) <= 1, "one of student, hidden_size and layers")
 
 
 @dataclass(frozen=True)
@@ -85,11 +89,24 @@ class Pruning:
 
     flops: float = 0.5  # share of the encoder's floating-point operations that stays
     retrain: bool = False  # distilled from the model before pruning
+    steps: int = 1  # in which `flops` is reached; retrained after each
     temperature: float = 2.0
     training: Training = Training(epochs=2, learning_rate=1e-4)
 
     def __post_init__(self) -> None:
         _check("flops", self.flops, 0 < self.flops <= 1, "a number in (0, 1]")
+        _check("steps", self.steps, self.steps == 1 or (self.steps > 1 and self.retrain), "1, or more with retrain")
+        _check("temperature", self.temperature, 0 < self.temperature < math.inf, "a positive number")
+
+
+@dataclass(frozen=True)
+class QuantizationAware:
+    """How a model learns to be int8: with the codes in its products, distilled from itself in f32."""
+
+    temperature: float = 2.0
+    training: Training = Training(epochs=2, learning_rate=5e-5)
+
+    def __post_init__(self) -> None:
         _check("temperature", self.temperature, 0 < self.temperature < math.inf, "a positive number")
 
 
@@ -182,7 +199,7 @@ class Recipe:
         family: the model's family; None takes what the checkpoint says.
         work: the folder for finished stages and training states; None puts it beside the output.
         seed: the same one gives the same file.
-        finetune, distill, prune: None leaves the stage out.
+        finetune, distill, prune, qat: None leaves the stage out; qat is quantization-aware training.
         trim: cut the vocabulary to the texts of `train` and `unlabelled`.
         int8: quantize.
         portable: with int8, weights in +-63; see `edgebert.export`.
@@ -206,6 +223,7 @@ class Recipe:
     finetune: Training | None = Training()
     distill: Distillation | None = None
     prune: Pruning | None = None
+    qat: QuantizationAware | None = None
     budget: Budget = Budget()
 
     def __post_init__(self) -> None:
@@ -216,6 +234,7 @@ class Recipe:
         _check("problem_type", self.problem_type, self.problem_type in kinds, f"one of {', '.join(PROBLEM_TYPES)}")
         _check("seed", self.seed, self.seed >= 0, "an integer, 0 or more")
         _check("portable", self.portable, self.int8 or not self.portable, "false without int8")
+        _check("qat", self.qat, self.int8 or self.qat is None, "false without int8")
 
     @property
     def work_folder(self) -> Path:

@@ -1,0 +1,122 @@
+"""The planner: ways to a model within budgets, tried without retraining; the one that scores best goes on.
+
+The search is that of ZipLM (arXiv 2302.04089, section 3.2) cut short: not many random mixes of widths, but a handful of
+models, each the best one that a mask search finds under the measured costs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from edgebert.artifact.checkpoint import Checkpoint
+from edgebert.artifact.names import weight_tensors
+from edgebert.artifact.spec import EncoderSpec
+from edgebert.compress.measure import describe_shape
+from edgebert.compress.prune import Costs, Importance, prune_within
+from edgebert.errors import InvalidInputError
+
+LAYER_SHARES = (0.75, 0.5)  # of the layers, in candidates with fewer of them
+
+Limits = list[tuple[Costs, float]]
+
+
+@dataclass(frozen=True)
+class Bytes:
+    """Bytes of a model's file, as `prune.Costs`: those of its tensors, and `overhead` for the rest."""
+
+    spec: EncoderSpec
+    int8: bool
+    overhead: int
+
+    def layer(self, num_heads: int, intermediate_size: int) -> float:
+        """Of one layer of that shape: four linears with their biases and, in int8, scales and sums; two LayerNorms."""
+        hidden, size = self.spec.hidden_size, num_heads * self.spec.layers[0].head_dim
+        weights = 4 * hidden * size + 2 * hidden * intermediate_size
+        columns = 3 * size + intermediate_size + 2 * hidden
+        return float(weights + 12 * columns if self.int8 else 4 * (weights + columns)) + 16 * hidden
+
+    def predict(self, spec: EncoderSpec) -> float:
+        """Of a whole model."""
+        rest = sum(
+            np.prod(shape) * (1 if self.int8 and name.startswith("embeddings.") and len(shape) == 2 else 4)
+            for name, (_, shape) in weight_tensors(spec.replace(layers=())).items()
+        )
+        layers = sum(self.layer(layer.num_heads, layer.intermediate_size) for layer in spec.layers)
+        return float(self.overhead + rest + layers)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A way to a smaller model: what is pruned, and how many of its layers stay; which heads and neurons, masks say."""
+
+    parent: Checkpoint
+    importance: Importance
+    num_layers: int
+
+    @property
+    def name(self) -> str:
+        """In words."""
+        return f"{self.num_layers} layers, {self.parent.spec.vocab_size} pieces"
+
+    def prune(self, limits: Limits) -> Checkpoint:
+        """The model within the limits; see `prune.prune_within`."""
+        return prune_within(self.parent, self.importance, limits, num_layers=self.num_layers)
+
+
+def list_candidates(
+    whole: Checkpoint, trimmed: Checkpoint | None, importance_of: Callable[[Checkpoint], Importance]
+) -> list[Candidate]:
+    """All layers; the same with the vocabulary trimmed; and fewer layers, trimmed where that may be.
+
+    Args:
+        whole: the model that has to become smaller.
+        trimmed: the same with fewer pieces, where these count; else None.
+        importance_of: what task data say about a checkpoint's units; called once for each of the two.
+    """
+    count = whole.spec.num_layers
+    parents = [(parent, importance_of(parent)) for parent in (whole, trimmed) if parent is not None]
+    shorter = sorted({math.ceil(share * count) for share in LAYER_SHARES} - {count}, reverse=True)
+    return [Candidate(*parent, count) for parent in parents] + [Candidate(*parents[-1], n) for n in shorter]
+
+
+def choose(
+    candidates: Sequence[Candidate],
+    limits_of: Callable[[Checkpoint], Limits],
+    score_of: Callable[[Checkpoint], float],
+) -> tuple[Candidate, Checkpoint, list[dict[str, Any]]]:
+    """Prune every candidate to its limits, and take the one with the best score, of equals the first.
+
+    Args:
+        candidates: in the order in which they are tried.
+        limits_of: what a parent's offspring has to keep to.
+        score_of: the metric of a pruned checkpoint.
+
+    Returns:
+        (the candidate, what became of it, a record of each that fits: name, score, shape, predicted costs).
+
+    Raises:
+        InvalidInputError: no candidate fits.
+    """
+    fitting: list[tuple[float, Candidate, Checkpoint]] = []
+    records: list[dict[str, Any]] = []
+    refusal = InvalidInputError("there is no candidate")
+    for candidate in candidates:
+        limits = limits_of(candidate.parent)
+        try:
+            pruned = candidate.prune(limits)
+        except InvalidInputError as error:
+            refusal = error
+            continue
+        costs = {type(costs).__name__: costs.predict(pruned.spec) for costs, _ in limits}
+        fitting.append((score_of(pruned), candidate, pruned))
+        record = {"name": candidate.name, "score": fitting[-1][0], **describe_shape(pruned), "predicted": costs}
+        records.append(record)
+    if not fitting:
+        raise refusal
+    _, best, pruned = max(fitting, key=lambda found: found[0])
+    return best, pruned, records
