@@ -5,12 +5,16 @@
 DATA has a folder a task with train.jsonl.gz and, where there is one, dev.jsonl.gz. The metric of a rung is that of its
 file. Finished stages stay under --work: a run that was stopped goes on. Then all rungs of a task, its fine-tuned
 model in ONNX Runtime, and a model of BERT-base's shape with random weights in ONNX Runtime are timed in turns.
+RESULT.json gathers runs: one with the same arguments takes the place of the earlier one.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
+import gzip
+import itertools
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +28,7 @@ from edgebert.artifact.spec import EncoderSpec, LayerSpec
 from edgebert.artifact.writer import build_model
 from edgebert.batch import PackedBatch
 from edgebert.compress.pipeline import Result, run
-from edgebert.compress.recipe import Distillation, Pruning, Recipe, Training
+from edgebert.compress.recipe import Budget, Distillation, Pruning, Recipe, Training
 from edgebert.demo import time_in_turns
 
 TUNING = {  # task data -> (task, fine-tuning)
@@ -61,9 +65,11 @@ def main() -> int:
     parser.add_argument("--flops", type=float, help="prune to this share of the arithmetic")
     parser.add_argument("--retrain", action="store_true", help="with --flops: distil what is left from what was whole")
     parser.add_argument("--trim", action="store_true", help="cut the vocabulary to the training texts")
+    parser.add_argument("--budget", action="append", default=[], help="as that of edgebert compress")
+    parser.add_argument("--rows", type=int, help="train on the first so many rows")
     parser.add_argument("--no-timing", action="store_true", help="metrics alone")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, help="write JSON here")
+    parser.add_argument("--out", type=Path, help="add to this JSON")
     args = parser.parse_args()
     result: dict[str, Any] = {**describe_run("benchmarks.ladder"), "threads": args.threads, "tasks": []}
     for name in args.tasks:
@@ -76,30 +82,39 @@ def main() -> int:
         for rung, record in zip(rungs, [*made.report["stages"], made.report["final"]], strict=True):
             rung |= {key: record[key] for key in columns}
         row = {"data": name, "rows": made.report["rows"], "recipe": strip_folders(recipe).to_toml(), "rungs": rungs}
+        row |= {"drop": made.report["drop"], "budgets": made.report["budgets"], "messages": made.report["messages"]}
         result["tasks"].append(row)
         for rung in rungs:
             print(name, rung["name"], {key: round(100 * value, 2) for key, value in rung["metrics"].items()}, end=" ")
             print(f"{rung['bytes'] / 1e6:.1f} MB", rung.get("seconds"), rung.get("over_bert_base"))
-        write_result(args.out, result)
+        write_result(args.out, gather(args.out, result))
     return 0
+
+
+def gather(path: Path | None, result: dict[str, Any]) -> dict[str, Any]:
+    """The runs in the file at `path`, with this one in the place of an earlier one of the same arguments."""
+    gathered = json.loads(path.read_text(encoding="utf-8")) if path is not None and path.exists() else {"runs": []}
+    gathered["runs"] = [run for run in gathered["runs"] if run["command"] != result["command"]] + [result]
+    return dict(gathered)
 
 
 def make_recipe(args: argparse.Namespace, name: str) -> Recipe:
     """The recipe of a task; runs that differ in later stages share the work folder, and so the earlier stages."""
     task, training = TUNING[name]
     dev = args.data / name / "dev.jsonl.gz"
-    kind = "".join(
-        f"-{key}{value}" for key, value in (("l", args.layers), ("f", args.flops), ("t", int(args.trim))) if value
-    )
+    numbers = {"rows": args.rows, "layers": args.layers, "flops": args.flops}
+    kind = "".join(f"-{key}{value}" for key, value in numbers.items() if value)
+    kind += "-retrain" * args.retrain + "-trim" * args.trim + "".join(f"-{budget}" for budget in args.budget)
     recipe = Recipe(
         args.model,
         task,
-        str(args.data / name / "train.jsonl.gz"),
+        str(first_rows(args.data / name / "train.jsonl.gz", args.rows, args.work)),
         str(args.work / f"{name}{kind}.onnx"),
         eval=str(dev) if dev.exists() else None,
         work=str(args.work / f"{name}.work"),
         finetune=training,
         trim=args.trim,
+        budget=Budget.parse(args.budget),
     )
     tuned = training or Training()
     if args.layers:
@@ -109,6 +124,16 @@ def make_recipe(args: argparse.Namespace, name: str) -> Recipe:
     return recipe
 
 
+def first_rows(path: Path, count: int | None, work: Path) -> Path:
+    """A file in `work` with the first `count` lines of another one; without a count, that one."""
+    if count is None:
+        return path
+    part = work / f"{path.parent.name}-{count}.jsonl.gz"
+    with gzip.open(path, "rb") as lines:
+        part.write_bytes(gzip.compress(b"".join(itertools.islice(lines, count)), mtime=0))
+    return part
+
+
 def strip_folders(recipe: Recipe) -> Recipe:
     """The recipe with names of files instead of paths."""
     paths = {key: Path(getattr(recipe, key)).name for key in ("model", "train", "output")}
@@ -116,9 +141,12 @@ def strip_folders(recipe: Recipe) -> Recipe:
 
 
 def collect_rungs(made: Result) -> list[dict[str, Any]]:
-    """Name, metrics, size of every stage's file and of the last one."""
+    """Name, metrics, size of every stage's file and of the last one; what a stage took, if it was told."""
     records = [*made.report["stages"], made.report["final"]]
-    return [{key: record[key] for key in ("name", "metrics", "bytes")} for record in records]
+    rungs = [{key: record[key] for key in ("name", "metrics", "bytes")} for record in records]
+    for rung, stage in zip(rungs, made.report["stages"], strict=False):
+        rung |= {f"stage_{key}": stage.get(key) for key in ("seconds", "cpu_seconds")}
+    return rungs
 
 
 def time_rungs(rungs: list[dict[str, Any]], recipe: Recipe, made: Result, args: argparse.Namespace) -> None:

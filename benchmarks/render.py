@@ -204,25 +204,47 @@ def render_engine_ladder(result: Result) -> dict[str, str]:
 
 
 def render_ladder(result: Result) -> dict[str, str]:
-    """The rungs of every compression run: the metric that counts, size, and one text of 128 tokens beside others."""
-    rows = []
+    """The rungs of every compression run, each once: the metric that counts, size, and one text of 128 tokens."""
+    rows: dict[tuple[Any, ...], list[str]] = {}
     for run in result["runs"]:
         for task in run["tasks"]:
+            stages: list[str] = []
+            tuned = next((rung for rung in task["rungs"] if rung["name"] == "finetune"), task["rungs"][0])
             for rung in task["rungs"]:
+                stages += [rung["name"]] * (rung["name"] != "start")
                 name, value = next(iter(rung["metrics"].items()))
-                speeds = [rung.get(key, {}).get("128") for key in ("over_teacher_in_onnxruntime", "over_bert_base")]
-                cells = [f"{task['data']}: {rung['name']}", f"{name.replace('_', ' ')} {100 * value:.2f}"]
+                speeds = [tuned["seconds"]["128"] / rung["seconds"]["128"] if "seconds" in rung else None]
+                speeds += [rung.get(key, {}).get("128") for key in ("over_teacher_in_onnxruntime", "over_bert_base")]
+                cells = [f"{task['data']}: {' + '.join(stages) or 'start'}"]
+                cells += [f"{name.replace('_', ' ')} {100 * value:.2f}"]
                 cells += [f"{rung['bytes'] / 1e6:.1f}", f"{rung['parameters'] / 1e6:.1f}"]
-                rows.append(cells + [f"{speed:.1f}x" if speed else "" for speed in speeds])
+                cells += [f"{speed:.1f}x" if speed else "" for speed in speeds]
+                rows.setdefault((cells[0], rung["bytes"], value), cells)
     header = [
-        "data: rung",
+        "data: steps",
         "metric",
         "MB",
         "M parameters",
-        "over it fine-tuned in ONNX Runtime",
+        "over it fine-tuned here in fp32",
+        "in ONNX Runtime",
         "over BERT-base's shape there",
     ]
-    return {"ladder": format_table(header, rows)}
+    return {"ladder": format_table(header, list(rows.values()))}
+
+
+def render_trainer_parity(result: Result) -> dict[str, str]:
+    """The table `trainer-parity`: best scores of both sides, a row a task, the mean of its seeds and each of them."""
+    rows = []
+    for task in result["tasks"]:
+        cells = [f"{task['data']}, {task['metric']}", str(task["rows"]["train"]), str(task["training"]["epochs"])]
+        for side in ("edgebert", "trainer"):
+            scores = [100 * run[side]["best"] for run in task["runs"]]
+            each = f" ({', '.join(f'{score:.2f}' for score in scores)})" if len(scores) > 1 else ""
+            cells.append(f"{sum(scores) / len(scores):.2f}{each}")
+        points = [run["points"] for run in task["runs"]]
+        rows.append([*cells, f"{sum(points) / len(points):+.2f}"])
+    header = ["data, metric", "rows", "epochs", "`edgebert compress`", "transformers' Trainer", "points"]
+    return {"trainer-parity": format_table(header, rows)}
 
 
 def title_of(result: Result, name: str) -> str:
@@ -250,6 +272,7 @@ RENDERERS = {
     "kernels": render_kernels,
     "engine_ladder": render_engine_ladder,
     "ladder": render_ladder,
+    "trainer_parity": render_trainer_parity,
 }
 
 

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from artifacts import random_spec
+from artifacts import random_spec, random_tensors
 from conftest import BACKENDS
 
+import edgebert
 from edgebert.artifact.spec import EncoderSpec
-from edgebert.compress import latency
+from edgebert.artifact.writer import build_model
+from edgebert.batch import PackedBatch
+from edgebert.compress import latency, measure
 from edgebert.compress.latency import LatencyTable
+from edgebert.compress.recipe import Budget
 from edgebert.errors import InvalidInputError
 
 pytestmark = [
@@ -55,6 +60,21 @@ def test_prediction_adds_up(measured: list[list[EncoderSpec]]) -> None:
     specs = measured[0]
     assert all(spec.is_int8 for spec in specs)
     assert {len(spec.layers) for spec in specs} == {0, 3}
+
+
+def test_files_are_timed_by_what_they_compute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(build_model(SPEC, random_tensors(SPEC, 0), {}))
+    forward = edgebert.Model.forward
+
+    def interrupted(model: edgebert.Model, batch: PackedBatch) -> object:
+        time.sleep(0.1)  # as if other processes had the CPU
+        return forward(model, batch)
+
+    monkeypatch.setattr(edgebert.Model, "forward", interrupted)
+    monkeypatch.setattr(measure, "_TURNS", 1)
+    [speed] = measure.measure_speeds([path], Budget(tokens=16))
+    assert 0 < speed["latency_p50"] < 0.05
 
 
 def test_cache(measured: list[list[EncoderSpec]], tmp_path: Path) -> None:

@@ -1,0 +1,206 @@
+"""Fine-tuning beside transformers' Trainer: the same model, data, settings and seed, epoch by epoch.
+
+    python -m benchmarks.trainer_parity --model FOLDER --data FOLDER --work FOLDER --out RESULT.json stsb mrpc
+
+Needs accelerate. DATA has a folder a task with train.jsonl.gz and, where there is one, dev.jsonl.gz, else a tenth is
+held out. Model, tokenizer, padding, optimizer, schedule, clipping, bf16 and the loop are transformers' own on one side,
+edgebert.compress's on the other. Made the same on both: the new classifier's first weights, the order of the batches
+and the state of the random numbers that dropout draws from. The metric is that of the fp32 model on the evaluation
+rows, at its best after each of the epochs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from torch import nn
+from torch.utils.data import DataLoader
+
+from benchmarks import describe_run, write_result
+from benchmarks.ladder import TUNING, first_rows
+from edgebert.artifact.checkpoint import Checkpoint
+from edgebert.compress.data import Dataset, hold_out, load_dataset
+from edgebert.compress.encode import Examples, encode
+from edgebert.compress.evaluate import evaluate
+from edgebert.compress.finetune import batches_by_length, uses_bf16
+from edgebert.compress.heads import load_for_task
+from edgebert.compress.pipeline import run
+from edgebert.compress.recipe import Recipe, Training
+
+TASK = "text-classification"
+SETTINGS = {name: training for name, (task, training) in TUNING.items() if task == TASK} | {
+    "stsb": Training(epochs=3, learning_rate=1e-4),  # as regression of the pair
+    "trec": Training(epochs=4, learning_rate=2e-4),
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.trainer_parity", description=__doc__.splitlines()[0])
+    parser.add_argument("tasks", nargs="+", choices=SETTINGS, help="task data")
+    parser.add_argument("--model", required=True, help="the checkpoint to begin with, a folder")
+    parser.add_argument("--data", type=Path, required=True, help="a folder with one a task")
+    parser.add_argument("--work", type=Path, required=True, help="of files and finished stages")
+    parser.add_argument("--rows", type=int, help="train on the first so many rows")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--out", type=Path, help="also write JSON here")
+    args = parser.parse_args()
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    result: dict[str, Any] = {**describe_run("benchmarks.trainer_parity"), "versions": versions, "tasks": []}
+    for name in args.tasks:
+        train_file = first_rows(args.data / name / "train.jsonl.gz", args.rows, args.work)
+        dev_file = args.data / name / "dev.jsonl.gz"
+        output, work = args.work / f"{name}-parity.onnx", args.work / f"{name}.work"
+        recipe = Recipe(args.model, TASK, str(train_file), str(output), work=str(work), finetune=SETTINGS[name])
+        if dev_file.exists():
+            recipe = replace(recipe, eval=str(dev_file))
+        row: dict[str, Any] = {"data": name, "training": vars(recipe.finetune), "runs": []}
+        result["tasks"].append(row)
+        for seed in args.seeds:
+            sides = compare(replace(recipe, seed=seed, int8=False))
+            row["rows"], row["metric"] = sides.pop("rows"), sides.pop("metric")
+            row["runs"].append({"seed": seed, **sides})
+            print(name, seed, sides, flush=True)
+            write_result(args.out, result)
+    return 0
+
+
+def compare(recipe: Recipe) -> dict[str, Any]:
+    """Both sides with the recipe's seed: of each the mean loss and the score of every epoch, and the best score."""
+    made = run(recipe, progress=lambda text: print(f"  {text}", flush=True))
+    stage = next(stage for stage in made.report["stages"] if stage["name"] == "finetune")
+    dataset = load_dataset(recipe.train, TASK)
+    train, dev = hold_out(dataset)
+    if recipe.eval is not None:
+        train, dev = dataset, load_dataset(recipe.eval, TASK, labels=dataset.labels)
+    checkpoint = load_for_task(recipe.model, train, seed=recipe.seed)
+    ours = {"losses": stage["losses"], "scores": stage["scores"], "cpu_seconds": stage["cpu_seconds"]}
+    theirs = run_trainer(recipe, checkpoint, train, dev)
+    for side in (ours, theirs):
+        side["best"] = max(side["scores"])
+    both = {"edgebert": ours, "trainer": theirs, "rows": made.report["rows"]}
+    return both | {"metric": next(iter(stage["metrics"])), "points": 100 * (ours["best"] - theirs["best"])}
+
+
+def run_trainer(recipe: Recipe, checkpoint: Checkpoint, train: Dataset, dev: Dataset) -> dict[str, Any]:
+    """Fine-tune by transformers' Trainer, beginning with the head of `checkpoint`."""
+    training, spec = recipe.finetune, checkpoint.spec
+    assert training is not None
+    problem = {"num_labels": len(spec.labels), "problem_type": spec.problem_type}
+    load = transformers.AutoModelForSequenceClassification.from_pretrained
+    model, judge = (load(recipe.model, dtype=torch.float32, **problem) for _ in range(2))
+    head = {"weight": checkpoint.tensors["head.out.weight"].T, "bias": checkpoint.tensors["head.out.bias"]}
+    model.classifier.load_state_dict({key: torch.from_numpy(np.array(value)) for key, value in head.items()})
+    tokenizer = transformers.AutoTokenizer.from_pretrained(recipe.model)
+    limit = min(training.max_length or spec.max_length, spec.max_length)
+    examples, dev_examples = encode(train, checkpoint, limit), encode(dev, checkpoint, limit)
+    rows = [
+        {**tokenizer(*parts, truncation=True, max_length=limit), "labels": target.item()}
+        for parts, target in zip(_parts(train), examples.targets, strict=True)
+    ]
+    assert [len(row["input_ids"]) for row in rows] == examples.lengths.tolist(), "the tokenizers differ"
+
+    def score(state: dict[str, torch.Tensor]) -> float:
+        judge.load_state_dict(state)
+        return evaluate(
+            checkpoint, dev, dev_examples, lambda batch: _run(judge.eval(), batch.pad(spec.pad_token_id))
+        ).score
+
+    steps = -(-len(rows) // training.batch_size)
+    arguments = transformers.TrainingArguments(
+        output_dir=str(Path(str(recipe.work)) / "trainer"),
+        num_train_epochs=training.epochs,
+        per_device_train_batch_size=training.batch_size,
+        learning_rate=training.learning_rate,
+        warmup_steps=round(training.warmup * steps * training.epochs),
+        weight_decay=training.weight_decay,
+        max_grad_norm=training.max_grad_norm,
+        optim="adamw_torch_fused",
+        adam_epsilon=1e-8,
+        bf16=uses_bf16(training.precision, torch.device("cpu")),
+        use_cpu=True,
+        seed=recipe.seed,
+        logging_strategy="epoch",
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+    watch = _Watch(recipe.seed, score)
+    trainer = _Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=rows,
+        data_collator=transformers.DataCollatorWithPadding(tokenizer),
+        callbacks=[watch],
+    )
+    trainer.order = _Order(examples, training.batch_size, recipe.seed)
+    started = time.process_time()
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return {"losses": losses, "scores": watch.scores, "cpu_seconds": time.process_time() - started}
+
+
+def _parts(dataset: Dataset) -> list[tuple[str, ...]]:
+    return [(item,) if isinstance(item, str) else tuple(item) for item in dataset.inputs]
+
+
+def _run(model: nn.Module, padded: Any) -> dict[str, Any]:
+    ids, mask, types = (torch.from_numpy(array) for array in padded)
+    with torch.no_grad():
+        return {"logits": model(input_ids=ids, attention_mask=mask, token_type_ids=types).logits.numpy()}
+
+
+class _Order:
+    """The batches of each epoch in turn, as edgebert.compress orders them."""
+
+    def __init__(self, examples: Examples, batch_size: int, seed: int) -> None:
+        self._lengths, self._batch_size, self._seed = examples.lengths, batch_size, seed
+        self._epoch = 0
+
+    def __iter__(self) -> Any:
+        self._epoch += 1
+        return iter(batches_by_length(self._lengths, self._batch_size, self._seed + self._epoch - 1))
+
+    def __len__(self) -> int:
+        return -(-len(self._lengths) // self._batch_size)
+
+
+class _Trainer(transformers.Trainer):
+    """transformers' Trainer with a given order of the batches."""
+
+    order: _Order
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """The rows in the given batches."""
+        return DataLoader(self.train_dataset, batch_sampler=self.order, collate_fn=self.data_collator)
+
+
+class _Watch(transformers.TrainerCallback):
+    """Scores the model after each epoch, and keeps the state of the random numbers from the data loader."""
+
+    def __init__(self, seed: int, score: Any) -> None:
+        self._score, self.scores = score, list[float]()
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self._random: Any = torch.get_rng_state()
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Before an epoch's first step: the state that the epoch before left."""
+        if self._random is not None:
+            torch.set_rng_state(self._random)
+            self._random = None
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """Keep the state and score the model without the autocast that is around it."""
+        self._random = torch.get_rng_state()
+        self.scores.append(self._score(model.state_dict()))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
