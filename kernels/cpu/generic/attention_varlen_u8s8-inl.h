@@ -19,15 +19,15 @@ inline float largest_magnitude(const float* x, int width) {
   return reduce_max(top);
 }
 
-// Scratch of one sequence and head; `length` padded to 16, head_dim to 16.
+// Scratch of one sequence and head; `length` padded to 16, head_dim to 16. Keys of the padding have a score of -3e38.
 struct PackedKeysValues {
   int length, head_dim, padded, padded_dim;
-  float *key_scale, *value_scale;      // [padded], [padded_dim]
-  int32_t *key_start, *value_start;    // where the sums of a key, of a column start
-  int8_t* keys;                        // [padded_dim / 4][padded][4]
-  int8_t* values;                      // [padded / 4][padded_dim][4]
-  uint8_t *query_codes, *score_codes;  // [kTileRows][padded_dim], [kTileRows][padded]
-  float* scores;                       // [kTileRows][padded]
+  float *key_scale, *value_scale;    // [padded], [padded_dim]
+  int32_t *key_start, *value_start;  // where the sums of a key, of a column start
+  int8_t* keys;                      // [padded_dim / 4][padded][4]
+  int8_t* values;                    // [padded / 4][padded_dim][4]
+  uint8_t* query_codes;              // [kTileRows][padded_dim]
+  float* scores;                     // [kTileRows][padded]; then each row's codes, at its beginning
 
   PackedKeysValues(int length, int head_dim, float* scratch)
       : length(length), head_dim(head_dim), padded(round_up(length, 16)), padded_dim(round_up(head_dim, 16)) {
@@ -44,7 +44,6 @@ struct PackedKeysValues {
     keys = reinterpret_cast<int8_t*>(take(product));
     values = reinterpret_cast<int8_t*>(take(product));
     query_codes = reinterpret_cast<uint8_t*>(take(kTileRows * padded_dim / 4));
-    score_codes = reinterpret_cast<uint8_t*>(take(kTileRows * padded / 4));
     scores = take(static_cast<size_t>(kTileRows) * padded);
   }
 
@@ -53,7 +52,8 @@ struct PackedKeysValues {
       float top[16];
       for (int i = 0; i < 16; ++i)
         top[i] = j + i < length ? largest_magnitude(k + static_cast<size_t>(j + i) * stride, head_dim) : 1.0f;
-      store(key_scale + j, div(load(top), set1(127.0f)));
+      const int keys_here = min_of(16, length - j);
+      store(key_scale + j, keep_lanes(div(load(top), set1(127.0f)), keys_here, 3.0e38f));
       const F32x16 r = div(set1(127.0f), load(top));
       F32x16 sums = set1(0.0f);
       for (int d = 0; d < head_dim; d += 16) {
@@ -67,7 +67,8 @@ struct PackedKeysValues {
           store_i32(reinterpret_cast<int32_t*>(keys) + static_cast<size_t>(d + i) / 4 * padded + j,
                     combine_s8(block[i], block[i + 1], block[i + 2], block[i + 3]));
       }
-      store_i32(key_start + j, kCodeFlip ? zero_i32() : to_i32(mul(sums, set1(-128.0f))));
+      const F32x16 start = kCodeFlip ? set1(0.0f) : mul(sums, set1(-128.0f));
+      store_i32(key_start + j, to_i32(keep_lanes(start, keys_here, -1.0f)));
     }
   }
 
@@ -110,20 +111,19 @@ struct PackedKeysValues {
   void multiply_keys(float* top) const {
     alignas(64) int32_t tile[kRows * 16 * kTileVectors];
     F32x16 tops[kRows];
-    for (int m = 0; m < kRows; ++m) tops[m] = set1(-3.0e38f);
-    for (int j = 0; j < length; j += 16 * kTileVectors) {
-      with_rows<kTileVectors>(min_of((length - j + 15) / 16, kTileVectors), [&](auto tag) {
+    for (F32x16& t : tops) t = set1(-3.0e38f);
+    for (int j = 0; j < padded; j += 16 * kTileVectors) {
+      with_rows<kTileVectors>(min_of((padded - j) / 16, kTileVectors), [&](auto tag) {
         constexpr int kVectors = decltype(tag)::value;
         dot_tile<kRows, kVectors>(query_codes, padded_dim, keys + 4 * static_cast<size_t>(j),
                                   4 * static_cast<size_t>(padded), (head_dim + 3) / 4, key_start + j, NothingAhead(),
                                   tile);
         for (int v = 0; v < kVectors; ++v) {
           const F32x16 scale = load(key_scale + j + 16 * v);
-          const int lanes = min_of(16, length - j - 16 * v);
           for (int m = 0; m < kRows; ++m) {
             const F32x16 s = mul(to_f32(load_i32(tile + (m * kVectors + v) * 16)), scale);
             store(scores + static_cast<size_t>(m) * padded + j + 16 * v, s);
-            tops[m] = max(tops[m], keep_lanes(s, lanes, -3.0e38f));
+            tops[m] = max(tops[m], s);
           }
         }
       });
@@ -131,28 +131,30 @@ struct PackedKeysValues {
     for (int m = 0; m < kRows; ++m) top[m] = reduce_max(tops[m]);
   }
 
-  // score_codes = round(255 * 2**(scale2 * (score - top))); returns 1 / their sum.
-  float softmax_codes(int m, float top, float scale2) const {
-    const F32x16 c2 = set1(scale2), shift = set1(7.99435344f - top * scale2);  // log2(255)
-    const float* row = scores + static_cast<size_t>(m) * padded;
-    uint8_t* codes = score_codes + static_cast<size_t>(m) * padded;
-    F32x16 sums = set1(0.0f);
-    int j = 0;
-    for (; j + 16 * kMathWidth <= length; j += 16 * kMathWidth) {
-      Wide<kMathWidth> p;
-      for (int i = 0; i < kMathWidth; ++i) p.v[i] = fma(load(row + j + 16 * i), c2, shift);
-      p = round(exp2(p));
-      for (int i = 0; i < kMathWidth; ++i) {
-        store_codes(codes + j + 16 * i, p.v[i], kCodeFlip);
-        sums = add(sums, p.v[i]);
+  // Codes of the scores: round(255 * 2**(scale2[m] * (score - top[m]))); inv_sums[m] = 1 / their sum.
+  template <int kRows>
+  void softmax_codes(const float* top, const float* scale2, float* inv_sums) const {
+    for_row_groups<kRows>([&](int first, auto group) {
+      constexpr int kWidth = decltype(group)::value;
+      F32x16 shift[kWidth];
+      I32x16 sums[kWidth];
+      for (int i = 0; i < kWidth; ++i) {
+        shift[i] = set1(7.99435344f - top[first + i] * scale2[first + i]);  // log2(255)
+        sums[i] = zero_i32();
       }
-    }
-    for_vectors(length - j, [&](int rest, int lanes) {
-      const F32x16 p = round(exp2(Wide<1>{{fma(load(row + j + rest), c2, shift)}}).v[0]);
-      store_codes(codes + j + rest, keep_lanes(p, lanes, 0.0f), kCodeFlip);
-      sums = add(sums, keep_lanes(p, lanes, 0.0f));
+      for (int j = 0; j < padded; j += 16) {
+        Wide<kWidth> p;
+        for (int i = 0; i < kWidth; ++i)
+          p.v[i] = fma(load(scores + static_cast<size_t>(first + i) * padded + j), set1(scale2[first + i]), shift[i]);
+        p = exp2(p);
+        for (int i = 0; i < kWidth; ++i) {
+          store_codes(reinterpret_cast<uint8_t*>(scores + static_cast<size_t>(first + i) * padded) + j, p.v[i],
+                      kCodeFlip);
+          sums[i] = add_i32(sums[i], to_i32(p.v[i]));
+        }
+      }
+      for (int i = 0; i < kWidth; ++i) inv_sums[first + i] = 1.0f / reduce_add(to_f32(sums[i]));
     });
-    return 1.0f / reduce_add(sums);
   }
 
   template <int kRows>
@@ -161,8 +163,9 @@ struct PackedKeysValues {
     for (int d = 0; d < head_dim; d += 16 * kTileVectors) {
       with_rows<kTileVectors>(min_of((head_dim - d + 15) / 16, kTileVectors), [&](auto tag) {
         constexpr int kVectors = decltype(tag)::value;
-        dot_tile<kRows, kVectors>(score_codes, padded, values + 4 * d, 4 * static_cast<size_t>(padded_dim),
-                                  (length + 3) / 4, value_start + d, NothingAhead(), tile);
+        dot_tile<kRows, kVectors>(reinterpret_cast<uint8_t*>(scores), 4 * padded, values + 4 * d,
+                                  4 * static_cast<size_t>(padded_dim), (length + 3) / 4, value_start + d,
+                                  NothingAhead(), tile);
         for (int v = 0; v < kVectors; ++v) {
           const int at = d + 16 * v, lanes = min_of(16, head_dim - at);
           const F32x16 scale = load(value_scale + at);
@@ -189,12 +192,12 @@ inline void attention_varlen_u8s8(const AttentionArgs& args, int sequence, int h
   for (int i = 0; i < length; i += kTileRows) {
     with_rows<kTileRows>(min_of(kTileRows, length - i), [&](auto tag) {
       constexpr int kRows = decltype(tag)::value;
-      float query_scale[kRows], top[kRows], inv_sums[kRows];
+      float scale2_of[kRows], top[kRows], inv_sums[kRows];
       for (int m = 0; m < kRows; ++m)
-        query_scale[m] = packed.quantize_query(q + static_cast<size_t>(i + m) * stride,
-                                               packed.query_codes + static_cast<size_t>(m) * packed.padded_dim);
+        scale2_of[m] = scale2 * packed.quantize_query(q + static_cast<size_t>(i + m) * stride,
+                                                      packed.query_codes + static_cast<size_t>(m) * packed.padded_dim);
       packed.multiply_keys<kRows>(top);
-      for (int m = 0; m < kRows; ++m) inv_sums[m] = packed.softmax_codes(m, top[m], scale2 * query_scale[m]);
+      packed.softmax_codes<kRows>(top, scale2_of, inv_sums);
       packed.multiply_values<kRows>(inv_sums, context + static_cast<size_t>(i) * args.context_stride,
                                     args.context_stride);
     });

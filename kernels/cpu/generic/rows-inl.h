@@ -57,7 +57,7 @@ inline void quantize_group(const float* x, int stride, int width, const float* i
     for (int i = 0; i < kRows; ++i) {
       F32x16 v = load_lanes(x + static_cast<size_t>(i) * stride + c, lanes);
       if (inv_smooth) v = mul(v, smooth);
-      store_codes(codes + static_cast<size_t>(i) * out.stride + c, round(sub(mul(v, vr[i]), zn[i])), kCodeFlip);
+      store_codes(codes + static_cast<size_t>(i) * out.stride + c, sub(mul(v, vr[i]), zn[i]), kCodeFlip);
     }
   });
 }

@@ -117,7 +117,7 @@ inline I32x16 add_i32(I32x16 a, I32x16 b) { return {_mm256_add_epi32(a.lo, b.lo)
 inline I32x16 mul_i32(I32x16 a, I32x16 b) { return {_mm256_mullo_epi32(a.lo, b.lo), _mm256_mullo_epi32(a.hi, b.hi)}; }
 inline F32x16 to_f32(I32x16 a) { return {_mm256_cvtepi32_ps(a.lo), _mm256_cvtepi32_ps(a.hi)}; }
 
-// 16 codes of integer-valued lanes, clamped to [0, 255], each xor `flip`.
+// 16 codes: the lanes rounded half to even, clamped to [0, 255], each xor `flip`.
 inline void store_codes(uint8_t* p, F32x16 x, uint8_t flip) {
   // packs_epi32 and packus_epi16 work within 128-bit halves: the permute puts the quarters back in order
   const __m256i words = _mm256_packs_epi32(_mm256_cvtps_epi32(x.lo), _mm256_cvtps_epi32(x.hi));

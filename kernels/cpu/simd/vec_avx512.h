@@ -59,7 +59,7 @@ inline I32x16 add_i32(I32x16 a, I32x16 b) { return {_mm512_add_epi32(a.v, b.v)};
 inline I32x16 mul_i32(I32x16 a, I32x16 b) { return {_mm512_mullo_epi32(a.v, b.v)}; }
 inline F32x16 to_f32(I32x16 a) { return {_mm512_cvtepi32_ps(a.v)}; }
 
-// 16 codes of integer-valued lanes, clamped to [0, 255], each xor `flip`.
+// 16 codes: the lanes rounded half to even, clamped to [0, 255], each xor `flip`.
 inline void store_codes(uint8_t* p, F32x16 x, uint8_t flip) {
   const __m512i codes = _mm512_max_epi32(_mm512_cvtps_epi32(x.v), _mm512_setzero_si512());
   const __m128i bytes = _mm512_cvtusepi32_epi8(codes);

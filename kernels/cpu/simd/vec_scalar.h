@@ -129,8 +129,9 @@ inline F32x16 to_f32(I32x16 a) {
   EB_LANES r.v[i] = static_cast<float>(a.v[i]);
   return r;
 }
-// 16 codes of integer-valued lanes, clamped to [0, 255], each xor `flip`.
+// 16 codes: the lanes rounded half to even, clamped to [0, 255], each xor `flip`.
 inline void store_codes(uint8_t* p, F32x16 x, uint8_t flip) {
+  x = round(x);
   EB_LANES {
     float c = x.v[i] > 0.0f ? x.v[i] : 0.0f;
     p[i] = static_cast<uint8_t>(static_cast<uint8_t>(c < 255.0f ? c : 255.0f) ^ flip);
@@ -150,8 +151,10 @@ inline I32x16 combine_s8(F32x16 a, F32x16 b, F32x16 c, F32x16 d) {
   memcpy(r.v, bytes, sizeof r.v);
   return r;
 }
+// Rounded half to even.
 inline I32x16 to_i32(F32x16 a) {
   I32x16 r;
+  a = round(a);
   EB_LANES r.v[i] = static_cast<int32_t>(a.v[i]);
   return r;
 }
