@@ -28,19 +28,40 @@ COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit status: 0, 1 after an error, 2 for wrong usage, 130 when interrupted."""
-    args = build_parser().parse_args(arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words[:2] == ["bench", "compare"]:
+        words[:2] = ["bench-compare"]
+    args = _parse(words)
     warnings.showwarning = _print_warning
     command: Callable[[argparse.Namespace], int | None] = args.command
     try:
-        return command(args) or 0
+        status = command(args) or 0
+        print(end="", flush=True)  # what does not fit on a disk is told here
+        return status
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # the reader of our output left; keep Python from failing again when it flushes
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # the reader of our output left
+        _drop_output()
         return 1
     except (EdgeBertError, OSError) as error:
+        try:
+            print(end="", flush=True)
+        except OSError:
+            _drop_output()
         print(f"edgebert: {error}", file=sys.stderr)
         return 1
+
+
+def _parse(words: Sequence[str]) -> argparse.Namespace:
+    """The arguments; texts and models may stand after options, too, where argparse no longer looks for them."""
+    parser = build_parser()
+    args, rest = parser.parse_known_args(words)
+    many = getattr(args, "texts", getattr(args, "models", None))
+    if rest and (many is None or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if many is not None:
+        many += rest
+    return args
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -55,6 +76,11 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_arguments(added)
         added.set_defaults(command=command.main)
     return parser
+
+
+def _drop_output() -> None:
+    """Keep Python from failing again when it flushes at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _print_warning(message: Warning | str, *_: object, **__: object) -> None:

@@ -95,11 +95,19 @@ def write_page(path: str | os.PathLike[str], title: str, sections: Sequence[Sect
     parts = [
         {"title": section.title, "parts": [_describe_part(part) for part in section.parts]} for section in sections
     ]
-    page = template.render(title=title, sections=parts)
+    write_whole(path, template.render(title=title, sections=parts) + "\n")
+
+
+def write_whole(path: str | os.PathLike[str], text: str) -> None:
+    """Write a file in UTF-8, whole or not at all.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     target = Path(path)
     draft = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        draft.write_text(page + "\n", encoding="utf-8")
+        draft.write_text(text, encoding="utf-8")
         draft.replace(target)
     finally:
         draft.unlink(missing_ok=True)

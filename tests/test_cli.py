@@ -193,8 +193,13 @@ def test_interrupt(make_file: Callable[..., Path], monkeypatch: pytest.MonkeyPat
     assert cli.main(["run", str(make_file()), "a"]) == 130
 
 
+def test_texts_before_and_after_options(make_file: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = run(capsys, "run", make_file(), "a", "--backend", "numpy", "b", "--threads", 1, "c")
+    assert [json.loads(line)["text"] for line in out.splitlines()] == ["a", "b", "c"]
+
+
 def test_wrong_usage_is_status_2(capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments in ([], ["nonsense"], ["export", "somewhere"]):
+    for arguments in ([], ["nonsense"], ["export", "somewhere"], ["info", "a", "--x"], ["run", "a", "b", "--x", "c"]):
         with pytest.raises(SystemExit) as end:
             cli.main(arguments)
         assert end.value.code == 2
@@ -256,3 +261,8 @@ def test_as_a_module_and_into_a_closed_pipe(make_file: Callable[..., Path]) -> N
         process.stdout.close()
         assert process.wait(60) == 1
         assert process.stderr.read() == b""
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run([*command, "a"], stdout=full, stderr=subprocess.PIPE, env=environment, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith(b"edgebert: ") and done.stderr.endswith(b"No space left on device\n")
+    assert done.stderr.count(b"\n") == 1

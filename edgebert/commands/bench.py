@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="no cold starts, and nothing beside a busy process")
     parser.add_argument("--work", type=Path, metavar="FOLDER", help="keep what other runtimes make of the files there")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with plots")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every number, for edgebert bench-compare")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every number, for edgebert bench compare")
 
 
 def main(args: argparse.Namespace) -> None:
@@ -48,7 +48,7 @@ def main(args: argparse.Namespace) -> None:
     from edgebert.bench.page import write_report
     from edgebert.bench.run import RUNTIMES, Bench, Options, command_line, default_backends
     from edgebert.bench.tables import format_result
-    from edgebert.report import require_report
+    from edgebert.report import require_report, write_whole
 
     for path in filter(None, (args.html, args.json)):
         if not path.absolute().parent.is_dir():
@@ -81,7 +81,7 @@ def main(args: argparse.Namespace) -> None:
     result = Bench(options, say).run(command_line())
     print(format_result(result))
     if args.json:
-        args.json.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_whole(args.json, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     if args.html:
         write_report(args.html, result)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-HELP = "compare two results of edgebert bench --json"
+HELP = "compare two results of edgebert bench --json (edgebert bench compare, too)"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

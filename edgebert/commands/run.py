@@ -19,7 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
     parser.add_argument("file", help="a model file, or a folder that holds model.onnx")
     parser.add_argument("texts", nargs="*", metavar="TEXT", help="texts; none or - reads lines from standard input")
-    parser.add_argument("--task", help="another task that fits the file's head (default: the file's own)")
+    parser.add_argument(
+        "--task", help="another task that fits the file's head: reranking, rescoring, … (default: the file's own)"
+    )
     add_model_arguments(parser)
     parser.add_argument("--max-length", type=int, metavar="N", help="truncate to N tokens (default: the file's limit)")
     parser.add_argument(
@@ -99,6 +101,8 @@ def _flatten(answer: Any) -> Iterator[dict[str, Any]]:
 
 
 def _read_lines() -> Iterator[str]:
+    if sys.stdin.buffer.isatty():
+        print("reading texts, one a line, until the end of input (Ctrl-D)", file=sys.stderr)
     for number, line in enumerate(sys.stdin.buffer, 1):
         try:
             yield line.decode().rstrip("\r\n")

@@ -148,9 +148,9 @@ def _log_probabilities(runner: TextRunner, masked: _Masked) -> F32:
     by_copy = np.argsort(masked.copies, kind="stable")
     bounds = np.searchsorted(masked.copies[by_copy], np.arange(len(masked.masks) + 1))
     for copies, logits in runner.run_tokens(masked.batch, runner.spec.outputs[0], masked.masks):
-        logits = logits - logits.max(axis=-1, keepdims=True)
-        log_sums = np.log(np.exp(logits).sum(axis=-1))
-        for i, copy in enumerate(copies):
+        for copy, row in zip(copies, logits, strict=True):  # in place, and a row at a time: it stays in the cache
             tokens = by_copy[bounds[copy] : bounds[copy + 1]]
-            found[tokens] = logits[i, masked.targets[tokens]] - log_sums[i]
+            row -= row.max()
+            found[tokens] = row[masked.targets[tokens]]
+            found[tokens] -= np.log(np.exp(row, out=row).sum())
     return found
