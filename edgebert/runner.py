@@ -146,4 +146,5 @@ class TextRunner:
         order = np.argsort(-batch.lengths, kind="stable")
         batch = batch.take(order)
         for first, last in batch.split(max(1, min(self.batch_tokens, MAX_LOGITS // width))):
-            yield order[first:last], batch.take(range(first, last))
+            is_whole = last - first == batch.num_sequences
+            yield order[first:last], batch if is_whole else batch.take(range(first, last))
