@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ import pytest
 from conftest import ISAS
 
 import edgebert
+from edgebert.backends import native
 from edgebert.batch import PackedBatch
 from edgebert.bench import provenance, roof
 from edgebert.bench.harness import (
@@ -33,7 +34,7 @@ from edgebert.bench.harness import (
 from edgebert.bench.peers import PEERS, make_peer
 from edgebert.bench.peers.base import ModelFiles, Peer, Settings, building
 from edgebert.bench.session import PeerSession, installed_sizes
-from edgebert.errors import EdgeBertError, InvalidInputError
+from edgebert.errors import BackendUnavailableError, EdgeBertError, InvalidInputError
 
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = [[1, 2], [3], [4, 5, 6], [7, 8]]
@@ -282,13 +283,29 @@ def test_the_roof_is_the_higher_of_two(tmp_path: Path) -> None:
     assert roof.roof_of(higher, 2, "int8") == 410.0
     assert roof.roof_of(higher, 2, "fp32", "narrow") == 25.0
     assert roof.roof_of(higher, 2, "bf16") is None
-    with pytest.raises(EdgeBertError, match="EDGEBERT_BENCHMARKS"):
+    with pytest.raises(EdgeBertError, match="the roof could not be measured"):
         roof.measure_roof(Path("/no/such/program"), [1])
     program = tmp_path / "roof"
     program.write_text("#!/bin/sh\necho '{\"int8_gops\": inf}'\n")
     program.chmod(0o755)
     with pytest.raises(EdgeBertError, match="measure again"):
         roof.measure_roof(program, [1])
+
+
+def test_without_its_program_the_roof_is_unknown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    library = SimpleNamespace(_name=str(tmp_path / "libedgebert.so"))
+    monkeypatch.setattr(native, "load_library", lambda: library)
+    with pytest.raises(BackendUnavailableError, match=r"unknown: .*edgebert_roof measures it and is not there"):
+        roof.find_roof()
+    (tmp_path / "edgebert_roof").touch()
+    assert roof.find_roof() == tmp_path / "edgebert_roof"
+
+    def load_nothing() -> None:
+        raise BackendUnavailableError("no library")
+
+    monkeypatch.setattr(native, "load_library", load_nothing)
+    with pytest.raises(BackendUnavailableError, match="unknown: .*the native library, and that is not installed"):
+        roof.find_roof()
 
 
 # benchmarks/

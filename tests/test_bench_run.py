@@ -356,7 +356,7 @@ def test_results_that_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixtu
         path.write_text(text, encoding="utf-8")
         assert main(["bench-compare", str(path), str(path)]) == 1
         assert words in capsys.readouterr().err
-    assert main(["bench-compare", str(tmp_path / "none.json"), str(path)]) == 1
+    assert main(["bench", "compare", str(tmp_path / "none.json"), str(path)]) == 1
 
 
 # The command line

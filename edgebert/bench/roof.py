@@ -14,19 +14,27 @@ from edgebert.errors import BackendUnavailableError, EdgeBertError
 Roof = dict[str, Any]
 
 
-def find_roof() -> Path | None:
-    """The program that measures the roof, beside the native library; None where it has not been built."""
+def find_roof() -> Path:
+    """The program that measures the roof; it is built and installed with the native library, beside it.
+
+    Raises:
+        BackendUnavailableError: it is not there.
+    """
     from edgebert.backends import native
 
     try:
         program = Path(native.load_library()._name).with_name("edgebert_roof")
     except BackendUnavailableError:
-        return None
-    return program if program.exists() else None
+        raise BackendUnavailableError(
+            "unknown: edgebert_roof measures it, which comes with the native library, and that is not installed"
+        ) from None
+    if not program.exists():
+        raise BackendUnavailableError(f"unknown: {program} measures it and is not there: build it")
+    return program
 
 
 def measure_roof(program: Path, threads: Sequence[int]) -> Roof:
-    """Run `edgebert_roof` (CMake option EDGEBERT_BENCHMARKS).
+    """Run `edgebert_roof`.
 
     Args:
         program: its path.
@@ -42,9 +50,7 @@ def measure_roof(program: Path, threads: Sequence[int]) -> Roof:
     try:
         done = subprocess.run([program, *map(str, threads)], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError) as error:
-        raise EdgeBertError(
-            f"the roof could not be measured: {error}; build it with -DEDGEBERT_BENCHMARKS=ON"
-        ) from None
+        raise EdgeBertError(f"the roof could not be measured: {error}") from None
     try:
         roof: Roof = json.loads(done.stdout)
     except ValueError as error:  # a rate that is not a number: the clock stood still, or the process did

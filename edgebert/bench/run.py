@@ -223,7 +223,7 @@ class Bench:
     first: dict[tuple[str, int], Settings] = field(default_factory=dict)  # by contender and threads: for cold starts
 
     def run(self, command: Sequence[str]) -> dict[str, Any]:
-        """Measure everything; plain values in the form of `schema.json`.
+        """Measure everything; plain values in the form of `result.schema.json`.
 
         Raises:
             InvalidInputError: options that do not fit the machine or the files, or nothing that could run.
@@ -283,9 +283,8 @@ class Bench:
         }
 
     def _measure_roof(self) -> Roof | None:
-        program = find_roof()
         try:
-            return measure_roof(program, self.options.threads) if program else None
+            return measure_roof(find_roof(), self.options.threads)
         except EdgeBertError as error:
             self.left_out["roof"] = str(error)
             return None
