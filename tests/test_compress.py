@@ -16,20 +16,23 @@ from checkpoints import make_checkpoint
 
 import edgebert
 from edgebert.artifact.checkpoint import Checkpoint, load_checkpoint
+from edgebert.artifact.names import weight_tensors
 from edgebert.artifact.reader import read_artifact
 from edgebert.artifact.spec import LINEARS
 from edgebert.batch import PackedBatch
 from edgebert.cli import main
-from edgebert.compress import demo, finetune, pipeline
+from edgebert.compress import demo, finetune, pipeline, planner
+from edgebert.compress import distill as distillation
 from edgebert.compress.data import load_dataset
-from edgebert.compress.distill import distil, relation_loss, soft_loss, spread_layers
+from edgebert.compress.distill import distil, draw_student, relation_loss, soft_loss, spread_layers
 from edgebert.compress.encode import Examples
 from edgebert.compress.evaluate import Evaluation
 from edgebert.compress.finetune import Batch, TaskLoss, batches_by_length, make_batch, train
 from edgebert.compress.heads import load_for_task
+from edgebert.compress.latency import LatencyTable
 from edgebert.compress.pipeline import run
 from edgebert.compress.prune import take_layers
-from edgebert.compress.recipe import Budget, Distillation, Pruning, Recipe, Training
+from edgebert.compress.recipe import Budget, Distillation, Pruning, QuantizationAware, Recipe, Training
 from edgebert.compress.torch_encoder import TorchEncoder
 from edgebert.errors import EdgeBertError, InvalidInputError
 
@@ -288,6 +291,28 @@ def test_narrow_students_are_projected() -> None:
         distil(teacher, other, examples, Distillation(training=FAST))
 
 
+def test_drawn_students_are_narrow_and_know_the_words() -> None:
+    for family, embedding_size in (("bert", None), ("electra", 16)):
+        teacher = random_checkpoint(
+            task="text-classification", family=family, embedding_size=embedding_size, layers=((3, 8, 96),) * 2
+        )
+        student = draw_student(teacher, 16, 3)
+        spec = student.spec
+        assert (spec.hidden_size, spec.num_layers, spec.layers[0].num_heads) == (16, 3, 2)
+        assert spec.layers[0].intermediate_size == 64
+        assert {n: t.shape for n, t in student.tensors.items()} == {n: s for n, (_, s) in weight_tensors(spec).items()}
+        words, narrow = (c.tensors["embeddings.word.weight"].astype(float) for c in (teacher, student))
+        # of all tables as narrow the one whose dot products are nearest (Eckart and Young), or the table itself
+        left = np.linalg.svd(words)[1][16:]
+        assert np.isclose(np.linalg.norm(words @ words.T - narrow @ narrow.T), np.linalg.norm(left**2), atol=1e-3)
+        again = draw_student(teacher, 16, 3)
+        assert all(np.array_equal(again.tensors[name], tensor) for name, tensor in student.tensors.items())
+        assert not np.array_equal(draw_student(teacher, 16, 3, seed=1).tensors["head.out.weight"], 0)
+    for wrong in (12, 32, 0):
+        with pytest.raises(InvalidInputError, match="multiple of 8"):
+            draw_student(teacher, wrong, 1)
+
+
 @pytest.mark.parametrize("num_teacher", [1, 4, 6, 12])
 def test_layers_are_spread(num_teacher: int) -> None:
     for count in range(1, num_teacher + 1):
@@ -303,7 +328,9 @@ def test_recipes_round_trip(tmp_path: Path) -> None:
     budget = Budget.parse(["drop=1.5", "latency=2ms@64,threads=2,batch=4", "size=10MB"])
     full = replace(plain, finetune=None, distill=Distillation(layers=(0, 2)), prune=Pruning(retrain=True), trim=True)
     full = replace(full, columns={"text": "review"}, budget=budget)
-    for recipe in (plain, full):
+    narrow = Distillation(num_layers=2, hidden_size=128, relation_weight=1.0)
+    aware = replace(plain, distill=narrow, prune=Pruning(retrain=True, steps=3), qat=QuantizationAware(temperature=1.0))
+    for recipe in (plain, full, aware):
         assert Recipe.from_toml(recipe.to_toml()) == recipe
     assert full.budget == Budget(drop=1.5, size=10_000_000, latency=0.002, tokens=64, threads=2, batch=4)
 
@@ -317,7 +344,8 @@ def test_budgets_that_are_not_understood(text: str) -> None:
 @pytest.mark.parametrize(
     "text",
     ["task = 'none'", "epochs = 3", "seed = -1", "seed = 'a'", "[finetune]\nepochs = 0", "[finetune]\nrate = 1", "x =",
-     "prune = 3", "output = 'model'", "[distill]\nlayers = ['a']", "portable = true\nint8 = false"],
+     "prune = 3", "output = 'model'", "[distill]\nlayers = ['a']", "portable = true\nint8 = false",
+     "qat = true\nint8 = false", "[prune]\nsteps = 2", "[distill]\nhidden_size = 8\nlayers = [0]"],
 )  # fmt: skip
 def test_bad_recipes(text: str) -> None:
     good = "model = 'm'\ntask = 'embedding'\ntrain = 'a.csv'\noutput = 'o.onnx'\n"
@@ -381,9 +409,7 @@ def test_a_run_is_one_file_and_its_report(recipe: Recipe, monkeypatch: pytest.Mo
     monkeypatch.setattr(finetune, "train", None)
     output.rename(output.with_name("first.onnx"))
     again = run(recipe)
-    first, second = read_artifact(output.with_name("first.onnx")), read_artifact(output)
-    assert first.spec == second.spec and first.tokenizer_json == second.tokenizer_json
-    assert all(np.array_equal(first.tensors[name], second.tensors[name]) for name in first.tensors)
+    assert same_files(output.with_name("first.onnx"), output)
     assert again.report["final"]["metrics"] == result.report["final"]["metrics"]
 
 
@@ -405,6 +431,119 @@ def test_a_latency_budget_is_met_by_the_file(recipe: Recipe) -> None:
     assert not result.met and "nothing fits" in " ".join(result.report["messages"])
     result = run(replace(recipe, distill=None, prune=None, trim=False, budget=replace(budget, latency=50 * fastest)))
     assert result.met and [stage["name"] for stage in result.report["stages"]] == ["start", "finetune"]
+
+
+def same_files(one: Path, other: Path) -> bool:
+    """Whether graph, weights and tokenizer are equal."""
+    first, second = read_artifact(one), read_artifact(other)
+    return (
+        (first.spec, first.tokenizer_json, first.tensors.keys())
+        == (second.spec, second.tokenizer_json, second.tensors.keys())
+    ) and all(np.array_equal(first.tensors[name], second.tensors[name]) for name in first.tensors)
+
+
+def test_every_option_goes_on_after_a_kill_to_the_same_file(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed in each training's second epoch and once the planner has chosen."""
+    make_checkpoint(Path(recipe.model), task="embedding", intermediate_size=512)
+    short = replace(FAST, epochs=2)
+    recipe = replace(
+        recipe,
+        trim=False,
+        finetune=short,
+        distill=Distillation(num_layers=2, hidden_size=24, relation_weight=0.5, training=short),
+        prune=Pruning(flops=0.8, retrain=True, steps=2, training=short),
+        qat=QuantizationAware(training=short),
+        budget=Budget(size=10**9),
+    )
+    size = run(replace(recipe, work=str(recipe.work_folder) + ".size")).report["final"]["bytes"]
+    recipe = replace(recipe, budget=Budget(size=size - 3000))
+    whole = run(recipe)
+    names = [stage["name"] for stage in whole.report["stages"]]
+    assert names == ["start", "finetune", "distill", "prune", "retrain", "prune", "plan", "retrain", "qat"]
+    plan = whole.report["stages"][names.index("plan")]
+    scores = {candidate["name"]: candidate["score"] for candidate in plan["candidates"]}
+    assert scores[plan["chosen"]] == max(scores.values()) and len(scores) == 3
+    assert whole.met and whole.report["final"]["bytes"] <= size - 3000
+    page = Path(recipe.output).with_suffix(".html").read_text()
+    assert "The ladder:" in page and "Candidates" in page and plan["chosen"] in page
+
+    killed: set[str] = set()
+
+    def kill_once(name: str) -> None:
+        if name not in killed:
+            killed.add(name)
+            raise KeyboardInterrupt
+
+    def train_and_be_killed(*args: Any, evaluate: Any, name: str, **options: Any) -> Any:
+        epochs = iter(range(9))
+
+        def score(model: TorchEncoder) -> float:
+            if next(epochs) == 1:
+                kill_once(name)
+            return float(evaluate(model))
+
+        return train(*args, evaluate=score, name=name, **options)
+
+    def choose_and_be_killed(*args: Any) -> Any:
+        chosen = planner.choose(*args)
+        kill_once("plan")
+        return chosen
+
+    for module in (pipeline, distillation):
+        monkeypatch.setattr(module, "train", train_and_be_killed)
+    monkeypatch.setattr(pipeline, "choose", choose_and_be_killed)
+    other = replace(recipe, output=str(Path(recipe.output).with_name("resumed.onnx")))
+    while True:
+        try:
+            resumed = run(other)
+            break
+        except KeyboardInterrupt:
+            pass
+    assert killed == {"finetune", "distill", "retrain", "qat", "plan"}
+    assert same_files(Path(recipe.output), Path(other.output))
+    assert resumed.report["final"]["metrics"] == whole.report["final"]["metrics"]
+
+
+def test_what_was_measured_is_not_measured_again(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that is killed while it meets a latency budget goes on with the times it has."""
+    make_checkpoint(Path(recipe.model), task="embedding", intermediate_size=512)
+    recipe = replace(recipe, distill=None, prune=None, trim=False, budget=Budget(latency=1.0, tokens=16))
+    table = LatencyTable({}, 1e-3, (0, 4), (0, 512), ((0.0, 4e-3), (1e-3, 5e-3)))
+    monkeypatch.setattr(LatencyTable, "measure", lambda *_, **__: table)
+    real, specs = pipeline.measure_speeds, []
+
+    def speeds(paths: Any, budget: Budget) -> Any:
+        """A file takes half as long again as the table says."""
+        if "candidate" not in paths[-1].name:
+            return real(paths, budget)
+        specs.append(edgebert.load(paths[0]).spec)
+        if len(specs) == 2:
+            raise KeyboardInterrupt
+        return [{"latency_p50": 1.5 * table.predict(specs[-1])}]
+
+    monkeypatch.setattr(pipeline, "measure_speeds", speeds)
+    recipe = replace(recipe, budget=Budget(latency=8e-3, tokens=16))
+    with pytest.raises(KeyboardInterrupt):
+        run(recipe)
+    result = run(recipe)
+    [plan] = [stage for stage in result.report["stages"] if stage["name"] == "plan"]
+    measured = [attempt["measured"] for attempt in plan["tries"]]
+    assert len(measured) >= 2 and measured[-1] <= 8e-3 < measured[0]
+    assert len(specs) == len(measured) + 1 and specs[0] != specs[1] == specs[2]  # only the killed one is done again
+
+
+def test_replicas_of_a_model_run_as_it_does() -> None:
+    """What torch's data parallelism makes on every GPU: a copy whose parameters are plain tensors."""
+    checkpoint = random_checkpoint(task="text-classification")
+    model = TorchEncoder(checkpoint.spec, checkpoint.tensors).eval()
+    examples = random_examples(checkpoint, [None] * 6)
+    expected, batch = run_batch(model, examples)
+    replica = model._replicate_for_data_parallel()
+    for name, parameter in model.named_parameters():
+        setattr(replica, name, parameter.detach().clone())
+    assert torch.equal(batch.run(replica)["logits"], expected["logits"])
+    replicas = finetune._Replicas(model)
+    assert replicas.spec is model.spec and torch.equal(batch.run(replicas)["logits"], expected["logits"])
 
 
 def test_linears_stay_f32_where_int8_loses_too_much(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -434,7 +573,9 @@ def test_the_command_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFi
     assert main(["compress", "model"]) == 1
     assert "incomplete" in capsys.readouterr().err
     arguments = ["compress", "model", "--task", "embedding", "--train", "a.csv", "-o", str(tmp_path / "o.onnx")]
-    assert main([*arguments, "--write-recipe", str(tmp_path / "r.toml"), "--layers", "2", "--flops", "0.5"]) == 0
-    assert Recipe.from_toml((tmp_path / "r.toml").read_text()).distill == Distillation(num_layers=2)
+    assert main([*arguments, "--write-recipe", str(tmp_path / "r.toml"), "--layers", "2", "--flops", "0.5",
+                 "--hidden-size", "128", "--qat"]) == 0  # fmt: skip
+    written = Recipe.from_toml((tmp_path / "r.toml").read_text())
+    assert written.distill == Distillation(num_layers=2, hidden_size=128) and written.qat == QuantizationAware()
     assert main(arguments) == 1
     assert "a.csv" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,20 @@ torch = pytest.importorskip("torch")
 
 from edgebert.artifact.checkpoint import Checkpoint  # noqa: E402
 from edgebert.artifact.names import weight_tensors  # noqa: E402
+from edgebert.artifact.spec import EncoderSpec  # noqa: E402
 from edgebert.compress import prune as pruning  # noqa: E402
-from edgebert.compress.prune import Flops, Units, measure_importance, prune, refit, remove_units, take_layers  # noqa: E402
+from edgebert.compress.planner import choose, list_candidates  # noqa: E402
+from edgebert.compress.prune import (  # noqa: E402
+    Flops,
+    Units,
+    choose_layers,
+    measure_importance,
+    prune,
+    prune_within,
+    refit,
+    remove_units,
+    take_layers,
+)
 from edgebert.compress.torch_encoder import TorchEncoder  # noqa: E402
 from edgebert.errors import InvalidInputError  # noqa: E402
 
@@ -208,3 +221,72 @@ def test_taking_layers() -> None:
     assert taken.config["num_hidden_layers"] == 2
     with pytest.raises(InvalidInputError, match="no layer 4"):
         take_layers(checkpoint, [0, 4])
+
+
+# Several budgets, fewer layers, candidates
+
+
+def test_two_budgets_at_once() -> None:
+    checkpoint = make_checkpoint()
+    importance = measure_importance(checkpoint, make_batches(checkpoint), loss_of)
+    limits = [(costs, 0.7 * costs.predict(checkpoint.spec)) for costs in (Flops.of(checkpoint.spec, 10), ONE_A_UNIT)]
+    small = prune_within(checkpoint, importance, limits, neuron_step=8)
+    assert all(costs.predict(small.spec) <= limit for costs, limit in limits)
+    assert {n: t.shape for n, t in small.tensors.items()} == {n: s for n, (_, s) in weight_tensors(small.spec).items()}
+
+
+class _OneAUnit:
+    """A cost of one for each head and each neuron."""
+
+    def layer(self, num_heads: int, intermediate_size: int) -> float:
+        return float(num_heads + intermediate_size)
+
+    def predict(self, spec: EncoderSpec) -> float:
+        return sum(self.layer(layer.num_heads, layer.intermediate_size) for layer in spec.layers)
+
+
+ONE_A_UNIT = _OneAUnit()
+
+
+def test_the_layer_that_does_nothing_goes_first() -> None:
+    checkpoint = make_checkpoint(((4, 6, 32),) * 3)
+    for name in ("attention.output", "ffn.down"):
+        checkpoint.tensors[f"layer.1.{name}.weight"][:] = 0
+    importance = measure_importance(checkpoint, make_batches(checkpoint), loss_of)
+    assert choose_layers(importance.gradients, 2) == [0, 2]
+    assert choose_layers(importance.gradients, 3) == [0, 1, 2]
+
+
+def test_tuning_makes_up_for_a_layer_that_is_gone() -> None:
+    checkpoint = make_checkpoint(((4, 6, 32),) * 3)
+    batches = make_batches(checkpoint, 20)
+    inputs = [batch[:3] for batch in batches]
+    left = take_layers(checkpoint, [0, 2])
+    tuned = refit(checkpoint.spec, checkpoint.tensors, left.spec, left.tensors, inputs, [0, 2])
+    outputs = [
+        TorchEncoder(*model).eval()(*batches[0][:3])["logits"].detach().numpy()
+        for model in ((checkpoint.spec, checkpoint.tensors), (left.spec, left.tensors), (left.spec, tuned))
+    ]
+    errors = [np.linalg.norm(output - outputs[0]) for output in outputs[1:]]
+    assert errors[1] < 0.8 * errors[0]
+
+
+def test_candidates_and_the_choice_among_them() -> None:
+    checkpoint = make_checkpoint(((4, 6, 32),) * 4)
+    importance = measure_importance(checkpoint, make_batches(checkpoint), loss_of)
+    trimmed = replace(checkpoint, spec=checkpoint.spec.replace(vocab_size=50))
+    alone = list_candidates(checkpoint, None, lambda _: importance)
+    both = list_candidates(checkpoint, trimmed, lambda _: importance)
+    assert [c.num_layers for c in alone] == [4, 3, 2] and all(c.parent is checkpoint for c in alone)
+    assert [(c.num_layers, c.parent is trimmed) for c in both] == [(4, False), (4, True), (3, True), (2, True)]
+
+    costs = Flops.of(checkpoint.spec)
+    limits = [(costs, 0.6 * costs.predict(checkpoint.spec))]
+    for wanted in (4, 3, 2):
+        best, pruned, records = choose(alone, lambda _: limits, lambda c, n=wanted: -abs(c.spec.num_layers - n))
+        assert best.num_layers == pruned.spec.num_layers == wanted
+        assert [record["score"] for record in records] == [-abs(n - wanted) for n in (4, 3, 2)]
+        assert all(record["predicted"]["Flops"] <= limits[0][1] for record in records)
+    assert choose(alone, lambda _: limits, lambda _: 0.0)[0] is alone[0]
+    with pytest.raises(InvalidInputError, match="nothing fits"):
+        choose(alone, lambda _: [(costs, -1.0)], lambda _: 0.0)

@@ -48,6 +48,7 @@ PRUNING_EXAMPLES = 2048  # that choose and tune what stays
 PRUNING_BATCH = 32
 WORST = 20  # examples in the report
 LATENCY_TRIES = 3
+REPORT_BYTES = 16_384  # kept free under a budget of size for the report in the file
 
 
 @dataclass(frozen=True)
@@ -343,7 +344,7 @@ class _Run:
         if all(costs.predict(whole.spec) <= limit for costs, limit in limits_of(whole)):
             return
 
-        def make(state_file: Path) -> tuple[Checkpoint, dict[str, Any]]:
+        def make(_: Path) -> tuple[Checkpoint, dict[str, Any]]:
             def score_of(checkpoint: Checkpoint) -> float:
                 return self._scorer(checkpoint)(TorchEncoder(checkpoint.spec, checkpoint.tensors).to(find_device()))
 
@@ -355,7 +356,7 @@ class _Run:
             target = budget.latency
             while table is not None and target is not None and budget.latency is not None:
                 # the table's estimate is corrected by what a file takes
-                measured = self._measure_latency(pruned, state_file.with_name("candidate.onnx"))
+                measured = self._measure_latency(pruned)
                 tries.append({"predicted": table.predict(pruned.spec), "measured": measured})
                 if measured <= budget.latency or len(tries) == LATENCY_TRIES:
                     break
@@ -383,19 +384,36 @@ class _Run:
 
         return LatencyTable.from_json(self._measure_once("latency", (workload, spec), measure))
 
-    def _measure_latency(self, checkpoint: Checkpoint, path: Path) -> float:
+    def _measure_latency(self, checkpoint: Checkpoint) -> float:
         """Seconds of a call to the checkpoint's file."""
+        budget = self.recipe.budget
+        workload = budget.tokens, budget.batch, budget.threads
+        return self._measure_file(
+            "seconds", workload, checkpoint, lambda path: measure_speeds([path], budget)[0]["latency_p50"]
+        )
 
-        def measure() -> str:
+    def _overhead_bytes(self, checkpoint: Checkpoint) -> int:
+        """Bytes of a checkpoint's file besides its tensors: its tokenizer, and what the last stage's file has else."""
+        last, costs = self.store.stages[-1].checkpoint, Bytes(checkpoint.spec, self.recipe.int8)
+        rest = self._measure_file(
+            "overhead", (), last, lambda path: path.stat().st_size - costs.predict(last.spec) + REPORT_BYTES
+        )
+        tokenizers = [len((source.tokenizer_json or "").encode()) for source in (checkpoint, last)]
+        return int(rest) + tokenizers[0] - tokenizers[1]
+
+    def _measure_file(self, name: str, key: object, checkpoint: Checkpoint, measure: Callable[[Path], float]) -> float:
+        """What is measured of the checkpoint's file, which is removed."""
+        recipe, path = self.recipe, self.recipe.work_folder / "candidate.onnx"
+
+        def export_and_measure() -> str:
             try:
-                export_checkpoint(checkpoint, path, int8=self.recipe.int8, portable=self.recipe.portable)
-                return str(measure_speeds([path], self.recipe.budget)[0]["latency_p50"])
+                export_checkpoint(checkpoint, path, int8=recipe.int8, portable=recipe.portable)
+                return str(measure(path))
             finally:
                 path.unlink(missing_ok=True)
 
-        budget = self.recipe.budget
-        key = (budget.tokens, budget.batch, budget.threads, self.recipe.int8, self.recipe.portable, checkpoint.spec)
-        return float(self._measure_once("seconds", key, measure))
+        key = key, recipe.int8, recipe.portable, checkpoint.spec
+        return float(self._measure_once(name, key, export_and_measure))
 
     def _measure_once(self, name: str, key: object, measure: Callable[[], str]) -> str:
         """What was measured, from the work folder where it was before: a run that goes on must decide alike."""
@@ -419,13 +437,6 @@ class _Run:
     def _say(self, text: str) -> None:
         self.messages.append(text)
         self.progress(text)
-
-    def _overhead_bytes(self, checkpoint: Checkpoint) -> int:
-        """Bytes of a checkpoint's file besides its weights: its tokenizer, and what the last stage's has else."""
-        stage = self.store.stages[-1]
-        weights = 4 * sum(tensor.size for tensor in stage.checkpoint.tensors.values())
-        tokenizers = [len((source.tokenizer_json or "").encode()) for source in (checkpoint, stage.checkpoint)]
-        return stage.model.stat().st_size - weights + tokenizers[0] - tokenizers[1]
 
     # The file
 

@@ -11,11 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from edgebert.artifact.checkpoint import Checkpoint
 from edgebert.artifact.names import weight_tensors
-from edgebert.artifact.spec import EncoderSpec
+from edgebert.artifact.spec import LINEARS, EncoderSpec, LayerSpec
 from edgebert.compress.measure import describe_shape
 from edgebert.compress.prune import Costs, Importance, prune_within
 from edgebert.errors import InvalidInputError
@@ -27,27 +25,34 @@ Limits = list[tuple[Costs, float]]
 
 @dataclass(frozen=True)
 class Bytes:
-    """Bytes of a model's file, as `prune.Costs`: those of its tensors, and `overhead` for the rest."""
+    """Bytes of a model's file, as `prune.Costs`: those of its tensors, and `overhead` for the rest.
+
+    Attributes:
+        spec: f32; of the model or of one pruned to it.
+        int8: whether the file will be int8.
+        overhead: bytes of tokenizer, graph and metadata.
+    """
 
     spec: EncoderSpec
     int8: bool
-    overhead: int
+    overhead: int = 0
 
     def layer(self, num_heads: int, intermediate_size: int) -> float:
-        """Of one layer of that shape: four linears with their biases and, in int8, scales and sums; two LayerNorms."""
-        hidden, size = self.spec.hidden_size, num_heads * self.spec.layers[0].head_dim
-        weights = 4 * hidden * size + 2 * hidden * intermediate_size
-        columns = 3 * size + intermediate_size + 2 * hidden
-        return float(weights + 12 * columns if self.int8 else 4 * (weights + columns)) + 16 * hidden
+        """Of one layer of that shape."""
+        quantized: dict[str, Any] = dict.fromkeys(LINEARS, "s8") | {"smoothed": ("qkv", "ffn_up")} if self.int8 else {}
+        layer = LayerSpec(num_heads, self.spec.layers[0].head_dim, intermediate_size, **quantized)
+        return self._count(self.spec, (layer,)) - self._count(self.spec, ())
 
     def predict(self, spec: EncoderSpec) -> float:
         """Of a whole model."""
-        rest = sum(
-            np.prod(shape) * (1 if self.int8 and name.startswith("embeddings.") and len(shape) == 2 else 4)
-            for name, (_, shape) in weight_tensors(spec.replace(layers=())).items()
-        )
         layers = sum(self.layer(layer.num_heads, layer.intermediate_size) for layer in spec.layers)
-        return float(self.overhead + rest + layers)
+        return self.overhead + self._count(spec, ()) + layers
+
+    def _count(self, spec: EncoderSpec, layers: tuple[LayerSpec, ...]) -> float:
+        made = spec.replace(layers=layers, embedding_dtype="s8" if self.int8 else "f32")
+        return float(
+            sum(math.prod(shape) * (1 if dtype == "s8" else 4) for dtype, shape in weight_tensors(made).values())
+        )
 
 
 @dataclass(frozen=True)
