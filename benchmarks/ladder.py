@@ -34,7 +34,7 @@ from edgebert.demo import time_in_turns
 TUNING = {  # task data -> (task, fine-tuning)
     "banking77": ("text-classification", Training(epochs=6, learning_rate=3e-4)),
     "sst2": ("text-classification", Training(epochs=3, learning_rate=2e-4)),
-    "mrpc": ("text-classification", Training(epochs=5, learning_rate=1e-4)),
+    "mrpc": ("text-classification", Training(epochs=3, learning_rate=2e-4)),
     "stsb": ("embedding", None),
     "wnut17": ("token-classification", Training(epochs=3, learning_rate=3e-4)),
     "wikiann-en": ("token-classification", Training(epochs=3, learning_rate=2e-4)),
