@@ -21,7 +21,7 @@ from edgebert.artifact.reader import read_artifact
 from edgebert.artifact.spec import LINEARS
 from edgebert.batch import PackedBatch
 from edgebert.cli import main
-from edgebert.compress import demo, finetune, pipeline, planner
+from edgebert.compress import demo, finetune, pipeline, planner, prune
 from edgebert.compress import distill as distillation
 from edgebert.compress.data import load_dataset
 from edgebert.compress.distill import distil, draw_student, relation_loss, soft_loss, spread_layers
@@ -345,7 +345,8 @@ def test_budgets_that_are_not_understood(text: str) -> None:
     "text",
     ["task = 'none'", "epochs = 3", "seed = -1", "seed = 'a'", "[finetune]\nepochs = 0", "[finetune]\nrate = 1", "x =",
      "prune = 3", "output = 'model'", "[distill]\nlayers = ['a']", "portable = true\nint8 = false",
-     "qat = true\nint8 = false", "[prune]\nsteps = 2", "[distill]\nhidden_size = 8\nlayers = [0]"],
+     "qat = true\nint8 = false", "[prune]\nsteps = 2", "[prune]\nwithin_drop = true",
+     "[distill]\nhidden_size = 8\nlayers = [0]"],
 )  # fmt: skip
 def test_bad_recipes(text: str) -> None:
     good = "model = 'm'\ntask = 'embedding'\ntrain = 'a.csv'\noutput = 'o.onnx'\n"
@@ -530,6 +531,24 @@ def test_what_was_measured_is_not_measured_again(recipe: Recipe, monkeypatch: py
     measured = [attempt["measured"] for attempt in plan["tries"]]
     assert len(measured) >= 2 and measured[-1] <= 8e-3 < measured[0]
     assert len(specs) == len(measured) + 1 and specs[0] != specs[1] == specs[2]  # only the killed one is done again
+
+
+def test_a_budget_of_accuracy_says_how_far_to_prune(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = replace(recipe, distill=None, trim=False, prune=Pruning(flops=0.2, within_drop=True))
+    whole = load_checkpoint(recipe.model).spec
+    costs = prune.Flops.of(whole)
+
+    def score(_: Any, checkpoint: Checkpoint) -> float:
+        """It falls by a point for every tenth of the operations."""
+        return 0.9 + 0.1 * costs.predict(checkpoint.spec) / costs.predict(whole)
+
+    monkeypatch.setattr(pipeline, "_score", lambda record: 1.0)
+    monkeypatch.setattr(pipeline._Run, "_score_trained", score)
+    report = run(replace(recipe, budget=Budget(drop=5.0))).report
+    [stage] = [stage for stage in report["stages"] if stage["name"] == "prune"]
+    assert stage["chosen"] == stage["candidates"][-2]["name"] and len(stage["candidates"]) < 5
+    assert stage["candidates"][-1]["score"] < 0.95 <= stage["candidates"][-2]["score"]
+    assert stage["num_heads"] == stage["candidates"][-2]["num_heads"]
 
 
 def test_replicas_of_a_model_run_as_it_does() -> None:

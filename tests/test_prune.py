@@ -14,10 +14,11 @@ from artifacts import Layers, random_batch, random_spec, random_tensors
 torch = pytest.importorskip("torch")
 
 from edgebert.artifact.checkpoint import Checkpoint  # noqa: E402
-from edgebert.artifact.names import weight_tensors  # noqa: E402
+from edgebert.artifact.names import linear_name, weight_tensors  # noqa: E402
+from edgebert.artifact.quantize import quantize  # noqa: E402
 from edgebert.artifact.spec import EncoderSpec  # noqa: E402
 from edgebert.compress import prune as pruning  # noqa: E402
-from edgebert.compress.planner import choose, list_candidates  # noqa: E402
+from edgebert.compress.planner import Bytes, Candidate, choose, list_candidates, prune_until  # noqa: E402
 from edgebert.compress.prune import (  # noqa: E402
     Flops,
     Units,
@@ -290,3 +291,32 @@ def test_candidates_and_the_choice_among_them() -> None:
     assert choose(alone, lambda _: limits, lambda _: 0.0)[0] is alone[0]
     with pytest.raises(InvalidInputError, match="nothing fits"):
         choose(alone, lambda _: [(costs, -1.0)], lambda _: 0.0)
+
+
+def test_pruning_goes_on_until_the_score_falls() -> None:
+    checkpoint = make_checkpoint(((4, 6, 32),) * 2)
+    importance = measure_importance(checkpoint, make_batches(checkpoint), loss_of)
+    costs = Flops.of(checkpoint.spec)
+    total, shares = costs.predict(checkpoint.spec), (0.9, 0.7, 0.5, 0.3)
+
+    def share_of(pruned: Checkpoint) -> float:
+        return costs.predict(pruned.spec) / total
+
+    for lowest, kept, tried in ((0.0, 0.3, 4), (0.5, 0.7, 3), (2.0, 1.0, 1)):
+        candidate = Candidate(checkpoint, importance, 2)
+        small, records = prune_until(candidate, costs, shares, share_of, lowest)
+        assert kept - 0.2 < share_of(small) <= kept and len(records) == tried
+    assert small is checkpoint
+
+
+@pytest.mark.parametrize("task", ["text-classification", "fill-mask"])
+@pytest.mark.parametrize("int8", [False, True])
+def test_bytes_are_those_of_the_tensors(task: str, int8: bool) -> None:
+    pytest.importorskip("onnx")
+    checkpoint = make_checkpoint(task=task)
+    spec, tensors = checkpoint.spec, dict(checkpoint.tensors)
+    if int8:
+        smooth = {linear_name(i, n): np.ones(24, np.float32) for i in range(4) for n in ("qkv", "ffn_up")}
+        _, tensors, _ = quantize(spec, tensors, [random_batch(spec, [5, 9])], smooth=smooth)
+    expected = sum(tensor.nbytes for tensor in tensors.values())
+    assert Bytes(spec, int8, 1000).predict(spec) == expected + 1000

@@ -32,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--layers", type=int, metavar="N", help="distil into a student of N layers")
     parser.add_argument("--hidden-size", type=int, metavar="N", help="with --layers: a narrower student, newly drawn")
     parser.add_argument("--flops", type=float, metavar="SHARE", help="prune to this share of the arithmetic")
+    parser.add_argument("--within-drop", action="store_true", help="with --flops: stop before the drop budget is spent")
     parser.add_argument("--retrain", action="store_true", help="with --flops: distil what is left from what was whole")
     parser.add_argument("--trim", action="store_true", help="cut the vocabulary to the training texts")
     parser.add_argument("--qat", action="store_true", help="train with int8's codes before int8: quantization-aware")
@@ -106,11 +107,9 @@ def build_recipe(args: argparse.Namespace) -> Any:
     if given := {name: value for name, value in student.items() if value is not None}:
         distill = dataclasses.replace(recipe.distill or Distillation(), **given)
         recipe = dataclasses.replace(recipe, distill=distill)
-    if args.flops is not None:
-        prune = dataclasses.replace(recipe.prune or Pruning(), flops=args.flops)
-        recipe = dataclasses.replace(recipe, prune=prune)
+    pruning = {"flops": args.flops, "within_drop": args.within_drop or None, "retrain": args.retrain or None}
+    if given := {name: value for name, value in pruning.items() if value is not None}:
+        recipe = dataclasses.replace(recipe, prune=dataclasses.replace(recipe.prune or Pruning(), **given))
     if args.qat:
         recipe = dataclasses.replace(recipe, qat=recipe.qat or QuantizationAware())
-    if args.retrain:
-        recipe = dataclasses.replace(recipe, prune=dataclasses.replace(recipe.prune or Pruning(), retrain=True))
     return recipe

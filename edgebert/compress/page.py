@@ -104,8 +104,8 @@ def _tabulate_candidates(stage: dict[str, Any]) -> Table:
         ]
         for candidate in stage["candidates"]
     ]
-    caption = f"Each within the budgets by the latency table and the count of bytes; chosen: {stage['chosen']}."
-    return Table(["candidate", "metric before retraining", "heads", "intermediate sizes"], rows, caption)
+    caption = f"What was tried, before any retraining; chosen: {stage['chosen']}."
+    return Table(["candidate", "metric", "heads", "intermediate sizes"], rows, caption)
 
 
 def _plot_rungs(report: dict[str, Any]) -> Plot:

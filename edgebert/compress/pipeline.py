@@ -34,7 +34,7 @@ from edgebert.compress.heads import load_for_task
 from edgebert.compress.latency import LatencyTable
 from edgebert.compress.measure import describe_shape, evaluate_file, measure_speeds
 from edgebert.compress.page import write_report
-from edgebert.compress.planner import Bytes, Limits, choose, list_candidates
+from edgebert.compress.planner import Bytes, Candidate, Limits, choose, list_candidates, prune_until
 from edgebert.compress.qat import QuantizedEncoder, settle
 from edgebert.compress.recipe import Distillation, Pruning, QuantizationAware, Recipe, Training
 from edgebert.compress.stages import Stage, StageStore, hash_file
@@ -48,6 +48,7 @@ PRUNING_EXAMPLES = 2048  # that choose and tune what stays
 PRUNING_BATCH = 32
 WORST = 20  # examples in the report
 LATENCY_TRIES = 3
+DROP_STEPS = 5  # between all operations and the least, where a budget of accuracy says how far to go
 REPORT_BYTES = 16_384  # kept free under a budget of size for the report in the file
 
 
@@ -151,7 +152,7 @@ class _Run:
         teacher = self.store.stages[-1]
         if recipe.distill is not None:
             self._distill(recipe.distill)
-        self._prune()
+        self._prune(teacher)
         if recipe.qat is not None:
             self._learn_int8(recipe.qat)
         return self._finish(teacher)
@@ -272,10 +273,12 @@ class _Run:
         more, _ = load_tokenizer(checkpoint).tokenize(self.unlabelled[:count], max_length)
         return examples.join(more)
 
-    def _prune(self) -> None:
+    def _prune(self, teacher: Stage) -> None:
         settings = self.recipe.prune
         whole = self.store.stages[-1].checkpoint
-        if settings is not None and settings.flops < 1:
+        if settings is not None and settings.within_drop:
+            self._prune_within_drop(teacher, settings.flops)
+        elif settings is not None and settings.flops < 1:
             costs = prune.Flops.of(whole.spec)
             for step in range(1, settings.steps + 1):
                 share = 1 - (1 - settings.flops) * step / settings.steps
@@ -297,6 +300,24 @@ class _Run:
             return self._distil_into(pruned, teacher, distillation, state_file, "retrain")
 
         self._stage("retrain", distillation, make)
+
+    def _prune_within_drop(self, teacher: Stage, flops: float) -> None:
+        drop = self.recipe.budget.drop or 0.0
+
+        def make(_: Path) -> tuple[Checkpoint, dict[str, Any]]:
+            whole = self.store.stages[-1].checkpoint
+            candidate = Candidate(whole, self._measure_importance(whole), whole.spec.num_layers)
+            shares = np.linspace(1.0, flops, 1 + DROP_STEPS)[1:].tolist()
+            lowest = _score(teacher.record) - drop / 100
+            pruned, records = prune_until(candidate, prune.Flops.of(whole.spec), shares, self._score_trained, lowest)
+            chosen = [record["name"] for record in records if record["score"] >= lowest]
+            return pruned, {"chosen": chosen[-1] if chosen else "100 %", "candidates": records}
+
+        self._stage("prune", (flops, drop), make)
+
+    def _score_trained(self, checkpoint: Checkpoint) -> float:
+        """The metric of a checkpoint as PyTorch computes it."""
+        return self._scorer(checkpoint)(TorchEncoder(checkpoint.spec, checkpoint.tensors).to(find_device()))
 
     def _prune_to(self, name: str, costs: prune.Costs, limit: float) -> None:
         def make(_: Path) -> tuple[Checkpoint, dict[str, Any]]:
@@ -345,12 +366,9 @@ class _Run:
             return
 
         def make(_: Path) -> tuple[Checkpoint, dict[str, Any]]:
-            def score_of(checkpoint: Checkpoint) -> float:
-                return self._scorer(checkpoint)(TorchEncoder(checkpoint.spec, checkpoint.tensors).to(find_device()))
-
             trimmed = None if budget.size is None or recipe.trim else self._trimmed(whole)
             candidates = list_candidates(whole, trimmed, self._measure_importance)
-            best, pruned, records = choose(candidates, limits_of, score_of)
+            best, pruned, records = choose(candidates, limits_of, self._score_trained)
             record = {"chosen": best.name, "candidates": records}
             tries: list[dict[str, float]] = []
             target = budget.latency

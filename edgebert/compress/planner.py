@@ -117,11 +117,41 @@ def choose(
         except InvalidInputError as error:
             refusal = error
             continue
-        costs = {type(costs).__name__: costs.predict(pruned.spec) for costs, _ in limits}
         fitting.append((score_of(pruned), candidate, pruned))
-        record = {"name": candidate.name, "score": fitting[-1][0], **describe_shape(pruned), "predicted": costs}
-        records.append(record)
+        records.append(_describe(candidate.name, fitting[-1][0], pruned, limits))
     if not fitting:
         raise refusal
     _, best, pruned = max(fitting, key=lambda found: found[0])
     return best, pruned, records
+
+
+def prune_until(
+    candidate: Candidate, costs: Costs, shares: Sequence[float], score_of: Callable[[Checkpoint], float], lowest: float
+) -> tuple[Checkpoint, list[dict[str, Any]]]:
+    """Prune to one share of the costs after another, as long as the score is not below the lowest.
+
+    Args:
+        candidate: what to prune.
+        costs: what the shares are of.
+        shares: descending.
+        score_of: the metric of a pruned checkpoint.
+        lowest: score that may be reached.
+
+    Returns:
+        (the smallest one whose score is high enough, maybe the parent itself; a record of each that was tried).
+    """
+    best, records = candidate.parent, []
+    for share in shares:
+        limits: Limits = [(costs, share * costs.predict(candidate.parent.spec))]
+        pruned = candidate.prune(limits)
+        score = score_of(pruned)
+        records.append(_describe(f"{100 * share:.0f} %", score, pruned, limits))
+        if score < lowest:
+            break
+        best = pruned
+    return best, records
+
+
+def _describe(name: str, score: float, pruned: Checkpoint, limits: Limits) -> dict[str, Any]:
+    predicted = {type(costs).__name__: costs.predict(pruned.spec) for costs, _ in limits}
+    return {"name": name, "score": score, **describe_shape(pruned), "predicted": predicted}

@@ -88,6 +88,7 @@ class Pruning:
     """How much of the encoder's arithmetic stays, and whether what is left is trained again."""
 
     flops: float = 0.5  # share of the encoder's floating-point operations that stays
+    within_drop: bool = False  # stop earlier, before the metric falls by more than budget.drop
     retrain: bool = False  # distilled from the model before pruning
     steps: int = 1  # in which `flops` is reached; retrained after each
     temperature: float = 2.0
@@ -95,7 +96,8 @@ class Pruning:
 
     def __post_init__(self) -> None:
         _check("flops", self.flops, 0 < self.flops <= 1, "a number in (0, 1]")
-        _check("steps", self.steps, self.steps == 1 or (self.steps > 1 and self.retrain), "1, or more with retrain")
+        is_gradual = self.steps > 1 and self.retrain and not self.within_drop
+        _check("steps", self.steps, self.steps == 1 or is_gradual, "1, or more with retrain and without within_drop")
         _check("temperature", self.temperature, 0 < self.temperature < math.inf, "a positive number")
 
 
@@ -235,6 +237,8 @@ class Recipe:
         _check("seed", self.seed, self.seed >= 0, "an integer, 0 or more")
         _check("portable", self.portable, self.int8 or not self.portable, "false without int8")
         _check("qat", self.qat, self.int8 or self.qat is None, "false without int8")
+        within_drop = self.prune is not None and self.prune.within_drop
+        _check("within_drop", within_drop, self.budget.drop is not None or not within_drop, "false without budget.drop")
 
     @property
     def work_folder(self) -> Path:
