@@ -17,6 +17,7 @@ _PACKAGES = (
     "onnxruntime",
     "onnxruntime-gpu",
     "numba",
+    "numba-cuda",
     "safetensors",
     "torch",
     "transformers",
@@ -33,10 +34,8 @@ def describe_machine() -> str:
             f"{cpus.usable_cpus()} by default: {cpus.affinity_size()} CPUs in the affinity mask, "
             + ("no cgroup limit" if quota is None else f"a cgroup limit of {quota:g} CPUs")
         ],
-        "backends": [
-            f"{name}: {'available' if reason is None else f'not available: {reason}'}"
-            for name, reason in available_backends().items()
-        ],
+        "backends": _describe_backends("cpu"),
+        "CUDA": _describe_cuda(),
         "versions": [f"edgebert {__version__}, Python {platform.python_version()}", *_describe_packages()],
     }
     lines = [f"{title if i == 0 else '':10}{line}" for title, part in sections.items() for i, line in enumerate(part)]
@@ -51,6 +50,20 @@ def _describe_isas() -> list[str]:
 
     usable = native.usable_isas()
     return [f"{isa}: {'usable' if isa in usable else 'this CPU lacks it'}" for isa in native.built_isas()]
+
+
+def _describe_backends(device: str) -> list[str]:
+    return [
+        f"{name}: {'available' if reason is None else f'not available: {reason}'}"
+        for name, reason in available_backends(device).items()
+    ]
+
+
+def _describe_cuda() -> list[str]:
+    from edgebert.backends import native
+
+    gpus = native.usable_gpus() if native.unavailable_reason("cuda") is None else []
+    return gpus + _describe_backends("cuda")
 
 
 def _describe_packages() -> list[str]:

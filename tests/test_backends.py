@@ -275,12 +275,11 @@ def test_refuses_unknown_names(make_file: Callable[..., Path]) -> None:
             load_backend(path, "numpy", threads=threads)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", ["numpy", "native"])
-def test_refuses_a_device_it_does_not_run_on(name: str, make_file: Callable[..., Path]) -> None:
+def test_refuses_a_device_it_does_not_run_on(make_file: Callable[..., Path]) -> None:
     with pytest.raises(
-        BackendUnavailableError, match=f"backend {name} is not available: it runs on cpu, not on 'cuda:0'"
+        BackendUnavailableError, match="backend numpy is not available: it runs on cpu, not on 'cuda:0'"
     ):
-        load_backend(make_file(), name, "cuda")
+        load_backend(make_file(), "numpy", "cuda")
 
 
 def test_a_missing_backend_is_explained(make_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:

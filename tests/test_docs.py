@@ -85,7 +85,7 @@ def test_links_and_paths_exist(document: Path) -> None:
 def test_environment_variables_exist() -> None:
     sources = "".join(_read(path) for path in [*PACKAGE.rglob("*.py"), *KERNELS.rglob("*.cc")])
     for document in DOCUMENTS:
-        for name in set(re.findall(r"\b(EDGEBERT_(?:LIBRARY|FORCE_\w+))\b", _read(document))):
+        for name in set(re.findall(r"\b(EDGEBERT_(?:(?:CUDA_)?LIBRARY|FORCE_\w+))\b", _read(document))):
             assert name in sources
     options = set(re.findall(r"-D(EDGEBERT_\w+)=", _read(ROOT / "CONTRIBUTING.md")))
     assert options <= set(re.findall(r"option\((EDGEBERT_\w+)", _read(ROOT / "CMakeLists.txt")))
@@ -166,8 +166,10 @@ def _includes(path: Path) -> list[str]:
 
 
 def test_native_include_rules() -> None:
-    engine = [path for path in (KERNELS / "engine").iterdir() if path.name not in ("encoder.cc", "c_api.cc")]
-    for path in engine:
+    for path in (KERNELS / "engine").iterdir():
+        foreign = ("cuda/",) if path.name == "encoder.cc" else ("cuda/", "cpu/")
+        assert not [name for name in _includes(path) if name.startswith(foreign)], path
+    for path in (KERNELS / "cuda").iterdir():
         assert not [name for name in _includes(path) if name.startswith("cpu/")], path
     allowed = {
         "simd": ("cpu/simd/",),

@@ -57,5 +57,6 @@ def unavailable_reason() -> str | None:
     from numba import cuda
 
     if not cuda.is_available():
-        return "no CUDA driver or no GPU was found here: check that nvidia-smi lists one, or use device='cpu'"
+        error = cuda.cuda_error() or "NVVM, which compiles the kernels, is missing: install edgebert[cuda]"
+        return f"numba-cuda finds no driver, GPU or compiler it can use ({' '.join(error.split())})"
     return None

@@ -167,7 +167,11 @@ const char* eb_last_error(void) { return edgebert::last_error; }
 
 const char* eb_built_isas(void) { return edgebert::Encoder::built_isas(); }
 
-const char* eb_usable_isas(void) { return edgebert::Encoder::usable_isas(); }
+const char* eb_usable_isas(void) {
+  const char* names = "";
+  guard([&] { names = edgebert::Encoder::usable_isas(); });
+  return names;
+}
 
 int32_t eb_default_threads(void) { return edgebert::Encoder::default_threads(); }
 

@@ -27,7 +27,7 @@ class Encoder {
   int num_threads() const;
   size_t workspace_bytes() const;
 
-  // What the functions of these names in edgebert.h answer.
+  // What the functions of these names in edgebert.h answer. usable_isas throws Error(EB_UNAVAILABLE) if there is none.
   static const char* built_isas();
   static const char* usable_isas();
   static int default_threads();
