@@ -217,6 +217,8 @@ class Model:
         Raises:
             InvalidInputError: it does not fit the head; the message says which calls do.
         """
+        if task is not None and task not in INPUTS:
+            raise InvalidInputError(f"unknown task {task!r}: expected one of {', '.join(INPUTS)}")
         fitting = TASKS_OF_HEAD[self.task]
         if self.task == "embedding" and not self.spec.has_sequence_head:  # hidden states, not pooled
             fitting = ()

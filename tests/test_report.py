@@ -1,6 +1,7 @@
 """Pages: everything is in the one file, nothing is markup that was text, and half a page is never left."""
 
 import builtins
+import os
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from edgebert.errors import EdgeBertError, InvalidInputError
-from edgebert.report import COLORS, Plot, Section, Table, new_figure, write_page
+from edgebert.report import COLORS, Plot, Section, Table, new_figure, write_page, write_whole
 
 pytest.importorskip("jinja2")
 pytest.importorskip("matplotlib")
@@ -129,6 +130,15 @@ def test_nothing_is_left_of_a_page_that_fails(tmp_path: Path) -> None:
     assert path.read_text(encoding="utf-8") == "old" and list(tmp_path.iterdir()) == [path]
     with pytest.raises(OSError):
         write_page(tmp_path / "no" / "page.html", "t", [])
+
+
+def test_what_is_no_file_is_written_to_and_stays(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    write_whole(pipe, "é")
+    assert os.read(reader, 10) == "é".encode() and pipe.is_fifo()
+    os.close(reader)
 
 
 def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

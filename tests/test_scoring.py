@@ -138,21 +138,19 @@ def test_questions_masks_and_n_best_lists(make_file: Callable[..., Path], tmp_pa
     def answers(model: Path, rows: list[dict[str, Any]], *columns: str, **options: Any) -> list[Any]:
         source = write_rows(tmp_path / "in.jsonl", rows)
         output = tmp_path / "out.jsonl"
-        runner.score(model, source, output, columns=columns, rows_per_part=2, backend="numpy", **options)
+        runner.score(model, source, output, columns=columns, rows_per_part=2, **options)
         found = [json.loads(line) for line in output.read_text().splitlines()]
         output.unlink()
         return [row["answer"] if row["error"] is None else row["error"] for row in found]
 
     questions = [{"question": "is it slow ?", "context": text} for text in make_texts(3)]
     model = make_file("qa.onnx", task="question-answering")
-    assert answers(model, questions, "question", "context") == edgebert.load(model, backend="numpy")(questions)
+    assert answers(model, questions, "question", "context") == edgebert.load(model)(questions)
     model = make_file("mlm.onnx", task="fill-mask")
     nbest = [[{"text": text, "score": -1.5} for text in make_texts(3, seed)] for seed in range(2)]
     rows = [{"nbest": hypotheses} for hypotheses in [*nbest, [{"text": "a"}]]]
     found = answers(model, rows, "nbest", task="rescoring")
-    rescored = edgebert.load(model, backend="numpy")(
-        [{"hypotheses": hypotheses} for hypotheses in nbest], task="rescoring"
-    )
+    rescored = edgebert.load(model)([{"hypotheses": hypotheses} for hypotheses in nbest], task="rescoring")
     assert found[:2] == rescored and "its first-pass score must be a number" in found[2]
 
 
@@ -349,12 +347,16 @@ def test_bad_sources(make_file: Callable[..., Path], tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match="inside of the input"):
         score(model, tmp_path / "mixed", tmp_path / "mixed" / "out.jsonl")
     (tmp_path / "utf16.jsonl").write_text('{"text": "a"}\n' * 3, encoding="utf-16")
-    fails(tmp_path / "utf16.jsonl", "is not jsonl in UTF-8: none of its first")
+    fails(tmp_path / "utf16.jsonl", "is not JSON lines, an object a line, in UTF-8: none of its first")
+    (tmp_path / "array.json").write_text('[{"text": "a"},\n{"text": "b"}]')
+    fails(tmp_path / "array.json", r"is not JSON lines, an object a line, in UTF-8: .*line 1 is not JSON")
     write_rows(tmp_path / "numbers.parquet", [{"text": 1}])
     fails(tmp_path / "numbers.parquet", "column 'text' of .* is of type int64, not text")
     whole = write_rows(tmp_path / "in.parquet", make_rows(50)).read_bytes()
     (tmp_path / "cut.parquet").write_bytes(whole[:-40])
     fails(tmp_path / "cut.parquet", "cut.parquet is not a readable Parquet file")
+    (tmp_path / "torn.parquet").write_bytes(whole[:200] + bytes(len(whole) // 3) + whole[200 + len(whole) // 3 :])
+    fails(tmp_path / "torn.parquet", "torn.parquet cannot be read after row 0")
     (tmp_path / "not.jsonl.gz").write_bytes(b"hello")
     fails(tmp_path / "not.jsonl.gz", "cannot be read after row 0")
     write_rows(tmp_path / "taken.jsonl", [{"text": "a", "embedding": 1}])
@@ -555,6 +557,8 @@ def test_outputs_that_are_in_the_way(make_file: Callable[..., Path], tmp_path: P
         with pytest.raises(InvalidInputError, match="exists already: choose another name or remove it"):
             score(model, source, tmp_path / to, **options)
     assert (tmp_path / "out.jsonl").read_text() == "mine" == (tmp_path / "bad.jsonl").read_text()
+    with pytest.raises(InvalidInputError, match="cannot hold the bad rows too"):
+        score(model, source, tmp_path / "new.jsonl", errors=tmp_path / "." / "new.jsonl")
     score(model, source, tmp_path / "new.jsonl")
     (tmp_path / "new.jsonl").unlink()  # with the output gone, its manifest is in nobody's way
     assert score(model, source, tmp_path / "new.jsonl")["rows"] == 30

@@ -57,6 +57,8 @@ def main(args: argparse.Namespace) -> None:
         options["prompt_name"] = args.prompt_name
     inputs = [_read_input(i, text, task, args) for i, text in enumerate(texts)]
     if task == "reranking":
+        if "query" not in options:
+            raise InvalidInputError("reranking needs a query, the texts are its documents: --option query=TEXT")
         answers, is_truncated = model(documents=inputs, return_truncated=True, **options)
     else:
         answers, is_truncated = model.answer_each(inputs, **options)

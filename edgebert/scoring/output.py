@@ -51,6 +51,8 @@ class Output:
                 f"{path} does not say what to write: end it in {', '.join(FORMATS)}, the last ones also with "
                 f"{' or '.join(CODECS)}, or in nothing for a folder of Parquet files"
             )
+        if errors and errors.resolve() == path.resolve():
+            raise InvalidInputError(f"{path} cannot hold the bad rows too: choose another name for them")
         self.format = format_
         self._errors = errors
         self._parts = path if self.is_folder else path.with_name(f"{path.name}.parts")

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 
 FORMATS = {".parquet": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".csv": "csv"}
+_KINDS = {"jsonl": "JSON lines, an object a line", "csv": "CSV"}
 CODECS = {".gz": "gzip", ".zst": "zstd"}
 
 WINDOW_BYTES = 32 << 20  # a window is cut short when its rows take this many bytes, so that long texts fit in memory
@@ -190,8 +191,8 @@ class Source:
         else:
             if window.rows and len(window.errors) == len(window.rows):
                 raise InvalidInputError(
-                    f"{window.file.path} is not {self.format} in UTF-8: none of its first {len(window.rows)} rows can "
-                    f"be read; {window.errors[0]}"
+                    f"{window.file.path} is not {_KINDS[self.format]}, in UTF-8: none of its first "
+                    f"{len(window.rows)} rows can be read; {window.errors[0]}"
                 )
             known = list(dict.fromkeys(name for row in window.rows for name in row))
         for name in wanted:
