@@ -120,7 +120,7 @@ def _plot_rungs(report: dict[str, Any]) -> Plot:
         axes.barh([-place + shift for place in places], values, height=0.4, label=label)
     axes.set_yticks([-place for place in places], [rung["name"] for rung in rungs])
     axes.set_xlabel(f"against {rungs[0]['name']}")
-    axes.legend(fontsize=9)
+    axes.legend(fontsize=9, frameon=False)
     return Plot(figure, "The ladder: how much faster and smaller each file is.")
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from tqdm import tqdm
 
 from edgebert.artifact.checkpoint import Checkpoint
 from edgebert.artifact.names import linear_name, weight_tensors
@@ -390,7 +391,7 @@ def refit(
     targets = [whole.embed(ids, types) for ids, _, types in inputs]  # hidden states of the whole model, batch by batch
     states = list(targets)  # and of the pruned one
     places = {layer: place for place, layer in enumerate(range(spec.num_layers) if layers is None else layers)}
-    for i in range(spec.num_layers):
+    for i in tqdm(range(spec.num_layers), desc="tuning", unit="layer", mininterval=1.0):
         for name in ("attention_output", "ffn_down"):
             if i not in places:
                 targets = [
