@@ -313,6 +313,16 @@ def test_drawn_students_are_narrow_and_know_the_words() -> None:
             draw_student(teacher, wrong, 1)
 
 
+@pytest.mark.parametrize("task", ["text-classification", "embedding"])
+def test_drawn_students_learn_from_their_teacher(task: str) -> None:
+    teacher = random_checkpoint(task=task)
+    examples = random_examples(teacher, [None] * 32, width=2 if task == "embedding" else 1)
+    settings = Distillation(label_weight=0.0, relation_weight=0.5, training=replace(FAST, epochs=8))
+    student = draw_student(teacher, 16, 2)
+    trained, progress = distil(teacher, student, examples, settings)
+    assert progress.losses[-1] < 0.7 * progress.losses[0] and trained.spec == student.spec
+
+
 @pytest.mark.parametrize("num_teacher", [1, 4, 6, 12])
 def test_layers_are_spread(num_teacher: int) -> None:
     for count in range(1, num_teacher + 1):
