@@ -468,12 +468,19 @@ def test_every_option_goes_on_after_a_kill_to_the_same_file(recipe: Recipe, monk
     )
     size = run(replace(recipe, work=str(recipe.work_folder) + ".size")).report["final"]["bytes"]
     recipe = replace(recipe, budget=Budget(size=size - 3000))
+
+    def choose_trimmed(candidates: list[planner.Candidate], *rest: Any) -> Any:
+        assert [candidate.num_layers for candidate in candidates] == [2, 2, 1]
+        return planner.choose(candidates[1:], *rest)
+
+    monkeypatch.setattr(pipeline, "choose", choose_trimmed)
     whole = run(recipe)
     names = [stage["name"] for stage in whole.report["stages"]]
     assert names == ["start", "finetune", "distill", "prune", "retrain", "prune", "plan", "retrain", "qat"]
     plan = whole.report["stages"][names.index("plan")]
     scores = {candidate["name"]: candidate["score"] for candidate in plan["candidates"]}
-    assert scores[plan["chosen"]] == max(scores.values()) and len(scores) == 3
+    assert scores[plan["chosen"]] == max(scores.values()) and len(scores) == 2
+    assert plan["vocab_size"] == whole.report["final"]["vocab_size"] < whole.report["stages"][0]["vocab_size"]
     assert whole.met and whole.report["final"]["bytes"] <= size - 3000
     page = Path(recipe.output).with_suffix(".html").read_text()
     assert "The ladder:" in page and "Candidates" in page and plan["chosen"] in page
@@ -496,7 +503,7 @@ def test_every_option_goes_on_after_a_kill_to_the_same_file(recipe: Recipe, monk
         return train(*args, evaluate=score, name=name, **options)
 
     def choose_and_be_killed(*args: Any) -> Any:
-        chosen = planner.choose(*args)
+        chosen = choose_trimmed(*args)
         kill_once("plan")
         return chosen
 
