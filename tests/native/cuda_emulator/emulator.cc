@@ -123,23 +123,29 @@ void run_block(const std::function<void()>& body, dim3 size, uint3 index, size_t
     fiber.context.uc_link = &block.scheduler;
     makecontext(&fiber.context, enter, 0);
   }
-  for (int left = threads; left > 0;) {
-    bool has_moved = false;
-    for (int i = 0; i < threads; ++i) {
-      const int thread = is_reversed ? threads - 1 - i : i;
-      Fiber& fiber = *block.fibers[thread];
-      if (fiber.is_done || (fiber.waiting_for && fiber.waiting_for->generation == fiber.waiting_since)) continue;
-      has_moved = true;
-      fiber.waiting_for = nullptr;
-      current = &fiber;
-      threadIdx = {static_cast<unsigned>(thread), 0, 0};
-      swapcontext(&block.scheduler, &fiber.context);
-      if (!fiber.is_done) continue;
-      --left;
-      if (!fiber.copies.empty()) die("a thread ended with a copy that it had not waited for");
-    }
-    if (!has_moved) die("threads wait at a barrier that others do not reach");
+  // A warp runs as far as it can alone before the next one does, which is as far apart as warps can get.
+  const auto run_lane = [](int thread) {
+    Fiber& fiber = *block.fibers[thread];
+    if (fiber.is_done || (fiber.waiting_for && fiber.waiting_for->generation == fiber.waiting_since)) return false;
+    fiber.waiting_for = nullptr;
+    current = &fiber;
+    threadIdx = {static_cast<unsigned>(thread), 0, 0};
+    swapcontext(&block.scheduler, &fiber.context);
+    if (fiber.is_done && !fiber.copies.empty()) die("a thread ended with a copy that it had not waited for");
+    return true;
+  };
+  const auto in_order = [](int i, int count) { return is_reversed ? count - 1 - i : i; };
+  const int warps = threads / kWarp;
+  for (bool has_moved = true; has_moved;) {
+    has_moved = false;
+    for (int w = 0; w < warps; ++w)
+      for (bool warp_moved = true; warp_moved; has_moved |= warp_moved) {
+        warp_moved = false;
+        for (int i = 0; i < kWarp; ++i) warp_moved |= run_lane(in_order(w, warps) * kWarp + in_order(i, kWarp));
+      }
   }
+  for (int i = 0; i < threads; ++i)
+    if (!block.fibers[i]->is_done) die("threads wait at a barrier that others do not reach");
 }
 
 }  // namespace
