@@ -118,7 +118,7 @@ def make_recipe(args: argparse.Namespace, name: str) -> Recipe:
     )
     tuned = training or Training()
     if args.layers:
-        recipe = replace(recipe, distill=Distillation(num_layers=args.layers, training=replace(tuned, epochs=6)))
+        recipe = replace(recipe, distill=Distillation(num_layers=args.layers, training=replace(tuned, epochs=4)))
     if args.flops:
         recipe = replace(recipe, prune=Pruning(args.flops, args.retrain, training=replace(tuned, epochs=2)))
     return recipe
