@@ -20,6 +20,7 @@ constexpr int kQueries = kWarps * 16;
 template <int kHeadDim>
 struct HeadTile {
   static constexpr int kKeys = kHeadDim <= 64 ? 64 : 32;  // so that two blocks of keys and values fit
+  static constexpr int kBlocks = kHeadDim <= 32 ? 4 : kHeadDim <= 64 ? 3 : 2;  // on a multiprocessor, by registers
   static constexpr int kRowBytes = kHeadDim * 2, kChunks = kRowBytes / kChunkBytes;
   static constexpr int kQueryBytes = kQueries * kRowBytes, kKeyBytes = kKeys * kRowBytes;
   static constexpr int kSharedBytes = kQueryBytes + 2 * 2 * kKeyBytes;
@@ -72,7 +73,8 @@ __device__ inline float quad_sum(float x) {
 }
 
 template <class T, int kHeadDim>
-__global__ void __launch_bounds__(kThreads) attention_varlen_kernel(const AttentionArgs args) {
+__global__ void __launch_bounds__(kThreads, HeadTile<kHeadDim>::kBlocks)
+    attention_varlen_kernel(const AttentionArgs args) {
   using Tile = HeadTile<kHeadDim>;
   constexpr int kKeys = Tile::kKeys, kChunks = Tile::kChunks;
   constexpr int kKeyBlocks = kKeys / 8, kColumnBlocks = kHeadDim / 8, kSteps = kHeadDim / 16;
@@ -84,6 +86,7 @@ __global__ void __launch_bounds__(kThreads) attention_varlen_kernel(const Attent
 
   const int head_dim = args.head_dim, stride = args.qkv.stride, attention_size = args.num_heads * head_dim;
   const int lane = lane_id(), warp_row = warp_id() * 16;
+  const bool is_idle = first_query + warp_row >= length;  // this warp has no queries, it only loads
   const T* const q = static_cast<const T*>(args.qkv.data) + static_cast<size_t>(first_token) * stride + head * head_dim;
   const T* const k = q + attention_size;
   const T* const v = k + attention_size;
@@ -119,18 +122,19 @@ __global__ void __launch_bounds__(kThreads) attention_varlen_kernel(const Attent
       for (int step = 0; step < kSteps; ++step)
         ldmatrix(query[step], queries + swizzled<kChunks>(warp_row + lane % 16, step * 2 + lane / 16));
 
+    if (is_idle) continue;
+    const int keys_left = length - block * kKeys;
     float scores[kKeyBlocks][4] = {};
 #pragma unroll
-    for (int step = 0; step < kSteps; ++step)
+    for (int j = 0; j < kKeyBlocks; j += 2)
+      if (j * 8 < keys_left)
 #pragma unroll
-      for (int j = 0; j < kKeyBlocks; j += 2) {
-        uint32_t key[4];
-        ldmatrix(key, keys + swizzled<kChunks>(j * 8 + lane / 16 * 8 + lane % 8, step * 2 + lane / 8 % 2));
-        mma<T>(scores[j], query[step], key[0], key[1]);
-        mma<T>(scores[j + 1], query[step], key[2], key[3]);
-      }
-
-    const int keys_left = length - block * kKeys;
+        for (int step = 0; step < kSteps; ++step) {
+          uint32_t key[4];
+          ldmatrix(key, keys + swizzled<kChunks>(j * 8 + lane / 16 * 8 + lane % 8, step * 2 + lane / 8 % 2));
+          mma<T>(scores[j], query[step], key[0], key[1]);
+          mma<T>(scores[j + 1], query[step], key[2], key[3]);
+        }
     if (keys_left < kKeys)
 #pragma unroll
       for (int j = 0; j < kKeyBlocks; ++j)
@@ -163,6 +167,7 @@ __global__ void __launch_bounds__(kThreads) attention_varlen_kernel(const Attent
 
 #pragma unroll
     for (int step = 0; step < kKeys / 16; ++step) {
+      if (step * 16 >= keys_left) continue;
       uint32_t weights[4];
 #pragma unroll
       for (int part = 0; part < 4; ++part) {

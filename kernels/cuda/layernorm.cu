@@ -87,14 +87,18 @@ __global__ void __launch_bounds__(kWarpsPerBlock* kWarp) embed_layernorm_kernel(
   layernorm_row(sum_of, args.norm, token, args.out, CodeRows{}, nullptr);
 }
 
+// kIsF16: x, the residual and out are, and there is a residual.
+template <bool kIsF16>
 __global__ void __launch_bounds__(kWarpsPerBlock* kWarp) add_layernorm_kernel(const AddLayerNormArgs args) {
   const int token = row_of_warp();
   if (token >= args.tokens) return;
+  Rows x = args.x, residual = args.residual, out = args.out;
+  if (kIsF16) x.dtype = residual.dtype = out.dtype = DType::kF16;
   const auto sum_of = [&](int column, int valid) {
-    const Four32 x = load4(args.x, token, column, valid);
-    return args.residual.data ? add(x, load4(args.residual, token, column, valid)) : x;
+    const Four32 sum = load4(x, token, column, valid);
+    return kIsF16 || residual.data ? add(sum, load4(residual, token, column, valid)) : sum;
   };
-  layernorm_row(sum_of, args.norm, token, args.out, args.codes, args.inv_smooth);
+  layernorm_row(sum_of, args.norm, token, out, args.codes, args.inv_smooth);
 }
 
 // A row a warp, as many warps as shared memory holds rows.
@@ -113,7 +117,9 @@ cudaError_t embed_layernorm(const EmbedLayerNormArgs& args, cudaStream_t stream)
   return launch_rows(embed_layernorm_kernel, args, stream);
 }
 cudaError_t add_layernorm(const AddLayerNormArgs& args, cudaStream_t stream) {
-  return launch_rows(add_layernorm_kernel, args, stream);
+  const bool is_f16 = args.x.dtype == DType::kF16 && args.residual.data && args.residual.dtype == DType::kF16 &&
+                      args.out.dtype == DType::kF16;
+  return launch_rows(is_f16 ? add_layernorm_kernel<true> : add_layernorm_kernel<false>, args, stream);
 }
 
 }  // namespace cuda

@@ -23,8 +23,8 @@ __global__ void __launch_bounds__(kWarpsPerBlock* kWarp) linear_f32_kernel(const
     const Four32 w = load_as(weight + column, valid, is_aligned);
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
-      if (first_row + r >= args.rows) break;
-      const Four32 x = load4(args.x, first_row + r, column, valid);
+      const int row = first_row + r < args.rows ? first_row + r : args.rows - 1;  // no branch: the loads wait together
+      const Four32 x = load4(args.x, row, column, valid);
 #pragma unroll
       for (int j = 0; j < kVector; ++j) sums[r] = fmaf(x.v[j], w.v[j], sums[r]);
     }

@@ -8,11 +8,14 @@ namespace {
 
 constexpr int kWarpsPerBlock = 4;
 
+template <bool kIsF16>
 __global__ void __launch_bounds__(kWarpsPerBlock* kWarp) quantize_rows_kernel(const QuantizeRowsArgs args) {
   const int row = static_cast<int>(blockIdx.x) * kWarpsPerBlock + warp_id();
   if (row >= args.rows) return;
+  Rows x = args.x;
+  if (kIsF16) x.dtype = DType::kF16;
   const auto at = [&](int column, int valid) {
-    return smoothed(load4(args.x, row, column, valid), args.inv_smooth, column, valid);
+    return smoothed(load4(x, row, column, valid), args.inv_smooth, column, valid);
   };
   RowRange range;
   for_columns(args.width, [&](int column, int valid) { range.widen(at(column, valid)); });
@@ -24,8 +27,9 @@ __global__ void __launch_bounds__(kWarpsPerBlock* kWarp) quantize_rows_kernel(co
 }  // namespace
 
 cudaError_t quantize_rows(const QuantizeRowsArgs& args, cudaStream_t stream) {
-  return launch(quantize_rows_kernel, dim3(static_cast<unsigned>(ceil_div(args.rows, kWarpsPerBlock))),
-                kWarpsPerBlock * kWarp, 0, stream, args);
+  const auto kernel = args.x.dtype == DType::kF16 ? quantize_rows_kernel<true> : quantize_rows_kernel<false>;
+  return launch(kernel, dim3(static_cast<unsigned>(ceil_div(args.rows, kWarpsPerBlock))), kWarpsPerBlock * kWarp, 0,
+                stream, args);
 }
 
 }  // namespace cuda

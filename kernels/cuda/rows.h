@@ -1,8 +1,8 @@
 // Device code that all kernels share: four neighbouring values of a row in f32 whatever its dtype, sums over a warp,
 // activations, codes, and the launch itself.
 //
-// The dtype is a run-time value: the branch is the same for a whole launch and costs nothing beside the memory it
-// reads, and there is one kernel instead of one for every pair of dtypes.
+// The dtype is a run-time value, so that there is one kernel instead of one for every pair of dtypes. Where loads
+// should not wait for a branch, a kernel has a second form whose dtypes are set to f16, which the compiler then knows.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -96,11 +96,14 @@ __device__ inline void store4(const Rows& x, int row, int column, const Four32& 
   }
 }
 
-// Calls body(column, valid) for this lane's columns of a row, ascending; a warp reads whole lines.
+// Calls body(column, valid) for this lane's columns of a row, ascending; a warp reads whole lines. Whole vectors come
+// first, several at once, so that their loads wait together.
 template <class Body>
 __device__ inline void for_columns(int width, Body body) {
-  for (int column = lane_id() * kVector; column < width; column += kWarpColumns)
-    body(column, width - column < kVector ? width - column : kVector);
+  int column = lane_id() * kVector;
+#pragma unroll 4
+  for (; column + kVector <= width; column += kWarpColumns) body(column, kVector);
+  if (column < width) body(column, width - column);
 }
 
 // Every lane gets the same bits: both partners of a step add the same two values.

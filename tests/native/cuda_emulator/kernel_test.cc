@@ -348,7 +348,7 @@ void test_gather_rows(int width) {
 // ---- Linear
 // ----------------------------------------------------------------------------------------------------------
 
-// Numbers of multiprocessors that make each tile be chosen, if the shape can have it.
+// Numbers of multiprocessors that make each tile be chosen in turn for 65 to 128 rows and outputs.
 constexpr int kEachTile[] = {1, 4, 1 << 20};
 
 void test_linear_f16(int rows, int inputs, int outputs, DType dtype, Activation activation, DType out_dtype,
@@ -533,7 +533,8 @@ int main() {
   test_add_layernorm(7, 33, kF16, kF32, false, true, true);
   test_add_layernorm(1, 4099, kF16, kF16, true, true, false);
   for (const int width : {1, 31, 64, 300})
-    for (const DType dtype : {kF32, kF16, kBF16}) test_quantize_rows(awkward_values(13, width), width, dtype, width % 2 == 0);
+    for (const DType dtype : {kF32, kF16, kBF16})
+      test_quantize_rows(awkward_values(13, width), width, dtype, width % 2 == 0);
   // So many values that some would round otherwise with a fused multiply-add.
   test_quantize_rows(random_values(size_t{512} * 4096), 4096, kF32, false);
   for (const int width : {3, 64, 130}) {
@@ -545,14 +546,14 @@ int main() {
   test_linear_f16(2, 24, 7, kBF16, Activation::kTanh, kF16, true);
   test_linear_f16(63, 40, 33, kF16, Activation::kGeluErf, kF16, false);
   test_linear_f16(64, 64, 64, kF16, Activation::kRelu, kF32, true);
-  test_linear_f16(65, 99, 130, kBF16, Activation::kGeluTanh, kF32, false);
-  test_linear_f16(97, 257, 136, kF16, Activation::kIdentity, kF16, true);
-  test_linear_f16(130, 97, 129, kF16, Activation::kIdentity, kBF16, false);
+  test_linear_f16(65, 99, 127, kBF16, Activation::kGeluTanh, kF32, false);
+  test_linear_f16(97, 257, 104, kF16, Activation::kIdentity, kF16, true);
+  test_linear_f16(225, 97, 225, kF16, Activation::kIdentity, kBF16, false);
   test_linear_s8(1, 16, 8, Activation::kIdentity, false, false);
   test_linear_s8(2, 1000, 7, Activation::kIdentity, true, false);
   test_linear_s8(63, 40, 33, Activation::kGeluErf, false, false);
-  test_linear_s8(65, 203, 131, Activation::kIdentity, false, true);
-  test_linear_s8(130, 65, 129, Activation::kRelu, false, false);
+  test_linear_s8(65, 203, 128, Activation::kIdentity, false, true);
+  test_linear_s8(128, 65, 113, Activation::kRelu, false, false);
   test_linear_f32(1, 64, 9, kF32, Activation::kTanh);
   test_linear_f32(17, 131, 3, kF16, Activation::kIdentity);
 
