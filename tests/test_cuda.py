@@ -188,11 +188,12 @@ def test_a_shape_that_comes_again_gives_the_same_bits(tmp_path: Path) -> None:
 
 @needs_cuda
 def test_more_shapes_than_are_remembered(tmp_path: Path) -> None:
-    cuda = load_both(tmp_path / "model.onnx", layers=((1, 4, 4),), hidden=8)[1]
-    batch = random_batch(cuda.spec, (40,))
+    """Which are 64; here the number of tokens that are asked for makes the shape."""
+    cuda = load_both(tmp_path / "model.onnx", layers=(), hidden=8)[1]
+    batch = random_batch(cuda.spec, (66,))
     expected = cuda.run(batch, ["last_hidden_state"])["last_hidden_state"]
     for _ in range(3):
-        for count in range(1, 35):
+        for count in range(1, 67):
             some = dataclasses.replace(batch, output_tokens=np.arange(count, dtype=np.int32))
             assert_same_bits(cuda.run(some, ["last_hidden_state"])["last_hidden_state"], expected[:count])
 
@@ -249,7 +250,7 @@ def test_memory_is_flat_after_warm_up(tmp_path: Path) -> None:
     workspace = cuda.workspace_bytes
     assert workspace > 0
     rng = np.random.default_rng(0)
-    for _ in range(20):
+    for _ in range(8):
         run(rng.integers(1, 71, 3).tolist())
     assert cuda.workspace_bytes == workspace
 

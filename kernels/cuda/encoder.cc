@@ -38,7 +38,7 @@ constexpr int64_t kSliceFloats = int64_t{kSliceTokens} * 2048;
 // so shapes come again.
 constexpr int kTokenStep = 16;
 constexpr int kSeqlenStep = 64;
-constexpr size_t kMaxGraphs = 32;
+constexpr size_t kMaxGraphs = 64;  // twice the lengths up to 512 of one text
 
 int round_up(int n, int to) { return (n + to - 1) / to * to; }
 
