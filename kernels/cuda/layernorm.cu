@@ -3,7 +3,6 @@
 //
 // A row lies in shared memory in f32 between the passes over it (sum, squares, result, codes): global memory is read
 // once. A lane reads back only what it wrote itself, so no pass waits for another lane but in the sums.
-#include "cuda/mma.h"
 #include "cuda/rows.h"
 
 namespace edgebert {

@@ -1,6 +1,5 @@
 // pool, normalize_rows, gather_rows: from token rows to the outputs.
 // Oracle: edgebert/backends/numpy_ops.py pool, normalize.
-#include "cuda/mma.h"
 #include "cuda/rows.h"
 
 namespace edgebert {

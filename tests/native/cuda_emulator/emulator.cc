@@ -224,7 +224,10 @@ void load_matrices(const char* name, uint32_t (&r)[4], const void* row, bool is_
   if (reinterpret_cast<uintptr_t>(row) % 16) die("a misaligned row of ldmatrix");
   LoadOperands mine{static_cast<const unsigned char*>(row), r};
   warp_instruction(name, mine, [is_transposed](auto lane) {
-    for (int matrix = 0; matrix < 4; ++matrix)
+    for (int matrix = 0; matrix < 4; ++matrix) {
+      unsigned banks = 0;  // groups of four, in which the eight rows lie
+      for (int i = 0; i < 8; ++i) banks |= 1u << (lane(matrix * 8 + i).row - block.shared.get()) / 16 % 8;
+      if (banks != 0xff) die("rows of a matrix that share memory banks");
       for (int i = 0; i < 32; ++i)
         for (int half = 0; half < 2; ++half) {
           int at_row = i / 4, at_column = i % 4 * 2 + half;
@@ -232,6 +235,7 @@ void load_matrices(const char* name, uint32_t (&r)[4], const void* row, bool is_
           unsigned char* const to = reinterpret_cast<unsigned char*>(&lane(i).r[matrix]);
           std::memcpy(to + half * 2, lane(matrix * 8 + at_row).row + at_column * 2, 2);
         }
+    }
   });
 }
 

@@ -6,7 +6,7 @@
 // - device and shared memory begin as 0xff, NaN in every float type, and are heap blocks of exactly the size asked for,
 //   so that AddressSanitizer sees a step past their ends;
 // - a barrier that some threads of the block or lanes of the warp do not reach ends the process, as does a misaligned
-//   copy;
+//   copy or, though it only costs time, rows of ldmatrix that share memory banks;
 // - set_reversed makes later threads run first: results that differ tell of a missing barrier.
 // Not emulated: memory consistency inside a warp between barriers, and time.
 #pragma once

@@ -1,6 +1,10 @@
 // Every CUDA kernel, run by the emulator, against plain reference code written here (f64 where floats are summed), on
 // awkward shapes and values; and against itself, bit for bit: a text alone and in a batch, every tile, threads in the
 // opposite order.
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <emulator.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -10,9 +14,6 @@
 
 #include "../check.h"
 #include "cuda/kernels.h"
-#include "cuda_bf16.h"
-#include "cuda_fp16.h"
-#include "emulator.h"
 
 using namespace edgebert;
 using namespace edgebert::cuda;
