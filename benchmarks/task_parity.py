@@ -1,8 +1,10 @@
 """Every task against transformers on real rows: same labels, spans, offsets and order, and how far the scores are.
 
-Heads that nobody has trained are made at random on a real body: what is compared is arithmetic and decoding, not
-quality. References run in other Pythons, one a release of transformers; question answering is known to 4.57 alone.
-The reference half of this file needs torch and transformers only, and is run as a script there.
+Heads are those that the compression pipeline has trained (benchmarks.heads), and the file is the pipeline's own. What
+nothing here trains, next sentence and a multilingual tagger, has a random head on a real body: there arithmetic and
+decoding are compared. References run in other Pythons, one a release of transformers; question answering is known to
+4.57 alone. A Python with sentence-transformers answers with its classes: SentenceTransformer, CrossEncoder, its search.
+The reference half of this file needs torch and those alone, and is run as a script there.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import argparse
 import gzip
 import json
 import logging
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -29,7 +32,8 @@ def main() -> int:
         return run_reference(Path(sys.argv[2]))
     parser = argparse.ArgumentParser(prog="python -m benchmarks.task_parity", description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="a folder of data sets, each with *.jsonl.gz")
-    parser.add_argument("--english", type=Path, required=True, help="a BERT checkpoint in the Hugging Face layout")
+    parser.add_argument("--work", type=Path, required=True, help="the folder of benchmarks.heads")
+    parser.add_argument("--english", type=Path, required=True, help="a sentence embedding checkpoint of BERT")
     parser.add_argument("--multilingual", type=Path, help="one with a SentencePiece tokenizer")
     parser.add_argument("--tagger", type=Path, help="a token classifier")
     parser.add_argument("--masked", type=Path, help="a checkpoint with the heads of masked LM and next sentence")
@@ -55,12 +59,14 @@ def main() -> int:
             result["rows"] = [row for row in rows if not row["case"].startswith(args.only)]
         (work / "cases.json").write_text(json.dumps(cases))
         references = [
-            subprocess.Popen([python, __file__, "--reference", work / "cases.json"], stdout=subprocess.PIPE, text=True)
+            subprocess.Popen(
+                [python, "-P", __file__, "--reference", work / "cases.json"], stdout=subprocess.PIPE, text=True
+            )
             for python in args.python
         ]
         versions = [json.loads(next(iter_lines(process))) for process in references]
         for case, *lines in zip(cases, *map(iter_lines, references), strict=True):
-            file = work / f"{Path(case['folder']).name}-{case['head']}.onnx"
+            file = Path(case["file"] or work / f"{Path(case['folder']).name}-{case['head']}.onnx")
             if not file.exists():
                 checkpoint = load_checkpoint(case["folder"], case["head"], case["family"])
                 metadata = {"edgebert.tokenizer": checkpoint.tokenizer_json or ""}
@@ -69,10 +75,11 @@ def main() -> int:
             found = answer(model, case)
             for version, expected in zip(versions, map(json.loads, lines), strict=True):
                 if expected is not None:
-                    row = {"case": case["name"], "reference": f"transformers {version}", **compare(found, expected)}
+                    row = {"case": case["name"], "head": case["trained"], "reference": version}
+                    row |= compare(found, expected)
                     result["rows"].append(row)
                     print(
-                        f"{case['name']:60} {version:8} {row['inputs']:5} {row['different']:5} "
+                        f"{case['name']:60} {version:28} {row['inputs']:5} {row['different']:5} "
                         f"{row['max_difference']:.1e}",
                         flush=True,
                     )
@@ -91,7 +98,7 @@ def iter_lines(process: subprocess.Popen[str]) -> Iterator[str]:
 
 
 def make_cases(args: argparse.Namespace, work: Path) -> Iterator[dict[str, Any]]:
-    """{"name", "task", "head", "family", "folder", "inputs", "options"} of each comparison."""
+    """Each comparison: the model, as our `file` and as transformers' `folder`, the task, its inputs and options."""
 
     def read(data_set: str, count: int) -> list[dict[str, Any]]:
         path = sorted((args.data / data_set).glob("*.jsonl.gz"))[0]
@@ -99,101 +106,122 @@ def make_cases(args: argparse.Namespace, work: Path) -> Iterator[dict[str, Any]]
             rows = [json.loads(line) for line in lines]
         return rows[:: max(1, len(rows) // count)][:count]
 
-    def case(name: str, task: str, folder: Path, inputs: list[Any], head: str | None = None, **options: Any) -> Any:
+    def trained(name: str) -> dict[str, Any]:
+        folder = args.work / name
+        model = {"file": str(folder / "model.onnx"), "folder": str(folder), "family": None}
+        return {**model, "trained": "by edgebert compress"}
+
+    def own(folder: Path) -> dict[str, Any]:
         family = None if "model_type" in json.loads((folder / "config.json").read_text()) else "bert"
-        return {
-            "name": name, "task": task, "head": head or task, "family": family, "folder": str(folder),
-            "inputs": inputs, "options": options,
-        }  # fmt: skip
+        return {"file": None, "folder": str(folder), "family": family, "trained": "its own"}
 
-    def head(body: Path, kind: str, **config: Any) -> Path:
-        return make_head(body, work / f"{body.name}-{kind}-{config.get('num_labels', '')}", kind, **config)
+    def random(body: Path, kind: str, **config: Any) -> dict[str, Any]:
+        folder = make_head(body, work / f"{body.name}-{kind}", kind, **config)
+        return {"file": None, "folder": str(folder), "family": None, "trained": "random"}
 
-    english = args.english
-    wnut = [" ".join(row["tokens"]) for row in read("wnut17", 30)]
+    def case(
+        name: str, task: str, model: dict[str, Any], inputs: list[Any], head: str | None = None, **options: Any
+    ) -> dict[str, Any]:
+        return {"name": name, **model, "task": task, "head": head or task, "inputs": inputs, "options": options}
+
+    wnut = [" ".join(row["tokens"]) for row in read("wnut17", 300)]
     awkward = [
         "Über  die Straße😀 zu Łódź, 北京 und e\u0301cole\u200d!",
         "日本語のテキスト、東京タワー。",
         "مرحبا بالعالم 👩\u200d👩\u200d👧 ok",
+        "か\u3099く, مَرْحَبًا, 각 \u1100\u1161\u11a8",
+        "",
     ]
-    reviews = [row["text"] for row in read("imdb", 2)]
+    tags: dict[str, Any] = {"task": "token-classification"}
+    for strategy in TAGS:
+        inputs = wnut + awkward
+        yield case(
+            f"tags, wnut17, {strategy}", **tags, model=trained("wnut17"), inputs=inputs, aggregation_strategy=strategy
+        )
     if args.tagger:
         for strategy in TAGS:
-            yield case(
-                f"tags, wnut17, {strategy}",
-                "token-classification",
-                args.tagger,
-                wnut + awkward,
-                aggregation_strategy=strategy,
-            )
-        yield case(
-            "tags, imdb, stride 64",
-            "token-classification",
-            args.tagger,
-            reviews,
-            aggregation_strategy="first",
-            stride=64,
-        )
-    pairs = [{"text": row["text_a"], "text_pair": row["text_b"]} for row in read("mrpc", 40)]
-    scored = [{"text": row["text_a"], "text_pair": row["text_b"]} for row in read("stsb", 40)]
-    two = head(english, "ForSequenceClassification", num_labels=2)
-    yield case("pairs, mrpc", "text-classification", two, pairs, top_k=None)
-    one = head(english, "ForSequenceClassification", num_labels=1)
-    yield case("regression, stsb", "text-classification", one, scored, function_to_apply="none")
-    questions = [{"question": row["question"], "context": row["context"]} for row in read("squad-slice", 12)]
-    reader = head(english, "ForQuestionAnswering")
+            name = f"tags of grammar, cased DistilBERT, wnut17, {strategy}"
+            inputs = wnut[::10] + awkward
+            yield case(name, **tags, model=own(args.tagger), inputs=inputs, aggregation_strategy=strategy)
+    long = {"aggregation_strategy": "first", "stride": 64}
+    yield case(
+        "tags, imdb, stride 64", **tags, model=trained("wnut17"), inputs=[r["text"] for r in read("imdb", 20)], **long
+    )
+    classes = "text-classification"
+    pairs = [{"text": row["text_a"], "text_pair": row["text_b"]} for row in read("mrpc", 300)]
+    yield case("pairs, mrpc", classes, trained("mrpc"), pairs, top_k=None)
+    scored = [{"text": row["text_a"], "text_pair": row["text_b"]} for row in read("stsb", 300)]
+    yield case("regression, stsb", classes, trained("stsb-scores"), scored, function_to_apply="none")
+    questions = [{"question": row["question"], "context": row["context"]} for row in read("squad-slice", 200)]
     for options in (
         {},
         {"top_k": 3, "handle_impossible_answer": True},
         {"align_to_words": False},
         {"max_seq_len": 96, "doc_stride": 32, "max_answer_len": 30},
     ):
-        yield case(f"answers, squad-slice, {options or 'defaults'}", "question-answering", reader, questions, **options)
-    yield case("embeddings, stsb", "embedding", english, [row["text"] for row in scored], head="embedding")
-    follows = head(english, "ForNextSentencePrediction")
-    yield case("next sentence, mrpc", "next-sentence", follows, pairs)
+        name = f"answers, squad-slice, {options or 'defaults'}"
+        yield case(name, "question-answering", trained("squad-slice"), questions, **options)
     by_question = [
         {"query": row["text_a"], "documents": [other["text_b"] for other in read("qnli", 10)]}
-        for row in read("qnli", 6)
+        for row in read("qnli", 20)
     ]
-    yield case("ranking, qnli", "reranking", one, by_question, head="text-classification")
-    masked = head(english, "ForMaskedLM")
-    sentences = [
-        " ".join(words[:i] + ["[MASK]"] + words[i + 1 :])
-        for i, words in enumerate(text.split() for text in wnut)
-        if i < len(words)
-    ]
-    yield case("masks, wnut17", "fill-mask", masked, sentences[:20])
-    yield case("masks, two each", "fill-mask", masked, [f"{text} [MASK] ." for text in sentences[:10]], top_k=3)
-    yield case("masks, targets", "fill-mask", masked, sentences[:10], targets=["good", "bad", "the"])
-    minimal = [text for row in read("blimp", 300) for text in (row["good"], row["bad"])]
-    yield case("pseudo-log-likelihoods, blimp pairs", "rescoring", masked, minimal, head="fill-mask")
+    sigmoid = {"head": classes, "function_to_apply": "sigmoid"}
+    yield case("ranking, qnli", "reranking", trained("stsb-scores"), by_question, **sigmoid)
+    yield case("next sentence, mrpc", "next-sentence", random(args.english, "ForNextSentencePrediction"), pairs)
+    masked, mask = trained("masked"), "fill-mask"
+    words = [text.split() for text in wnut[:200]]
+    holes = [" ".join([*part[:i], "[MASK]", *part[i + 1 :]]) for part in words for i in [len(part) // 2]]
+    yield case("masks, wnut17", mask, masked, holes)
+    yield case("masks, two each", mask, masked, [f"{text} [MASK] ." for text in holes[::10]], top_k=3)
+    yield case("masks, targets", mask, masked, holes[::10], targets=["good", "bad", "the"])
+    minimal = [text for row in read("blimp", 340) for text in (row["good"], row["bad"])]
+    yield case("pseudo-log-likelihoods, blimp pairs", "rescoring", masked, minimal, head=mask)
     if args.masked:
+        reactions = {"head": "pretraining"}
+        name = "pseudo-log-likelihoods, blimp, a model of reactions"
+        yield case(name, "rescoring", own(args.masked), minimal[:40], **reactions)
         yield case(
-            "pseudo-log-likelihoods, blimp, its own head", "rescoring", args.masked, minimal[:40], head="pretraining"
+            "next sentence, mrpc, a model of reactions", "next-sentence", own(args.masked), pairs[:40], **reactions
         )
     if args.multilingual:
-        chinese = [{"question": row["question"], "context": row["context"]} for row in read("cmrc2018", 5)]
-        reader = head(args.multilingual, "ForQuestionAnswering")
-        yield case("answers, cmrc2018", "question-answering", reader, chinese, top_k=2)
-        tagger = head(args.multilingual, "ForTokenClassification", num_labels=5)
-        many = ["".join(row["tokens"]) for row in read("zh-weibo-ner", 10)] + [
-            " ".join(row["tokens"]) for row in read("wikiann-de", 10)
+        chinese = [{"question": row["question"], "context": row["context"]} for row in read("cmrc2018", 60)]
+        yield case("answers, cmrc2018", "question-answering", trained("cmrc2018"), chinese, top_k=2)
+        tagger = random(args.multilingual, "ForTokenClassification", num_labels=5)
+        many = ["".join(row["tokens"]) for row in read("zh-weibo-ner", 20)] + [
+            " ".join(row["tokens"]) for row in read("wikiann-de", 20)
         ]
         for strategy in ("none", "simple", "average"):
-            yield case(
-                f"tags, Chinese and German, {strategy}",
-                "token-classification",
-                tagger,
-                many + awkward,
-                aggregation_strategy=strategy,
-            )
+            name = f"tags, Chinese and German, {strategy}"
+            yield case(name, **tags, model=tagger, inputs=many + awkward, aggregation_strategy=strategy)
+    yield from make_sentence_cases(args, work, case, own, trained("stsb-scores"), read("stsb", 200), by_question)
+
+
+def make_sentence_cases(
+    args: argparse.Namespace, work: Path, case: Any, own: Any, cross: Any, rows: list[Any], by_question: list[Any]
+) -> Iterator[dict[str, Any]]:
+    """What sentence-transformers does, on its own classes; prompts on a copy of the folder that names some."""
+    plain, embedding = own(args.english), {"head": "embedding"}
+    texts = [row[key] for row in rows for key in ("text_a", "text_b")] + ["", "straße 北京 😀", "a long text " * 200]
+    for options in ({}, {"truncate_dim": 100}, {"truncate_dim": 100, "normalize_embeddings": True}):
+        yield case(f"embeddings, stsb, {options or 'defaults'}", "encode", plain, texts, **embedding, **options)
+    folder = work / "prompted"
+    shutil.copytree(args.english, folder)
+    prompts = {"prompts": {"query": "query: ", "passage": "passage: "}, "default_prompt_name": "passage"}
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(prompts))
+    for options in ({}, {"prompt_name": "query"}, {"prompt": "Represent this: "}):
+        name = f"embeddings with prompts, stsb, {options or 'the default one'}"
+        yield case(name, "encode", own(folder), texts[::4], **embedding, **options)
+    corpus = list(dict.fromkeys(row["text_b"] for row in rows))  # equal texts may come in any order
+    search = [{"queries": [row["text_a"] for row in rows], "corpus": corpus}]
+    yield case("similarity, stsb", "similarity", plain, search, **embedding)
+    yield case("search, stsb", "semantic-search", plain, search, **embedding, top_k=7)
+    for options in ({}, {"top_k": 3, "return_documents": True}):
+        name = f"CrossEncoder.rank, qnli, {options or 'defaults'}"
+        yield case(name, "cross-encoder", cross, by_question, head="text-classification", **options)
 
 
 def make_head(body: Path, folder: Path, kind: str, **config: Any) -> Path:
     """A checkpoint of the body with a random head, its tokenizer's files beside it."""
-    import shutil
-
     import torch
     import transformers
 
@@ -203,11 +231,7 @@ def make_head(body: Path, folder: Path, kind: str, **config: Any) -> Path:
         model = getattr(transformers, f"Bert{kind}").from_pretrained(body, config=loaded)
         with torch.no_grad():  # a fresh head is so small that all its answers would be alike
             for name, parameter in model.named_parameters():
-                if (
-                    name.startswith(("classifier", "qa_outputs", "cls."))
-                    and "decoder" not in name
-                    and parameter.ndim == 2
-                ):
+                if name.startswith(("classifier", "cls.")) and parameter.ndim == 2:
                     parameter.mul_(10)
         model.save_pretrained(folder)
         for file in body.glob("*.json"):
@@ -220,40 +244,78 @@ def make_head(body: Path, folder: Path, kind: str, **config: Any) -> Path:
 
 
 def answer(model: Any, case: dict[str, Any]) -> list[Any]:
-    """EdgeBERT's, one an input."""
+    """EdgeBERT's, one an input; those of all queries at once end to end."""
+    import edgebert
+
+    task, inputs, options = case["task"], case["inputs"], case["options"]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of texts that are truncated, as they are there
-        if case["task"] == "reranking":
-            return [model.rank(item["query"], item["documents"]) for item in case["inputs"]]
-        answers, _ = model.answer_each(case["inputs"], task=case["task"], **case["options"])
-    return [values.tolist() for values in answers] if case["task"] == "embedding" else list(answers)
+        if task in ("reranking", "cross-encoder"):
+            options = {"function_to_apply": "sigmoid", **options}
+            return [model.rank(item["query"], item["documents"], **options) for item in inputs]
+        if task == "encode":
+            return list(model.encode(inputs, **options).tolist())
+        if task in ("similarity", "semantic-search"):
+            sides = [model.encode(inputs[0][side]) for side in ("queries", "corpus")]
+            return edgebert.semantic_search(*sides, **options) if options else edgebert.similarity(*sides).tolist()
+        return list(model.answer_each(inputs, task=task, **options)[0])
 
 
 def run_reference(cases: Path) -> int:
-    """Print the release of transformers, then its answers to each case, a line each; null where it has no pipeline."""
+    """Print the library and its release, then its answers to each case, a line each; null for what is not its."""
+    import importlib.util
+
     import torch
     import transformers
-    from transformers.pipelines import SUPPORTED_TASKS
 
     transformers.utils.logging.set_verbosity(logging.ERROR)
     torch.set_grad_enabled(False)
-    own: dict[str, Any] = {"embedding": embed, "next-sentence": follow, "reranking": rank, "rescoring": score}
-    print(json.dumps(transformers.__version__), flush=True)
+    is_sentence = importlib.util.find_spec("sentence_transformers") is not None
+    library: Any = transformers
+    if is_sentence:
+        import sentence_transformers
+
+        library = sentence_transformers
+    print(json.dumps(f"{library.__name__} {library.__version__}"), flush=True)
     for case in json.loads(cases.read_text()):
-        task, answers = case["task"], None
-        if task in own:
-            model, tokenizer = load(case["folder"], case["family"], task)
-            answers = [own[task](model, tokenizer, item) for item in case["inputs"]]
-        elif task in SUPPORTED_TASKS:
-            model, tokenizer = load(case["folder"], case["family"], task)
-            run = transformers.pipeline(task, model=model, tokenizer=tokenizer, device="cpu")
-            options = case["options"] | ({"truncation": True} if task == "text-classification" else {})
-            if task == "question-answering":
-                answers = [run(question=q["question"], context=q["context"], **options) for q in case["inputs"]]
-            else:
-                answers = [run(item, **options) for item in case["inputs"]]
-        print(json.dumps(answers, default=float), flush=True)
+        answers = answer_with_sentence_transformers(case) if is_sentence else answer_with_transformers(case)
+        print(json.dumps(answers, default=lambda value: value.item()), flush=True)
     return 0
+
+
+def answer_with_sentence_transformers(case: dict[str, Any]) -> list[Any] | None:
+    from sentence_transformers import CrossEncoder, SentenceTransformer, util
+
+    task, inputs, options = case["task"], case["inputs"], case["options"]
+    if task == "cross-encoder":
+        ranker = CrossEncoder(case["folder"], device="cpu")
+        return [ranker.rank(item["query"], item["documents"], **options) for item in inputs]
+    if task not in ("encode", "similarity", "semantic-search"):
+        return None
+    model = SentenceTransformer(case["folder"], device="cpu")
+    if task == "encode":
+        return list(model.encode(inputs, **options).tolist())
+    sides = [model.encode(inputs[0][side]) for side in ("queries", "corpus")]
+    return util.semantic_search(*sides, **options) if options else model.similarity(*sides).tolist()
+
+
+def answer_with_transformers(case: dict[str, Any]) -> list[Any] | None:
+    import transformers
+    from transformers.pipelines import SUPPORTED_TASKS
+
+    own: dict[str, Any] = {"next-sentence": follow, "reranking": rank, "rescoring": score}
+    task = case["task"]
+    if task in own:
+        model, tokenizer = load(case["folder"], case["family"], task)
+        return [own[task](model, tokenizer, item) for item in case["inputs"]]
+    if task not in SUPPORTED_TASKS:
+        return None
+    model, tokenizer = load(case["folder"], case["family"], task)
+    run = transformers.pipeline(task, model=model, tokenizer=tokenizer, device="cpu")
+    options = case["options"] | ({"truncation": True} if task == "text-classification" else {})
+    if task == "question-answering":
+        return [run(question=q["question"], context=q["context"], **options) for q in case["inputs"]]
+    return [run(item, **options) for item in case["inputs"]]
 
 
 @cache
@@ -262,7 +324,7 @@ def load(folder: str, family: str | None, task: str) -> tuple[Any, Any]:
     import transformers
 
     kinds = {
-        "embedding": "Model", "next-sentence": "ForNextSentencePrediction", "rescoring": "ForMaskedLM",
+        "next-sentence": "ForNextSentencePrediction", "rescoring": "ForMaskedLM",
         "reranking": "ForSequenceClassification", "text-classification": "ForSequenceClassification",
         "token-classification": "ForTokenClassification", "question-answering": "ForQuestionAnswering",
         "fill-mask": "ForMaskedLM",
@@ -274,13 +336,6 @@ def load(folder: str, family: str | None, task: str) -> tuple[Any, Any]:
     model = getattr(transformers, prefix + kinds[task]).from_pretrained(folder).eval()
     tokenizer.model_max_length = min(tokenizer.model_max_length, model.config.max_position_embeddings)
     return model, tokenizer
-
-
-def embed(model: Any, tokenizer: Any, text: str) -> list[float]:
-    """The mean of the hidden states, scaled to length 1."""
-    row = model(**tokenizer(text, return_tensors="pt", truncation=True, max_length=256)).last_hidden_state[0].mean(0)
-    values: list[float] = (row / row.norm()).tolist()
-    return values
 
 
 def follow(model: Any, tokenizer: Any, pair: dict[str, str]) -> dict[str, Any]:
