@@ -144,14 +144,15 @@ def run(command: Sequence[str | Path], **environment: str) -> str:
 def run_checks(kernel_test: Path) -> dict[str, str]:
     """The kernels one by one and the whole library at awkward shapes, also under compute-sanitizer if it is there."""
     tests = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "tests/test_cuda.py"]
-    checks = {"kernels": run([kernel_test]), "library": run(tests).strip().splitlines()[-1]}
+    blocking = {"CUDA_LAUNCH_BLOCKING": "1"}  # the test reads what a kernel wrote without waiting for it
+    checks = {"kernels": run([kernel_test], **blocking), "library": run(tests).strip().splitlines()[-1]}
     sanitizer = shutil.which("compute-sanitizer")
     for tool in ("memcheck", "racecheck", "initcheck", "synccheck"):
         name = f"compute-sanitizer {tool}"
         if sanitizer is None:
             checks[name] = "not run: compute-sanitizer is not installed"
             continue
-        report = run([sanitizer, "--tool", tool, "--error-exitcode", "1", kernel_test])
+        report = run([sanitizer, "--tool", tool, "--error-exitcode", "1", kernel_test], **blocking)
         checks[name] = report.strip().splitlines()[-1]
     return checks
 
