@@ -302,6 +302,9 @@ def test_options_that_do_not_fit(files: list[Path]) -> None:
         ({"threads": [10_000]}, "10000 threads: this process may use"),
         ({"models": [files[0], files[0]]}, "the same file twice"),
         ({"lengths": ["500"]}, "nothing could be measured: .*500 tokens: the model has 80 positions"),
+        ({"lengths": ["7", "text:/no/such/file"]}, "/no/such/file cannot be read as UTF-8 text"),
+        ({"lengths": ["text:/dev/null"]}, "/dev/null has no texts: give a file with one a line"),
+        ({"seconds": -1.0}, "-1 seconds of measuring: give a number above 0"),
         ({"backends": ["bogus"]}, "unknown backend 'bogus': expected some of native"),
     ):
         with pytest.raises(InvalidInputError, match=words):

@@ -237,6 +237,11 @@ class Bench:
             raise InvalidInputError(f"unknown backend {unknown[0]!r}: expected some of {', '.join(known)}")
         if options.checkpoint and not options.checkpoint.is_dir():
             raise InvalidInputError(f"{options.checkpoint} is not a folder: give the one the files were exported from")
+        if not options.seconds > 0:
+            raise InvalidInputError(f"{options.seconds:g} seconds of measuring: give a number above 0")
+        for length in options.lengths:
+            if file := Workload(length, 1).file:
+                _read_texts(file)
         names = _name_files(options.models)
         self.models = [Model(path, name) for path, name in zip(options.models, names, strict=True)]
         self.base = next((model for model in self.models if model.precision == "fp32"), self.models[0])
@@ -251,7 +256,7 @@ class Bench:
                 self._measure(contenders, threads, recorder)
             cold_start = {} if options.is_quick else self._start_cold(contenders, max(options.threads))
         if not self.workloads:
-            reasons = "; ".join(f"{name}: {reason}" for name, reason in self.left_out.items())
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in self.left_out.items() if name != "roof")
             raise InvalidInputError(f"nothing could be measured: {reasons}")
         after = self._measure_roof() if roof else None
         roof = take_higher(roof, after) if roof and after else roof
