@@ -26,6 +26,7 @@ from edgebert.backends.encoder_loop import LayerNorm, Linear, Table
 from edgebert.backends.numba_cuda_backend import NumbaCudaBackend
 from edgebert.backends.numba_cuda_ops import CudaOps, cuda
 from edgebert.backends.numpy_backend import NumpyBackend
+from edgebert.errors import BackendUnavailableError
 
 rng = np.random.default_rng(0)
 normal = lambda *shape: rng.standard_normal(shape).astype(np.float32)
@@ -58,6 +59,12 @@ for name, values in expected.items():
     assert np.abs(found[name] - values).max() <= 1e-5 * np.abs(values).max(), name
 alone = model.run(batch.take([1]), spec.outputs)
 assert np.array_equal(alone["sentence_embedding"][0], found["sentence_embedding"][1])
+try:
+    NumbaCudaBackend(spec, tensors, "cuda:7")
+except BackendUnavailableError as error:
+    assert "'cuda:7': this machine has 1 CUDA device" in str(error)
+else:
+    raise AssertionError("a device that is not there")
 """
 
 COMPILED = """

@@ -1,6 +1,7 @@
 """The ops of `EncoderOps` as CUDA kernels by Numba, float32; oracle: `numpy_ops`. Arrays between ops are the device's.
 
-Every reduction is a tree or a loop over one row, sequence or tile, so a text's result does not depend on its batch.
+Every reduction is a tree or a loop over one row, sequence or tile, so a text's result does not depend on its batch; a
+library's matrix product, which may sum in another order when there are more rows, would not keep that.
 Threads meet in shared memory only (no warp shuffles), so that CUDA's simulator runs the same code.
 """
 

@@ -5,6 +5,9 @@
 // Activations between kernels are f16, or s8 codes where a linear has s8 weights; sums, LayerNorm, softmax, pooling and
 // the heads are f32. What is queued depends on a batch's sizes only, not on its values, so it is recorded as a CUDA
 // graph when a shape comes for the second time, and replayed from then on.
+//
+// Matrix products are kernels of our own: a library chooses by the number of rows how it sums, and a text's bits would
+// depend on its batch.
 #include "engine/encoder.h"
 
 #include <algorithm>
