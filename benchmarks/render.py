@@ -235,7 +235,7 @@ def render_ladder(result: Result) -> dict[str, str]:
 def render_trainer_parity(result: Result) -> dict[str, str]:
     """The table `trainer-parity`: best scores of both sides, a row a task, the mean of its seeds and each of them."""
     rows = []
-    for task in result["tasks"]:
+    for task in (task for run in result["runs"] for task in run["tasks"]):
         cells = [f"{task['data']}, {task['metric']}", str(task["rows"]["train"]), str(task["training"]["epochs"])]
         for side in ("edgebert", "trainer"):
             scores = [100 * run[side]["best"] for run in task["runs"]]

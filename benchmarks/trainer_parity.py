@@ -6,7 +6,7 @@ Needs accelerate. DATA has a folder a task with train.jsonl.gz and, where there 
 held out. Model, tokenizer, padding, optimizer, schedule, clipping, bf16 and the loop are transformers' own on one side,
 edgebert.compress's on the other. Made the same on both: the new classifier's first weights, the order of the batches
 and the state of the random numbers that dropout draws from. The metric is that of the fp32 model on the evaluation
-rows, at its best after each of the epochs.
+rows, at its best after each of the epochs. RESULT.json gathers runs, as that of benchmarks.ladder.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from benchmarks import describe_run, write_result
-from benchmarks.ladder import TUNING, first_rows
+from benchmarks.ladder import TUNING, first_rows, gather
 from edgebert.artifact.checkpoint import Checkpoint
 from edgebert.compress.data import Dataset, hold_out, load_dataset
 from edgebert.compress.encode import Examples, encode
@@ -49,7 +49,7 @@ def main() -> int:
     parser.add_argument("--work", type=Path, required=True, help="of files and finished stages")
     parser.add_argument("--rows", type=int, help="train on the first so many rows")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--out", type=Path, help="also write JSON here")
+    parser.add_argument("--out", type=Path, help="add to this JSON")
     args = parser.parse_args()
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
     result: dict[str, Any] = {**describe_run("benchmarks.trainer_parity"), "versions": versions, "tasks": []}
@@ -67,7 +67,7 @@ def main() -> int:
             row["rows"], row["metric"] = sides.pop("rows"), sides.pop("metric")
             row["runs"].append({"seed": seed, **sides})
             print(name, seed, sides, flush=True)
-            write_result(args.out, result)
+            write_result(args.out, gather(args.out, result))
     return 0
 
 
