@@ -4,8 +4,8 @@
 
 DATA has a folder a task with train.jsonl.gz and dev.jsonl.gz. The vocabulary is trimmed to all training texts. On the
 development texts of each task: the share of unknown tokens, tokens a text, and the cosine of each text's embedding to
-the whole model's, both in fp32; then the same in int8. With --finetune TASK --work FOLDER the model is also fine-tuned
-on that task as in benchmarks.ladder and trimmed after that: the metric of each of the files.
+the whole model's, both in fp32; then the same in int8. With --finetuned STAGE, the folder of a model that
+benchmarks.ladder fine-tuned on the first task, instead that model is trimmed: its metric and bytes before and after.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import gzip
 import json
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +23,11 @@ import numpy as np
 import edgebert
 from benchmarks import describe_run, write_result
 from benchmarks.accuracy import unit_rows
-from benchmarks.ladder import make_recipe, strip_folders
-from edgebert.artifact.checkpoint import load_checkpoint
+from benchmarks.ladder import TUNING
+from edgebert.artifact.checkpoint import Checkpoint, load_checkpoint
 from edgebert.artifact.export import export_checkpoint
 from edgebert.compress.data import load_dataset
-from edgebert.compress.heads import load_for_task
 from edgebert.compress.measure import evaluate_file
-from edgebert.compress.pipeline import run
 from edgebert.compress.stages import load_saved
 from edgebert.compress.vocabulary import trim, unknown_share
 from edgebert.tokenizer import Text
@@ -42,15 +39,16 @@ def main() -> int:
     parser.add_argument("--model", required=True, help="the checkpoint")
     parser.add_argument("--data", type=Path, required=True, help="a folder with one a task")
     parser.add_argument("--texts", type=int, default=300, help="development texts of each task that are embedded")
-    parser.add_argument("--finetune", metavar="TASK", help="also trim the model that is fine-tuned on this task")
-    parser.add_argument("--rows", type=int, help="with --finetune: on the first so many rows")
-    parser.add_argument("--work", type=Path, help="with --finetune: of finished stages")
+    parser.add_argument("--finetuned", type=Path, metavar="STAGE", help="a stage's folder: trim what is fine-tuned")
     parser.add_argument("--out", type=Path, help="also write JSON here")
-    parser.set_defaults(layers=None, flops=None, retrain=False, trim=False, budget=[])
     args = parser.parse_args()
 
     whole = load_checkpoint(args.model)
     train = [text for task in args.tasks for text in read_texts(args.data / task / "train.jsonl.gz")]
+    if args.finetuned is not None:
+        described = describe_run("benchmarks.vocabulary")
+        write_result(args.out, {**described, **trim_finetuned(args, load_saved(args.finetuned, whole), train)})
+        return 0
     started = time.perf_counter()
     trimmed = trim(whole, train)
     result: dict[str, Any] = {
@@ -77,36 +75,30 @@ def main() -> int:
         row |= compare(models, [text if isinstance(text, str) else text[0] for text in dev[: args.texts]])
         print(task, json.dumps(row))
     print(json.dumps({key: result[key] for key in ("vocab_size", "bytes", "trim_seconds")}))
-    if args.finetune is not None:
-        result["finetuned"] = trim_finetuned(args, train)
-        print(json.dumps(result["finetuned"]))
     if args.out is not None:
         write_result(args.out, result)
     return 0
 
 
-def trim_finetuned(args: argparse.Namespace, texts: list[Text]) -> dict[str, Any]:
-    """Metrics and bytes of a fine-tuned model's files, whole and trimmed to `texts`, fp32 and int8."""
-    recipe = replace(make_recipe(args, args.finetune), int8=False)
-    made = run(recipe, progress=lambda text: print(f"{args.finetune}: {text}", flush=True))
-    train = load_dataset(recipe.train, recipe.task)
-    dev = load_dataset(str(recipe.eval), recipe.task, labels=train.labels)
-    whole = load_saved(made.folders[-1], load_for_task(recipe.model, train))
-    row: dict[str, Any] = {
-        "data": args.finetune,
-        "rows": made.report["rows"],
-        "recipe": strip_folders(recipe).to_toml(),
-    }
-    row |= {"metrics": {}, "bytes": {}}
-    limit = recipe.finetune.max_length if recipe.finetune else None
-    for name, checkpoint in (("whole", whole), ("trimmed", trim(whole, texts))):
+def trim_finetuned(args: argparse.Namespace, tuned: Checkpoint, texts: list[Text]) -> dict[str, Any]:
+    """Metrics and bytes of a fine-tuned model's fp32 file, and of its fp32 and int8 files after trimming to `texts`."""
+    name = args.tasks[0]
+    task, training = TUNING[name]
+    stage = json.loads((args.finetuned / "stage.json").read_text(encoding="utf-8"))
+    dev = load_dataset(args.data / name / "dev.jsonl.gz", task, labels=tuned.spec.labels)
+    trimmed = trim(tuned, texts)
+    calibration = read_texts(args.data / name / "train.jsonl.gz")[::50]
+    rows = {"whole fp32": {key: stage[key] for key in ("metrics", "bytes", "vocab_size")}}
+    with tempfile.TemporaryDirectory() as folder:
         for dtype in ("fp32", "int8"):
-            path = args.work / "vocabulary.onnx"
-            export_checkpoint(checkpoint, path, int8=dtype == "int8", texts=train.texts()[:: len(train) // 200])
-            row["metrics"][f"{name} {dtype}"] = evaluate_file(path, dev, limit).metrics
-            row["bytes"][f"{name} {dtype}"] = path.stat().st_size
-            path.unlink()
-    return row
+            path = Path(folder) / f"{dtype}.onnx"
+            export_checkpoint(trimmed, path, int8=dtype == "int8", texts=calibration)
+            metrics = evaluate_file(path, dev, training.max_length if training else None).metrics
+            row = {"metrics": metrics, "bytes": path.stat().st_size, "vocab_size": trimmed.spec.vocab_size}
+            rows[f"trimmed {dtype}"] = row
+            print(name, dtype, row, flush=True)
+    unknown = unknown_share(str(trimmed.tokenizer_json), dev.texts())
+    return {"data": name, "train_texts": len(texts), "dev_rows": len(dev), "unknown_share": unknown, "files": rows}
 
 
 def read_texts(path: Path) -> list[Text]:
