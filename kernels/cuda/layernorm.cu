@@ -54,10 +54,6 @@ __device__ void layernorm_row(SumOf sum_of, const LayerNorm& norm, int row, cons
   for_columns(norm.width, [&](int column, int valid) { quantizer.store(codes, row, column, at(column), valid); });
 }
 
-__device__ int row_of_warp() {
-  return static_cast<int>(blockIdx.x) * (static_cast<int>(blockDim.x) / kWarp) + warp_id();
-}
-
 __device__ Four32 table4(const Table& table, int id, int width, int column, int valid) {
   const size_t at = static_cast<size_t>(id) * static_cast<size_t>(width) + static_cast<size_t>(column);
   Four32 x = load4(table.data, table.dtype, at, valid, width % kVector == 0);

@@ -38,12 +38,18 @@ struct Tile {
   static constexpr int kWarpsAcross = kColumns / kWarpColumns;
   static constexpr int kThreads = kRows / kWarpRows * kWarpsAcross * kWarp;
   static constexpr int kXBytes = kRows * kDepth, kStageBytes = (kRows + kColumns) * kDepth;
-  // Sixteen rows of a warp's sums on their way out; eight columns of padding keep a quarter warp's stores apart.
+  // Sixteen rows of a warp's sums on their way out; eight columns of padding put the rows that half a warp writes into
+  // different banks.
   static constexpr int kSumStride = kWarpColumns + 8, kSumBytes = 16 * kSumStride * 4;
   static constexpr int kRingBytes = kStages * kStageBytes, kAllSumBytes = kThreads / kWarp * kSumBytes;
   static constexpr int kSharedBytes = kRingBytes > kAllSumBytes ? kRingBytes : kAllSumBytes;
   static_assert(kSharedBytes <= 48 * 1024, "more must be asked for");
   static_assert(kThreads % kChunks == 0 && kWarpRows % 16 == 0 && kWarpColumns % 16 == 0, "uneven tile");
+};
+
+template <class T>
+struct alignas(2 * sizeof(T)) Two {
+  T first, second;
 };
 
 // Copies kTileRows rows of a slice; what lies past the matrix becomes 0.
@@ -128,8 +134,7 @@ __global__ void __launch_bounds__(Tile::kThreads) linear_kernel(const LinearArgs
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         Sum* const to = slab + (lane / 4 + half * 8) * Tile::kSumStride + j * 8 + lane % 4 * 2;
-        to[0] = sums[i][j][half * 2];
-        to[1] = sums[i][j][half * 2 + 1];
+        *reinterpret_cast<Two<Sum>*>(to) = {sums[i][j][half * 2], sums[i][j][half * 2 + 1]};
       }
     __syncwarp();
     constexpr int kVectorsAcross = Tile::kWarpColumns / kVector;

@@ -38,8 +38,6 @@ struct RowsArgs {
   Rows out;
 };
 
-__device__ int row_of_warp() { return static_cast<int>(blockIdx.x) * kWarpsPerBlock + warp_id(); }
-
 __global__ void __launch_bounds__(kWarpsPerBlock* kWarp) normalize_rows_kernel(const RowsArgs args) {
   const int row = row_of_warp();
   if (row >= args.rows) return;

@@ -10,7 +10,7 @@ constexpr int kWarpsPerBlock = 4;
 
 template <bool kIsF16>
 __global__ void __launch_bounds__(kWarpsPerBlock* kWarp) quantize_rows_kernel(const QuantizeRowsArgs args) {
-  const int row = static_cast<int>(blockIdx.x) * kWarpsPerBlock + warp_id();
+  const int row = row_of_warp();
   if (row >= args.rows) return;
   Rows x = args.x;
   if (kIsF16) x.dtype = DType::kF16;

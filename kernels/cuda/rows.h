@@ -23,6 +23,9 @@ constexpr int kWarpColumns = kWarp * kVector;  // columns a warp takes at once
 __host__ __device__ constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
 __device__ inline int lane_id() { return static_cast<int>(threadIdx.x) % kWarp; }
 __device__ inline int warp_id() { return static_cast<int>(threadIdx.x) / kWarp; }
+__device__ inline int row_of_warp() {
+  return static_cast<int>(blockIdx.x) * (static_cast<int>(blockDim.x) / kWarp) + warp_id();
+}
 
 template <class T>
 struct alignas(kVector * sizeof(T)) Four {
