@@ -366,6 +366,11 @@ class _Run:
             return
 
         def make(_: Path) -> tuple[Checkpoint, dict[str, Any]]:
+            if table is not None and budget.latency is not None and table.constant > budget.latency:
+                raise InvalidInputError(
+                    f"nothing fits the budget: even without any layer a call takes {1e3 * table.constant:.3g} ms, "
+                    f"more than {1e3 * budget.latency:.3g} ms"
+                )
             trimmed = None if budget.size is None or recipe.trim else self._trimmed(whole)
             candidates = list_candidates(whole, trimmed, self._measure_importance)
             best, pruned, records = choose(candidates, limits_of, self._score_trained)
