@@ -97,6 +97,16 @@ def test_doctor_tells_of_cuda(capsys: pytest.CaptureFixture[str]) -> None:
         assert f"{name}: {'available' if reason is None else f'not available: {reason}'}" in out
 
 
+@pytest.mark.skipif(REASON is None, reason="there is a GPU")
+def test_the_benchmark_measures_nothing_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch")
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent))
+    from benchmarks import gpu
+
+    with pytest.raises(SystemExit, match="no GPU that PyTorch .* can use: nothing was measured"):
+        gpu.require_gpu()
+
+
 @needs_cuda
 def test_a_device_that_is_not_there(make_file: Callable[..., Path]) -> None:
     with pytest.raises(BackendUnavailableError, match=r"there is no device cuda:99: this machine has \d+ GPU"):

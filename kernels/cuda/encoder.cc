@@ -8,6 +8,9 @@
 //
 // Matrix products are kernels of our own: a library chooses by the number of rows how it sums, and a text's bits would
 // depend on its batch.
+//
+// The residual and what is added to it in f32 would lower the errors by 5 to 35 % (a simulation of the roundings), and
+// double the bytes that LayerNorm moves.
 #include "engine/encoder.h"
 
 #include <algorithm>
