@@ -5,7 +5,8 @@
 DATA has a folder a task with train.jsonl.gz and dev.jsonl.gz. The vocabulary is trimmed to all training texts. On the
 development texts of each task: the share of unknown tokens, tokens a text, and the cosine of each text's embedding to
 the whole model's, both in fp32; then the same in int8. With --finetuned STAGE, the folder of a model that
-benchmarks.ladder fine-tuned on the first task, instead that model is trimmed: its metric and bytes before and after.
+benchmarks.ladder fine-tuned on the first task, instead that model is trimmed: its metric and bytes before and after;
+RESULT.json gathers such runs.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import numpy as np
 import edgebert
 from benchmarks import describe_run, write_result
 from benchmarks.accuracy import unit_rows
-from benchmarks.ladder import TUNING
+from benchmarks.ladder import TUNING, gather
 from edgebert.artifact.checkpoint import Checkpoint, load_checkpoint
 from edgebert.artifact.export import export_checkpoint
 from edgebert.compress.data import load_dataset
@@ -47,7 +48,8 @@ def main() -> int:
     train = [text for task in args.tasks for text in read_texts(args.data / task / "train.jsonl.gz")]
     if args.finetuned is not None:
         described = describe_run("benchmarks.vocabulary")
-        write_result(args.out, {**described, **trim_finetuned(args, load_saved(args.finetuned, whole), train)})
+        found = {**described, **trim_finetuned(args, load_saved(args.finetuned, whole), train)}
+        write_result(args.out, gather(args.out, found))
         return 0
     started = time.perf_counter()
     trimmed = trim(whole, train)
