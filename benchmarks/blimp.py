@@ -32,6 +32,7 @@ def main() -> int:
     )
     parser.add_argument("--work", type=Path, required=True, help="the folder of benchmarks.heads")
     parser.add_argument("--data", type=Path, required=True, help="a folder of data sets")
+    parser.add_argument("--pairs", type=int, help="of each paradigm (default: all)")
     parser.add_argument("--out", type=Path, help="also write JSON here")
     args = parser.parse_args()
     import torch
@@ -56,7 +57,7 @@ def main() -> int:
         rows = json.loads(args.out.read_text(encoding="utf-8"))["rows"]
         result["rows"] = [row for row in rows if row["paradigm"] not in names]
     for name in names:
-        mine = [pair for pair in pairs if pair["uid"] == name]
+        mine = [pair for pair in pairs if pair["uid"] == name][: args.pairs]
         sentences = [pair[key] for pair in mine for key in ("good", "bad")]
         started = time.process_time()
         found = np.array([answer["score"] for answer in model.rescore(sentences)])

@@ -36,6 +36,7 @@ class Head:
     learning_rate: float
     body: str = "english"
     max_length: int = 384
+    trim: bool = False
 
 
 HEADS = {
@@ -44,7 +45,7 @@ HEADS = {
     "stsb-scores": Head(("stsb",), "text-classification", 1500, 2, 2e-4),
     "squad-slice": Head(("squad-slice",), "question-answering", 1000, 2, 3e-4),
     "masked": Head(("commonvoice-transcripts", "cola", "multi30k-en-de"), "fill-mask", 9000, 2, 4e-4),
-    "cmrc2018": Head(("cmrc2018",), "question-answering", 100, 2, 3e-4, "multilingual", 256),
+    "cmrc2018": Head(("cmrc2018",), "question-answering", 150, 3, 3e-4, "multilingual", 256, trim=True),
 }
 STAGE = "{}.work/*-finetune-*/model.onnx"
 EVALUATED = 60  # rows, for the record; what is compared needs none
@@ -92,6 +93,7 @@ def train(name: str, body: Path, data: Path, work: Path) -> None:
         str(work / f"{name}.onnx"),
         eval=str(files["dev"]) if "dev" in files else None,
         finetune=training,
+        trim=head.trim,
         int8=False,
     )
     run(recipe, progress=lambda text: print(f"{name}: {text}", flush=True))
@@ -136,11 +138,13 @@ def write_checkpoint(file: Path, body: Path, folder: Path) -> None:
     changes: dict[str, Any] = {"id2label": labels, "label2id": {label: i for i, label in (labels or {}).items()}}
     if spec.task == "text-classification":
         changes["problem_type"] = spec.problem_type
-    config = transformers.AutoConfig.from_pretrained(body, **(changes if labels else {}))
+    sizes = {"vocab_size": spec.vocab_size, "pad_token_id": spec.pad_token_id}
+    config = transformers.AutoConfig.from_pretrained(body, **sizes, **(changes if labels else {}))
     model = getattr(transformers, f"Bert{kind}")(config)
     state = {name: torch.from_numpy(value) for name, value in name_as_bert(artifact.tensors, spec).items()}
     model.load_state_dict(state)
     save(model, body, folder)
+    (folder / "tokenizer.json").write_text(artifact.tokenizer_json or "", encoding="utf-8")
 
 
 def save(model: Any, body: Path, folder: Path) -> Path:

@@ -247,6 +247,75 @@ def render_trainer_parity(result: Result) -> dict[str, str]:
     return {"trainer-parity": format_table(header, rows)}
 
 
+def render_task_parity(result: Result) -> dict[str, str]:
+    """The table `task-parity`: a comparison a row, the largest difference of scores with each reference."""
+    cases: dict[str, list[Mapping[str, Any]]] = {}
+    for row in result["rows"]:
+        cases.setdefault(row["case"], []).append(row)
+    rows = [
+        [
+            name,
+            found[0]["head"],
+            str(found[0]["inputs"]),
+            str(max(row["different"] for row in found)),
+            ", ".join(f"{row['reference']}: {row['max_difference']:.0e}" for row in found),
+        ]
+        for name, found in cases.items()
+    ]
+    header = ["case", "head", "inputs", "answered otherwise", "largest difference of a score"]
+    return {"task-parity": format_table(header, rows)}
+
+
+def render_blimp(result: Result) -> dict[str, str]:
+    """The table `blimp`: the paradigms of each phenomenon, pairs ranked right here and in transformers."""
+    rows = [
+        [
+            f"{row['phenomenon']}: {row['paradigm']}".replace("_", " "),
+            str(row["pairs"]),
+            str(row["right"]),
+            str(row["right_in_transformers"]),
+            str(row["ranked_differently"]),
+            f"{row['max_difference']:.0e}",
+        ]
+        for row in sorted(result["rows"], key=lambda row: (row["phenomenon"], row["paradigm"]))
+    ]
+    sums = [
+        sum(row[key] for row in result["rows"])
+        for key in ("pairs", "right", "right_in_transformers", "ranked_differently")
+    ]
+    rows.append(["all", *map(str, sums), f"{max(row['max_difference'] for row in result['rows']):.0e}"])
+    header = [
+        "phenomenon: paradigm",
+        "pairs",
+        "ranked right",
+        "by transformers",
+        "differently",
+        "largest difference of a score",
+    ]
+    return {"blimp": format_table(header, rows)}
+
+
+def render_rescoring(result: Result) -> dict[str, str]:
+    """The table `rescoring`: milliseconds of each way for a masked copy, a column a file, and what packing gains."""
+    files = result["rows"]
+    rows = []
+    for name in files[0]["milliseconds_a_copy"]:
+        cells = []
+        for file in files:
+            gain = file["times_faster_than"].get(name)
+            cells.append(f"{file['milliseconds_a_copy'][name]:.2f}" + (f" ({gain:.1f}x)" if gain else ""))
+        rows.append([name, *cells])
+    for size in files[0]["peak_megabytes_after_lists_of"]:
+        rows.append(
+            [
+                f"most memory after a list of {size}, MB",
+                *(str(file["peak_megabytes_after_lists_of"][size]) for file in files),
+            ]
+        )
+    header = [f"{files[0]['hypotheses']} hypotheses, ms for a masked copy", *(file["file"] for file in files)]
+    return {"rescoring": format_table(header, rows)}
+
+
 def title_of(result: Result, name: str) -> str:
     """A peer's name for people, with its forced instruction set."""
     peer, _, isa = name.partition(" ")
@@ -273,6 +342,9 @@ RENDERERS = {
     "engine_ladder": render_engine_ladder,
     "ladder": render_ladder,
     "trainer_parity": render_trainer_parity,
+    "task_parity": render_task_parity,
+    "blimp": render_blimp,
+    "rescoring": render_rescoring,
 }
 
 

@@ -14,7 +14,6 @@ import gzip
 import json
 import multiprocessing
 import random
-import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -28,6 +27,7 @@ import numpy as np
 import edgebert
 from benchmarks import describe_run, write_result
 from edgebert.batch import PackedBatch
+from edgebert.bench.session import peak_mb
 
 Copy = tuple[list[int], int]  # token ids with a mask, and its place
 
@@ -146,7 +146,7 @@ def measure_peaks(path: Path, texts: list[str], sizes: list[int]) -> list[int]:
     peaks = []
     for size in sizes:
         model.rescore(make_n_best(texts, size))
-        peaks.append(round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3))
+        peaks.append(round(peak_mb()))
     return peaks
 
 
