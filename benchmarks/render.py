@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -316,6 +317,28 @@ def render_rescoring(result: Result) -> dict[str, str]:
     return {"rescoring": format_table(header, rows)}
 
 
+def render_scoring(result: Result) -> dict[str, str]:
+    """The table `scoring`: rows a second of each loop over the same file, in the median, and ours over it."""
+    peers = result["peers"]
+    names = {
+        "edgebert": "`edgebert score`, int8",
+        "onnxruntime-int8": "ONNX Runtime int8, batches as they come",
+        "onnxruntime-int8-sorted": "ONNX Runtime int8, sorted by length",
+        "sentence-transformers": "sentence-transformers",
+    }
+    rows = [
+        [
+            names[name],
+            f"{statistics.median(loop['rows_per_second']):.0f}",
+            f"{peers['edgebert_over']['rows_per_second'][name]:.2f}x",
+            f"{peers['edgebert_over']['rows_per_cpu_second'][name]:.2f}x",
+        ]
+        for name, loop in peers["loops"].items()
+    ]
+    header = ["loop", "rows/s", "`edgebert score` over it", "by CPU time"]
+    return {"scoring": format_table(header, rows)}
+
+
 def title_of(result: Result, name: str) -> str:
     """A peer's name for people, with its forced instruction set."""
     peer, _, isa = name.partition(" ")
@@ -341,10 +364,11 @@ RENDERERS = {
     "kernels": render_kernels,
     "engine_ladder": render_engine_ladder,
     "ladder": render_ladder,
-    "trainer_parity": render_trainer_parity,
     "task_parity": render_task_parity,
     "blimp": render_blimp,
     "rescoring": render_rescoring,
+    "scoring": render_scoring,
+    "trainer_parity": render_trainer_parity,
 }
 
 
