@@ -237,14 +237,23 @@ def render_trainer_parity(result: Result) -> dict[str, str]:
     """The table `trainer-parity`: best scores of both sides, a row a task, the mean of its seeds and each of them."""
     rows = []
     for task in (task for run in result["runs"] for task in run["tasks"]):
-        cells = [f"{task['data']}, {task['metric']}", str(task["rows"]["train"]), str(task["training"]["epochs"])]
+        cells = [f"{task['data']}, {task['metric']}", *(str(task["rows"][part]) for part in ("train", "eval"))]
+        cells.append(str(task["training"]["epochs"]))
         for side in ("edgebert", "trainer"):
             scores = [100 * run[side]["best"] for run in task["runs"]]
             each = f" ({', '.join(f'{score:.2f}' for score in scores)})" if len(scores) > 1 else ""
             cells.append(f"{sum(scores) / len(scores):.2f}{each}")
         points = [run["points"] for run in task["runs"]]
         rows.append([*cells, f"{sum(points) / len(points):+.2f}"])
-    header = ["data, metric", "rows", "epochs", "`edgebert compress`", "transformers' Trainer", "points"]
+    header = [
+        "data, metric",
+        "rows",
+        "evaluated on",
+        "epochs",
+        "`edgebert compress`",
+        "transformers' Trainer",
+        "points",
+    ]
     return {"trainer-parity": format_table(header, rows)}
 
 
