@@ -332,12 +332,13 @@ struct Encoder::Impl::Pass {
 
   const EncoderSpec& spec = model.spec_;
   const KernelTable& kernels = model.kernels_;
-  const int tokens = slice.num_tokens;
+  int tokens = slice.num_tokens;  // after the last attention: rows that an output asks for
   const int hidden_stride = row_stride(spec.hidden_size);
   int out_rows = slice.num_tokens, first_out_row = slice.first_token;  // of token outputs
+  bool is_chosen = false;
 
   static int max_steps(const EncoderSpec& spec, int tokens) {
-    return 17 + 9 * static_cast<int>(spec.layers.size()) + (spec.has_mlm_head() ? 4 * (tokens / kDecoderRows + 1) : 0);
+    return 19 + 9 * static_cast<int>(spec.layers.size()) + (spec.has_mlm_head() ? 4 * (tokens / kDecoderRows + 1) : 0);
   }
 
   void run() {
@@ -349,6 +350,7 @@ struct Encoder::Impl::Pass {
     for (size_t i = 0; i < num_layers; ++i) {
       if (model.layers_[i].num_heads) attention(model.layers_[i]);
       const Layer* next = i + 1 < num_layers ? &model.layers_[i + 1] : nullptr;
+      if (!next) keep_rows();
       over_rows([&](Team& t, const Rows& r) {
         after_attention(t, r, model.layers_[i]);
         if (next) qkv(t, r, *next);
@@ -472,7 +474,41 @@ struct Encoder::Impl::Pass {
     t.share(r.count, [&](int begin, int end) { kernels.add_layernorm(args, begin, end); });
   }
 
+  // After the last attention tokens no longer meet: the rows that no output asks for end here.
+  void keep_rows() {
+    const bool wants_sequences = spec.has_sequence_head() && output(sequence_output());
+    if (batch.output_tokens && !wants_sequences) {
+      choose_tokens();
+    } else if (wants_sequences && num_outputs == 1 && spec.pooling == Pooling::kCls) {
+      move_rows(slice.num_sequences, [&](int r) { return w.cu_seqlens[r]; });
+      team.share(1, [&](int, int) {
+        for (int r = 0; r <= slice.num_sequences; ++r) w.cu_seqlens[r] = r;
+      });
+    }
+  }
+
+  // Rows of hidden states, and of the last layer's context, to the front. They ascend: none is overwritten before it
+  // has moved.
+  template <class From>
+  void move_rows(int count, From from) {
+    const int width = model.layers_.empty() ? 0 : model.layers_.back().attention_size, stride = row_stride(width);
+    team.share(1, [&](int, int) {
+      for (int r = 0; r < count; ++r) {
+        const size_t to = static_cast<size_t>(r), old = static_cast<size_t>(from(r));
+        std::memmove(w.hidden + to * hidden_stride, w.hidden + old * hidden_stride, sizeof(float) * spec.hidden_size);
+        std::memmove(w.context + to * stride, w.context + old * stride, sizeof(float) * width);
+      }
+    });
+    tokens = count;
+  }
+
   // ---- Heads ----
+
+  const char* sequence_output() const {
+    return spec.task == Task::kEmbedding     ? "sentence_embedding"
+           : spec.task == Task::kPretraining ? "seq_relationship_logits"
+                                             : "logits";
+  }
 
   float* output(const char* name) const {
     for (int i = 0; i < num_outputs; ++i)
@@ -490,13 +526,10 @@ struct Encoder::Impl::Pass {
   }
 
   void heads() {
-    const char* sequence_output = spec.task == Task::kEmbedding     ? "sentence_embedding"
-                                  : spec.task == Task::kPretraining ? "seq_relationship_logits"
-                                                                    : "logits";
     if (spec.has_sequence_head()) {
-      if (float* to = output(sequence_output)) sequence_head(to);
+      if (float* to = output(sequence_output())) sequence_head(to);
     }
-    if (batch.output_tokens) choose_tokens();
+    if (batch.output_tokens && !is_chosen) choose_tokens();
     if (float* to = output("last_hidden_state"))
       copy_rows(w.hidden, hidden_stride, out_rows, first_out_row, spec.hidden_size, to);
     if (spec.has_token_head()) token_head();
@@ -505,19 +538,14 @@ struct Encoder::Impl::Pass {
     }
   }
 
-  // Where token outputs are asked for at some tokens alone: their rows move to the front. The tokens ascend, so none is
-  // overwritten before it has moved.
+  // Where token outputs are asked for at some tokens alone.
   void choose_tokens() {
     const int32_t *begin = batch.output_tokens, *end = begin + batch.num_output_tokens;
     const int32_t* const first = std::lower_bound(begin, end, slice.first_token);
     first_out_row = static_cast<int>(first - begin);
     out_rows = static_cast<int>(std::lower_bound(first, end, slice.first_token + tokens) - first);
-    team.share(1, [&](int, int) {
-      for (int r = 0; r < out_rows; ++r)
-        std::memmove(w.hidden + static_cast<size_t>(r) * hidden_stride,
-                     w.hidden + static_cast<size_t>(first[r] - slice.first_token) * hidden_stride,
-                     sizeof(float) * spec.hidden_size);
-    });
+    move_rows(out_rows, [&](int r) { return first[r] - slice.first_token; });
+    is_chosen = true;
   }
 
   void sequence_head(float* to) {
