@@ -24,7 +24,7 @@
 namespace edgebert {
 namespace {
 
-constexpr int kMicroBatchTokens = 96;  // tokens of short sequences that run on one thread together
+constexpr int kMicroBatchTokens = 96;  // at most, of short sequences that run on one thread together
 constexpr int kDecoderRows = 24;       // rows of vocabulary-wide logits held at once
 
 // Below so many rows a thread, threads share out a linear's columns instead of rows: its weights are then read once,
@@ -616,12 +616,17 @@ struct Encoder::Impl::Pass {
 
 void Encoder::Impl::run(const eb_batch& batch, const eb_output* outputs, int num_outputs) {
   const int threads = pool_.size();
+  // Slices of like size, equally many for each thread as far as the sequences' lengths allow; but few tokens stay in
+  // fewer slices than threads.
+  const int total = batch.cu_seqlens[batch.num_sequences];
+  const int least = (total + kMicroBatchTokens - 1) / kMicroBatchTokens, wanted = round_up(least, threads);
+  const int slice_tokens = least < threads ? kMicroBatchTokens : (total + wanted - 1) / wanted;
   std::vector<Slice> slices;
   int largest_tokens = 0, largest_sequences = 0, max_seqlen = 0;
   for (int s = 0; s < batch.num_sequences; ++s) {
     const int length = batch.cu_seqlens[s + 1] - batch.cu_seqlens[s];
     max_seqlen = std::max(max_seqlen, length);
-    if (slices.empty() || slices.back().num_tokens + length > kMicroBatchTokens)
+    if (slices.empty() || slices.back().num_tokens + length > slice_tokens)
       slices.push_back({s, 0, batch.cu_seqlens[s], 0});
     ++slices.back().num_sequences;
     slices.back().num_tokens += length;
