@@ -188,7 +188,7 @@ def test_the_best_epoch_is_kept_and_training_stops_early() -> None:
     checkpoint = random_checkpoint(task="text-classification", num_labels=4)
     examples = random_examples(checkpoint, [np.int64(i % 4) for i in range(16)])
     kept: list[Any] = []
-    scores = iter([0.2, 0.9, 0.4, 0.3, 0.2])
+    scores = iter([0.1, 0.2, 0.9, 0.4, 0.3, 0.2])
 
     def score(model: TorchEncoder) -> float:
         kept.append(model.tensors())
@@ -197,7 +197,12 @@ def test_the_best_epoch_is_kept_and_training_stops_early() -> None:
     model = TorchEncoder(checkpoint.spec, checkpoint.tensors)
     progress = train(model, examples, TaskLoss(checkpoint), replace(FAST, epochs=5, patience=2), evaluate=score)
     assert progress.best_epoch == 1 and len(progress.scores) == 4
-    assert all(np.array_equal(kept[1][name], tensor) for name, tensor in model.tensors().items())
+    assert all(np.array_equal(kept[2][name], tensor) for name, tensor in model.tensors().items())
+    before = model.tensors()
+    scores = iter([0.9, 0.4, 0.3])
+    progress = train(model, examples, TaskLoss(checkpoint), replace(FAST, epochs=5, patience=2), evaluate=score)
+    assert progress.best_epoch == -1  # what it began with was better
+    assert all(np.array_equal(before[name], tensor) for name, tensor in model.tensors().items())
 
 
 def test_a_loss_that_is_not_finite_stops_the_run() -> None:

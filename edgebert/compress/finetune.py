@@ -59,10 +59,11 @@ class _Replicas(nn.DataParallel[TorchEncoder]):
 
 @dataclass
 class Progress:
-    """How a training went: the mean loss of each epoch, the score of each, and the epoch that was kept (from 0)."""
+    """How a training went: each epoch's mean loss and score, the score before, the epoch that was kept (-1: none)."""
 
     losses: list[float]
     scores: list[float]
+    start_score: float | None = None
     best_epoch: int = -1
 
 
@@ -89,8 +90,8 @@ def train(
         loss_of: the loss of a batch, a scalar.
         training: epochs, rates, early stopping and so on.
         seed: of the order of examples, of dropout and of masks.
-        evaluate: called after each epoch; the weights of the best one are kept, and training stops when the score has
-            not grown for `training.patience` epochs. None keeps the last.
+        evaluate: called at the start and after each epoch; the best weights are kept, those of the start among them,
+            and training stops when the score has not grown for `training.patience` epochs. None keeps the last.
         extra: parameters of the loss that are trained as well.
         state_file: where to keep the state; removed by the caller.
         name: of the progress bar.
@@ -139,6 +140,8 @@ def train(
         torch.cuda.set_rng_state_all(on_cuda)
         progress, best, start, total = Progress(**saved["progress"]), saved["best"], saved["steps"], saved["total"]
     steps = start
+    if evaluate is not None and progress.start_score is None:
+        progress.start_score = evaluate(model.eval())
     autocast = torch.autocast(device.type, torch.bfloat16) if uses_bf16(training.precision, device) else nullcontext()
     bar = tqdm(total=steps_an_epoch * training.epochs, initial=start, desc=name, unit="batch", mininterval=1.0)
     with bar:
@@ -168,7 +171,7 @@ def train(
                 best, progress.best_epoch = model.state_dict(), epoch
             else:
                 score = evaluate(model.eval())
-                if score > max(progress.scores, default=-math.inf):
+                if score > max([progress.start_score, *progress.scores]):
                     best = {key: value.clone() for key, value in model.state_dict().items()}
                     progress.best_epoch = epoch
                 progress.scores.append(score)
