@@ -163,7 +163,7 @@ def test_a_killed_training_goes_on_to_the_same_weights(tmp_path: Path, monkeypat
     monkeypatch.setattr(finetune, "_SAVE_EVERY", 3)
     checkpoint = random_checkpoint(task="text-classification", num_labels=4)
     examples = random_examples(checkpoint, [np.int64(i % 4) for i in range(40)])
-    scores = iter([0.1, 0.5, 0.3, 0.1, 0.5, 0.3])
+    scores = iter([0.0, 0.1, 0.5, 0.3, 0.0, 0.1, 0.5, 0.3])
 
     def go(state_file: Path | None, fail_after: int = 10**6) -> dict[str, Any]:
         model = TorchEncoder(checkpoint.spec, checkpoint.tensors, dropout=0.1, attention_dropout=0.1)

@@ -171,7 +171,7 @@ def train(
                 best, progress.best_epoch = model.state_dict(), epoch
             else:
                 score = evaluate(model.eval())
-                if score > max([progress.start_score, *progress.scores]):
+                if score > max(s for s in (progress.start_score, *progress.scores) if s is not None):
                     best = {key: value.clone() for key, value in model.state_dict().items()}
                     progress.best_epoch = epoch
                 progress.scores.append(score)
