@@ -145,6 +145,18 @@ def test_vector_isas_give_equal_bits(case: str, int8: bool, tmp_path: Path, monk
 
 
 @pytest.mark.parametrize("int8", [False, True], ids=["f32", "int8"])
+@pytest.mark.parametrize("task", ["embedding", "pretraining"])
+def test_an_output_asked_for_alone_has_the_same_bits(
+    backend: str, make_file: Callable[..., Path], task: str, int8: bool
+) -> None:
+    model = load_backend(make_file(task=task, int8=int8, pooling="cls"), backend, threads=2)
+    batch = random_batch(model.spec, [70, 33, 5, 1, 17, 64, 2, 30, 30, 30, 30])
+    together = model.run(batch, model.spec.outputs)
+    for name in model.spec.outputs:
+        np.testing.assert_array_equal(model.run(batch, [name])[name], together[name])
+
+
+@pytest.mark.parametrize("int8", [False, True], ids=["f32", "int8"])
 @pytest.mark.parametrize("case", ["embedding", "token-classification", "question-answering", "pretraining"])
 def test_token_outputs_at_some_tokens(backend: str, make_file: Callable[..., Path], case: str, int8: bool) -> None:
     model = load_backend(make_file(task=case, int8=int8), backend, threads=2)
