@@ -29,7 +29,7 @@ from edgebert.artifact.spec import EncoderSpec, LayerSpec
 from edgebert.artifact.writer import build_model
 from edgebert.batch import PackedBatch
 from edgebert.compress.pipeline import Result, run
-from edgebert.compress.recipe import Budget, Distillation, Pruning, Recipe, Training
+from edgebert.compress.recipe import Budget, Distillation, Pruning, QuantizationAware, Recipe, Training
 from edgebert.demo import time_in_turns
 
 TUNING = {  # task data -> (task, fine-tuning)
@@ -63,9 +63,12 @@ def main() -> int:
     parser.add_argument("--data", type=Path, required=True, help="a folder with one a task")
     parser.add_argument("--work", type=Path, required=True, help="of files and finished stages")
     parser.add_argument("--layers", type=int, help="distil into a student of so many layers")
+    parser.add_argument("--hidden-size", type=int, help="with --layers: of so many features, newly drawn")
     parser.add_argument("--flops", type=float, help="prune to this share of the arithmetic")
     parser.add_argument("--retrain", action="store_true", help="with --flops: distil what is left from what was whole")
     parser.add_argument("--trim", action="store_true", help="cut the vocabulary to the training texts")
+    parser.add_argument("--qat", action="store_true", help="quantization-aware training before int8")
+    parser.add_argument("--portable", action="store_true", help="int8 with weights of 7 bits")
     parser.add_argument("--budget", action="append", default=[], help="as that of edgebert compress")
     parser.add_argument("--rows", type=int, help="train on the first so many rows")
     parser.add_argument("--no-timing", action="store_true", help="metrics alone")
@@ -103,9 +106,10 @@ def make_recipe(args: argparse.Namespace, name: str) -> Recipe:
     """The recipe of a task; runs that differ in later stages share the work folder, and so the earlier stages."""
     task, training = TUNING[name]
     dev = args.data / name / "dev.jsonl.gz"
-    numbers = {"rows": args.rows, "layers": args.layers, "flops": args.flops}
+    numbers = {"rows": args.rows, "layers": args.layers, "hidden": args.hidden_size, "flops": args.flops}
     kind = "".join(f"-{key}{value}" for key, value in numbers.items() if value)
-    kind += "-retrain" * args.retrain + "-trim" * args.trim + "".join(f"-{budget}" for budget in args.budget)
+    switches = ("retrain", "trim", "qat", "portable")
+    kind += "".join(f"-{part}" for part in [*filter(vars(args).get, switches), *args.budget])
     recipe = Recipe(
         args.model,
         task,
@@ -115,11 +119,15 @@ def make_recipe(args: argparse.Namespace, name: str) -> Recipe:
         work=str(args.work / f"{name}.work"),
         finetune=training,
         trim=args.trim,
+        qat=QuantizationAware() if args.qat else None,
+        portable=args.portable,
         budget=Budget.parse(args.budget),
     )
     tuned = training or Training()
     if args.layers:
-        recipe = replace(recipe, distill=Distillation(num_layers=args.layers, training=replace(tuned, epochs=4)))
+        epochs = 4 if args.hidden_size is None else 8  # what is newly drawn has more to learn
+        student = Distillation(args.layers, hidden_size=args.hidden_size, training=replace(tuned, epochs=epochs))
+        recipe = replace(recipe, distill=student)
     if args.flops:
         recipe = replace(recipe, prune=Pruning(args.flops, args.retrain, training=replace(tuned, epochs=2)))
     return recipe
