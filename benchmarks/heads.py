@@ -4,7 +4,8 @@
 
 benchmarks.task_parity and benchmarks.blimp compare answers on them. WORK/NAME.work has the run's stages; a finished run
 of benchmarks.ladder of the same name is taken as it is. WORK/NAME is the checkpoint, with the tokenizer of its body and
-`model.onnx`, the pipeline's own file.
+`model.onnx`, the pipeline's own file; next sentence, which the pipeline knows as a classification of pairs, is exported
+from its checkpoint.
 """
 
 from __future__ import annotations
@@ -12,22 +13,27 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
+import random
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edgebert.artifact.checkpoint import ARCHITECTURES
+import edgebert
+from edgebert.artifact.checkpoint import ARCHITECTURES, NEXT_SENTENCE_LABELS
 from edgebert.artifact.reader import read_artifact
 from edgebert.artifact.spec import EncoderSpec
 
 
 @dataclass(frozen=True)
 class Head:
-    """What a head is trained on: rows evenly spread over the training files of data sets, gone over `epochs` times."""
+    """What a head is trained on: rows evenly spread over the training files of data sets, gone over `epochs` times.
+
+    `task` is the checkpoint's, of a body that is the `english` or the `multilingual` one.
+    """
 
     data: tuple[str, ...]
     task: str
@@ -45,7 +51,10 @@ HEADS = {
     "stsb-scores": Head(("stsb",), "text-classification", 1500, 2, 2e-4),
     "squad-slice": Head(("squad-slice",), "question-answering", 1000, 2, 3e-4),
     "masked": Head(("commonvoice-transcripts", "cola", "multi30k-en-de"), "fill-mask", 9000, 2, 4e-4),
+    "next-sentence": Head(("wikitext2",), "next-sentence", 1500, 3, 2e-4, max_length=96),
     "cmrc2018": Head(("cmrc2018",), "question-answering", 150, 3, 3e-4, "multilingual", 256, trim=True),
+    "zh-resume-ner": Head(("zh-resume-ner",), "token-classification", 600, 3, 3e-4, "multilingual", 128, trim=True),
+    "wikiann-de": Head(("wikiann-de",), "token-classification", 1500, 3, 3e-4, "multilingual", 64, trim=True),
 }
 STAGE = "{}.work/*-finetune-*/model.onnx"
 EVALUATED = 60  # rows, for the record; what is compared needs none
@@ -61,12 +70,18 @@ def main() -> int:
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     for name in args.names or HEADS:
-        body, folder = getattr(args, HEADS[name].body), args.work / name
+        head, folder = HEADS[name], args.work / name
+        body = getattr(args, head.body)
+        if body is None:
+            parser.error(f"{name} needs --{head.body}")
         if not (files := list(args.work.glob(STAGE.format(name)))):
             train(name, body, args.data, args.work)
             files = list(args.work.glob(STAGE.format(name)))
-        write_checkpoint(files[0], body, folder)
-        shutil.copy(files[0], folder / "model.onnx")
+        write_checkpoint(files[0], head.task, body, folder)
+        if head.task == "next-sentence":
+            edgebert.export(folder, folder / "model.onnx")
+        else:
+            shutil.copy(files[0], folder / "model.onnx")
     return 0
 
 
@@ -81,6 +96,8 @@ def train(name: str, body: Path, data: Path, work: Path) -> None:
     files = {}
     for part, count in (("train", head.rows), ("dev", EVALUATED)):
         rows = [row for data_set in head.data for row in read_rows(data / data_set, part)]
+        if head.task == "next-sentence":
+            rows = pair_sentences([row["text"] for row in rows])
         if rows:
             files[part] = work / f"{name}-{part}.jsonl"
             rows = rows[:: max(1, len(rows) // count)][:count]
@@ -88,7 +105,7 @@ def train(name: str, body: Path, data: Path, work: Path) -> None:
     training = Training(epochs=head.epochs, learning_rate=head.learning_rate, batch_size=16, max_length=head.max_length)
     recipe = Recipe(
         str(body),
-        head.task,
+        "text-classification" if head.task == "next-sentence" else head.task,
         str(files["train"]),
         str(work / f"{name}.onnx"),
         eval=str(files["dev"]) if "dev" in files else None,
@@ -112,6 +129,20 @@ def read_rows(folder: Path, part: str) -> list[dict[str, Any]]:
     return [{"text": row["en"]} if "en" in row else row for row in rows]
 
 
+def pair_sentences(paragraphs: Sequence[str]) -> list[dict[str, str]]:
+    """Neighbouring sentences of running text, and as many with one from anywhere; which of both is the label."""
+    rng = random.Random(0)
+    split = [[f"{part.strip(' .')}." for part in text.split(" . ") if len(part) > 20] for text in paragraphs]
+    everywhere = [sentence for sentences in split for sentence in sentences]
+    rows = []
+    for sentences in split:
+        for text, following in zip(sentences, sentences[1:], strict=False):
+            label = rng.choice(NEXT_SENTENCE_LABELS)
+            is_next = label == NEXT_SENTENCE_LABELS[0]
+            rows.append({"text": text, "text_pair": following if is_next else rng.choice(everywhere), "label": label})
+    return rows
+
+
 def add_masked_head(body: Path, folder: Path) -> Path:
     """A checkpoint of the body with a masked-LM head that hands its hidden states on, to be trained."""
     import torch
@@ -126,17 +157,17 @@ def add_masked_head(body: Path, folder: Path) -> Path:
     return save(model, body, folder)
 
 
-def write_checkpoint(file: Path, body: Path, folder: Path) -> None:
-    """The weights of one of our files as a BERT checkpoint of transformers; refused if any is missing or left over."""
+def write_checkpoint(file: Path, task: str, body: Path, folder: Path) -> None:
+    """The weights of one of our files as a BERT checkpoint for a task; refused if any is missing or left over."""
     import torch
     import transformers
 
     artifact = read_artifact(file)
-    spec = artifact.spec
-    kind = next(kind for kind, task in ARCHITECTURES.items() if task == spec.task)
+    spec = artifact.spec.replace(task=task)
+    kind = next(kind for kind, of_task in ARCHITECTURES.items() if of_task == task)
     labels = dict(enumerate(spec.labels)) or None
     changes: dict[str, Any] = {"id2label": labels, "label2id": {label: i for i, label in (labels or {}).items()}}
-    if spec.task == "text-classification":
+    if task == "text-classification":
         changes["problem_type"] = spec.problem_type
     sizes = {"vocab_size": spec.vocab_size, "pad_token_id": spec.pad_token_id}
     config = transformers.AutoConfig.from_pretrained(body, **sizes, **(changes if labels else {}))
@@ -158,13 +189,14 @@ def save(model: Any, body: Path, folder: Path) -> Path:
 
 def name_as_bert(tensors: Mapping[str, Any], spec: EncoderSpec) -> dict[str, Any]:
     """Canonical tensors under the names and in the shapes of transformers' BERT."""
+    heads = {"question-answering": "qa_outputs", "next-sentence": "cls.seq_relationship"}
     names = {
         "embeddings.word": "bert.embeddings.word_embeddings",
         "embeddings.position": "bert.embeddings.position_embeddings",
         "embeddings.token_type": "bert.embeddings.token_type_embeddings",
         "embeddings.layer_norm": "bert.embeddings.LayerNorm",
         "head.dense": "bert.pooler.dense",
-        "head.out": "qa_outputs" if spec.task == "question-answering" else "classifier",
+        "head.out": heads.get(spec.task, "classifier"),
         "mlm.dense": "cls.predictions.transform.dense",
         "mlm.layer_norm": "cls.predictions.transform.LayerNorm",
         "mlm": "cls.predictions",
