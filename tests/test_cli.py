@@ -16,6 +16,7 @@ import pytest
 
 import edgebert
 from edgebert import cli, doctor
+from edgebert.commands.printing import print_report
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
@@ -268,3 +269,23 @@ def test_as_a_module_and_into_a_closed_pipe(make_file: Callable[..., Path]) -> N
     assert done.returncode == 1
     assert done.stderr.startswith(b"edgebert: ") and done.stderr.endswith(b"No space left on device\n")
     assert done.stderr.count(b"\n") == 1
+
+
+def test_a_report_shows_like_dicts_as_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    print_report(
+        {"linears": {"up": {"rounding": "gptq", "error": 0.25}, "attention": {"rounding": "nearest", "error": 2}}}
+    )
+    print_report({"runtimes": {"native": "two threads"}, "cosine": {"pooled": {"mean": 1.0}, "rows": {"min": 0.5}}})
+    assert capsys.readouterr().out.splitlines() == [
+        "linears:",
+        "             rounding  error",
+        "  up             gptq   0.25",
+        "  attention   nearest      2",
+        "runtimes:",
+        "  native: two threads",
+        "cosine:",
+        "  pooled:",
+        "    mean: 1",
+        "  rows:",
+        "    min: 0.5",
+    ]

@@ -34,7 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     shape.add_argument(
         "--pairs", action="store_true", help="each text is a pair: first, tab, second; a question, tab, its context"
     )
-    shape.add_argument("--json", action="store_true", help="each text is JSON: a pair, a question, an n-best list, …")
+    shape.add_argument(
+        "--json", action="store_true", help="each text given is JSON: a pair, a question, an n-best list, …"
+    )
     parser.add_argument(
         "--format", choices=("json", "text"), default="json", help="JSON lines, or columns (default: json)"
     )
@@ -87,7 +89,9 @@ def _read_input(i: int, text: str, task: str, args: argparse.Namespace) -> Any:
         try:
             return json.loads(text)
         except ValueError as error:
-            raise InvalidInputError(f"text {i} is not JSON ({error}): {text!r:.100}") from None
+            raise InvalidInputError(
+                f"text {i} is not JSON ({error}): {text!r:.100}. With --json every text is; the answers are in any case"
+            ) from None
     if not args.pairs:
         return text
     first, second = _split_pair(i, text)

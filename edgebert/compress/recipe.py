@@ -195,7 +195,7 @@ class Recipe:
         train: the file of task data; see data.load_dataset.
         output: the file to write; its name ends in .onnx.
         eval: a file like `train`; None holds a tenth of it out.
-        unlabelled: a file with more texts for distillation, without targets.
+        unlabelled: a file with more texts, without targets, for distillation and for `trim`.
         columns: role -> column, where the names do not say it.
         problem_type: of text classification; None takes what the data holds.
         family: the model's family; None takes what the checkpoint says.
