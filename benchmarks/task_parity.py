@@ -1,10 +1,9 @@
 """Every task against transformers on real rows: same labels, spans, offsets and order, and how far the scores are.
 
-Heads are those that the compression pipeline has trained (benchmarks.heads), and the file is the pipeline's own. What
-nothing here trains, next sentence and a multilingual tagger, has a random head on a real body: there arithmetic and
-decoding are compared. References run in other Pythons, one a release of transformers; question answering is known to
-4.57 alone. A Python with sentence-transformers answers with its classes: SentenceTransformer, CrossEncoder, its search.
-The reference half of this file needs torch and those alone, and is run as a script there.
+Heads are those that the compression pipeline has trained (benchmarks.heads), and the file is the pipeline's own.
+References run in other Pythons, one a release of transformers; question answering is known to 4.57 alone. A Python with
+sentence-transformers answers with its classes: SentenceTransformer, CrossEncoder, its search. The reference half of
+this file needs torch and those alone, and is run as a script there.
 """
 
 from __future__ import annotations
@@ -34,7 +33,6 @@ def main() -> int:
     parser.add_argument("--data", type=Path, required=True, help="a folder of data sets, each with *.jsonl.gz")
     parser.add_argument("--work", type=Path, required=True, help="the folder of benchmarks.heads")
     parser.add_argument("--english", type=Path, required=True, help="a sentence embedding checkpoint of BERT")
-    parser.add_argument("--multilingual", type=Path, help="one with a SentencePiece tokenizer")
     parser.add_argument("--tagger", type=Path, help="a token classifier")
     parser.add_argument("--masked", type=Path, help="a checkpoint with the heads of masked LM and next sentence")
     parser.add_argument("--python", nargs="+", default=[sys.executable], help="Pythons with other transformers")
@@ -99,6 +97,7 @@ def iter_lines(process: subprocess.Popen[str]) -> Iterator[str]:
 
 def make_cases(args: argparse.Namespace, work: Path) -> Iterator[dict[str, Any]]:
     """Each comparison: the model, as our `file` and as transformers' `folder`, the task, its inputs and options."""
+    from benchmarks.heads import pair_sentences, read_rows
 
     def read(data_set: str, count: int) -> list[dict[str, Any]]:
         path = sorted((args.data / data_set).glob("*.jsonl.gz"))[0]
@@ -114,10 +113,6 @@ def make_cases(args: argparse.Namespace, work: Path) -> Iterator[dict[str, Any]]
     def own(folder: Path) -> dict[str, Any]:
         family = None if "model_type" in json.loads((folder / "config.json").read_text()) else "bert"
         return {"file": None, "folder": str(folder), "family": family, "trained": "its own"}
-
-    def random(body: Path, kind: str, **config: Any) -> dict[str, Any]:
-        folder = make_head(body, work / f"{body.name}-{kind}", kind, **config)
-        return {"file": None, "folder": str(folder), "family": None, "trained": "random"}
 
     def case(
         name: str, task: str, model: dict[str, Any], inputs: list[Any], head: str | None = None, **options: Any
@@ -167,7 +162,10 @@ def make_cases(args: argparse.Namespace, work: Path) -> Iterator[dict[str, Any]]
     ]
     sigmoid = {"head": classes, "function_to_apply": "sigmoid"}
     yield case("ranking, qnli", "reranking", trained("stsb-scores"), by_question, **sigmoid)
-    yield case("next sentence, mrpc", "next-sentence", random(args.english, "ForNextSentencePrediction"), pairs)
+    following = pair_sentences([row["text"] for row in read_rows(args.data / "wikitext2", "train")])
+    following = [{key: row[key] for key in ("text", "text_pair")} for row in following[2 :: len(following) // 300]]
+    for name, sentences in (("wikitext2", following), ("mrpc", pairs)):
+        yield case(f"next sentence, {name}", "next-sentence", trained("next-sentence"), sentences)
     masked, mask = trained("masked"), "fill-mask"
     words = [text.split() for text in wnut[:200]]
     holes = [" ".join([*part[:i], "[MASK]", *part[i + 1 :]]) for part in words for i in [len(part) // 2]]
@@ -183,18 +181,13 @@ def make_cases(args: argparse.Namespace, work: Path) -> Iterator[dict[str, Any]]
         yield case(
             "next sentence, mrpc, a model of reactions", "next-sentence", own(args.masked), pairs[:40], **reactions
         )
-    if args.multilingual:
-        chinese = [{"question": row["question"], "context": row["context"]} for row in read("cmrc2018", 30)]
-        is_trained = (args.work / "cmrc2018").exists()  # training it takes long
-        reader = trained("cmrc2018") if is_trained else random(args.multilingual, "ForQuestionAnswering")
-        yield case("answers, cmrc2018", "question-answering", reader, chinese, top_k=2)
-        tagger = random(args.multilingual, "ForTokenClassification", num_labels=5)
-        many = ["".join(row["tokens"]) for row in read("zh-weibo-ner", 20)] + [
-            " ".join(row["tokens"]) for row in read("wikiann-de", 20)
-        ]
-        for strategy in ("none", "simple", "average"):
-            name = f"tags, Chinese and German, {strategy}"
-            yield case(name, **tags, model=tagger, inputs=many + awkward, aggregation_strategy=strategy)
+    chinese = [{"question": row["question"], "context": row["context"]} for row in read("cmrc2018", 30)]
+    yield case("answers, cmrc2018", "question-answering", trained("cmrc2018"), chinese, top_k=2)
+    for language, data_set, blank in (("Chinese", "zh-resume-ner", ""), ("German", "wikiann-de", " ")):
+        inputs = [blank.join(row["tokens"]) for row in read(data_set, 100)] + awkward
+        for strategy in TAGS:
+            name = f"tags, {language}, {strategy}"
+            yield case(name, **tags, model=trained(data_set), inputs=inputs, aggregation_strategy=strategy)
     yield from make_sentence_cases(args, work, case, own, trained("stsb-scores"), read("stsb", 200), by_question)
 
 
@@ -220,26 +213,6 @@ def make_sentence_cases(
     for options in ({}, {"top_k": 3, "return_documents": True}):
         name = f"CrossEncoder.rank, qnli, {options or 'defaults'}"
         yield case(name, "cross-encoder", cross, by_question, head="text-classification", **options)
-
-
-def make_head(body: Path, folder: Path, kind: str, **config: Any) -> Path:
-    """A checkpoint of the body with a random head, its tokenizer's files beside it."""
-    import torch
-    import transformers
-
-    if not folder.exists():
-        torch.manual_seed(0)
-        loaded = transformers.AutoConfig.from_pretrained(body, **config)
-        model = getattr(transformers, f"Bert{kind}").from_pretrained(body, config=loaded)
-        with torch.no_grad():  # a fresh head is so small that all its answers would be alike
-            for name, parameter in model.named_parameters():
-                if name.startswith(("classifier", "qa_outputs", "cls.")) and parameter.ndim == 2:
-                    parameter.mul_(10)
-        model.save_pretrained(folder)
-        for file in body.glob("*.json"):
-            if "token" in file.name:
-                shutil.copy(file, folder)
-    return folder
 
 
 # Answers
