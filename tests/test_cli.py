@@ -73,6 +73,26 @@ def test_run_pairs_and_columns(make_file: Callable[..., Path], capsys: pytest.Ca
     assert out == f"{answer['label']}\t{answer['score']:.6g}\ta\tb c\n"
 
 
+def test_run_n_best_lists_as_columns(make_file: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    path = make_file(task="fill-mask")
+    item = {"id": 3, "hypotheses": [{"text": "a b", "score": -9.0}, {"text": "a c", "score": -1.0}]}
+    arguments = [json.dumps(item), "--json", "--task", "rescoring", "--format", "text"]
+    status, out, _ = run(capsys, "run", path, *arguments, "--backend", "numpy")
+    ranked = edgebert.load(path, "numpy").rescore(item)["hypotheses"]
+    assert status == 0
+    assert [line.split("\t")[0] for line in out.splitlines()] == [hypothesis["text"] for hypothesis in ranked]
+    assert all(line.endswith("\t3") and line.count("\t") == 5 for line in out.splitlines())
+
+
+@pytest.mark.parametrize("head", ["question-answering", "next-sentence"])
+def test_run_of_one_text_where_two_are_needed(
+    make_file: Callable[..., Path], capsys: pytest.CaptureFixture[str], head: str
+) -> None:
+    status, out, err = run(capsys, "run", make_file(task=head), "a b")
+    assert (status, out) == (1, "")
+    assert f"text 0 is one text, {head} takes two: use --pairs" in err
+
+
 def test_run_warns_about_truncation(make_file: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
     status, _, err = run(capsys, "run", make_file(), "a b c d", "--max-length", 4)
     assert status == 0

@@ -151,6 +151,7 @@ def test_truncation_instead_of_windows(reader: tuple[Any, Any, Path]) -> None:
         ([], {"question": ["a", "b"], "context": ["c"]}, "expected question=… and context=…"),
         ([{"question": "a"}], {}, "input 0: expected a dict with question and context, got question"),
         ([{"question": "a", "context": ""}], {}, "input 0: context must be a text that is not empty, got ''"),
+        ([{"question": "a", "context": "b"}], {"context": "c"}, "expected inputs, or question=.* got both"),
         (["a"], {}, 'expected {"question": …, "context": …} or a list, got str'),
         ([["a"]], {}, "input 0: expected a dict with question and context, got str"),
         ([], {"question": "a", "context": "b", "top_k": 0}, "top_k must be a positive integer, got 0"),

@@ -80,8 +80,9 @@ def main(args: argparse.Namespace) -> None:
             line = {**echo, **(answer if isinstance(answer, dict) else {"answers": answer})}
             print(json.dumps(line | ({"truncated": True} if is_long else {}), ensure_ascii=False))
         else:
+            others = [value for key, value in echo.items() if key != "hypotheses"]  # these are in the answer
             for row in _flatten(answer):
-                print("\t".join(format_value(value) for value in [*row.values(), *echo.values()]))
+                print("\t".join(map(format_value, [*row.values(), *others])))
 
 
 def _read_input(i: int, text: str, task: str, args: argparse.Namespace) -> Any:
@@ -93,13 +94,19 @@ def _read_input(i: int, text: str, task: str, args: argparse.Namespace) -> Any:
                 f"text {i} is not JSON ({error}): {text!r:.100}. With --json every text is; the answers are in any case"
             ) from None
     if not args.pairs:
+        if task in ("question-answering", "next-sentence"):
+            raise InvalidInputError(
+                f"text {i} is one text, {task} takes two: use --pairs (first, tab, second) or --json"
+            )
         return text
     first, second = _split_pair(i, text)
     return {"question": first, "context": second} if task == "question-answering" else (first, second)
 
 
 def _flatten(answer: Any) -> Iterator[dict[str, Any]]:
-    if isinstance(answer, dict):
+    if isinstance(answer, dict) and "hypotheses" in answer:
+        yield from answer["hypotheses"]
+    elif isinstance(answer, dict):
         yield answer
     else:
         for part in answer:

@@ -89,8 +89,10 @@ def read_inputs(inputs: Any, question: Any, context: Any) -> list[tuple[str, str
     """Pairs of question and context.
 
     Raises:
-        InvalidInputError: neither, or one of them is missing, empty or not a str.
+        InvalidInputError: neither or both, or one of them is missing, empty or not a str.
     """
+    if inputs is not None and (question is not None or context is not None):
+        raise InvalidInputError("expected inputs, or question=… and context=…, got both")
     if inputs is None:
         questions = [question] if isinstance(question, str) else question
         contexts = [context] * len(questions or ()) if isinstance(context, str) else context

@@ -151,7 +151,7 @@ def _drop_overlaps(entities: list[Entity]) -> list[Entity]:
     """Of entities of several windows that overlap, the longest, then the one of the best score."""
     kept: list[Entity] = []
     for entity in sorted(entities, key=lambda entity: entity["start"]):
-        if not kept or not kept[-1]["start"] <= entity["start"] < kept[-1]["end"]:
+        if not kept or entity["start"] >= kept[-1]["end"]:
             kept.append(entity)
         elif _rank(entity) > _rank(kept[-1]):
             kept[-1] = entity
