@@ -3,10 +3,11 @@
     python -m benchmarks.trainer_parity --model FOLDER --data FOLDER --work FOLDER --out RESULT.json stsb mrpc
 
 Needs accelerate. DATA has a folder a task with train.jsonl.gz and, where there is one, dev.jsonl.gz, else a tenth is
-held out. Model, tokenizer, padding, optimizer, schedule, clipping, bf16 and the loop are transformers' own on one side,
-edgebert.compress's on the other. Made the same on both: the new classifier's first weights, the order of the batches
-and the state of the random numbers that dropout draws from. The metric is that of the fp32 model on the evaluation
-rows, at its best after each of the epochs. RESULT.json gathers runs, as that of benchmarks.ladder.
+held out. Model, loss, tokenizer, padding, optimizer, schedule, clipping, bf16 and the loop are transformers' own on one
+side, edgebert.compress's on the other. Made the same on both: the new head's first weights, the order of the batches
+and the state of the random numbers that dropout draws from. Token ids, tags and places of answers are found on each
+side by itself and have to be equal. The metric is that of the fp32 model on the evaluation rows, at its best after each
+of the epochs. RESULT.json gathers runs, as that of benchmarks.ladder.
 """
 
 from __future__ import annotations
@@ -20,24 +21,39 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from torch import nn
 from torch.utils.data import DataLoader
 
 from benchmarks import describe_run, write_result
 from benchmarks.ladder import TUNING, first_rows, gather
 from edgebert.artifact.checkpoint import Checkpoint
 from edgebert.compress.data import Dataset, hold_out, load_dataset
-from edgebert.compress.encode import Examples, encode
-from edgebert.compress.evaluate import evaluate
+from edgebert.compress.encode import IGNORED, STRIDE, Examples, encode
+from edgebert.compress.evaluate import evaluate, run_torch
 from edgebert.compress.finetune import batches_by_length, uses_bf16
 from edgebert.compress.heads import load_for_task
 from edgebert.compress.pipeline import run
 from edgebert.compress.recipe import Recipe, Training
 
-TASK = "text-classification"
-SETTINGS = {name: training for name, (task, training) in TUNING.items() if task == TASK} | {
-    "stsb": Training(epochs=3, learning_rate=1e-4),  # as regression of the pair
-    "trec": Training(epochs=4, learning_rate=2e-4),
+SETTINGS = TUNING | {
+    "stsb": ("text-classification", Training(epochs=3, learning_rate=1e-4)),  # as regression of the pair
+    "trec": ("text-classification", Training(epochs=4, learning_rate=2e-4)),
+}
+LIBRARY = {  # task -> (transformers' model, its head, its collator)
+    "text-classification": (
+        transformers.AutoModelForSequenceClassification,
+        "classifier",
+        transformers.DataCollatorWithPadding,
+    ),
+    "token-classification": (
+        transformers.AutoModelForTokenClassification,
+        "classifier",
+        transformers.DataCollatorForTokenClassification,
+    ),
+    "question-answering": (
+        transformers.AutoModelForQuestionAnswering,
+        "qa_outputs",
+        transformers.DataCollatorWithPadding,
+    ),
 }
 
 
@@ -57,7 +73,8 @@ def main() -> int:
         train_file = first_rows(args.data / name / "train.jsonl.gz", args.rows, args.work)
         dev_file = args.data / name / "dev.jsonl.gz"
         output, work = args.work / f"{name}-parity.onnx", args.work / f"{name}.work"
-        recipe = Recipe(args.model, TASK, str(train_file), str(output), work=str(work), finetune=SETTINGS[name])
+        task, training = SETTINGS[name]
+        recipe = Recipe(args.model, task, str(train_file), str(output), work=str(work), finetune=training)
         if dev_file.exists():
             recipe = replace(recipe, eval=str(dev_file))
         row: dict[str, Any] = {"data": name, "training": vars(recipe.finetune), "runs": []}
@@ -75,10 +92,10 @@ def compare(recipe: Recipe) -> dict[str, Any]:
     """Both sides with the recipe's seed: of each the mean loss and the score of every epoch, and the best score."""
     made = run(recipe, progress=lambda text: print(f"  {text}", flush=True))
     stage = next(stage for stage in made.report["stages"] if stage["name"] == "finetune")
-    dataset = load_dataset(recipe.train, TASK)
+    dataset = load_dataset(recipe.train, recipe.task)
     train, dev = hold_out(dataset)
     if recipe.eval is not None:
-        train, dev = dataset, load_dataset(recipe.eval, TASK, labels=dataset.labels)
+        train, dev = dataset, load_dataset(recipe.eval, recipe.task, labels=dataset.labels or None)
     checkpoint = load_for_task(recipe.model, train, seed=recipe.seed)
     ours = {"losses": stage["losses"], "scores": stage["scores"], "cpu_seconds": stage["cpu_seconds"]}
     theirs = run_trainer(recipe, checkpoint, train, dev)
@@ -92,25 +109,23 @@ def run_trainer(recipe: Recipe, checkpoint: Checkpoint, train: Dataset, dev: Dat
     """Fine-tune by transformers' Trainer, beginning with the head of `checkpoint`."""
     training, spec = recipe.finetune, checkpoint.spec
     assert training is not None
-    problem = {"num_labels": len(spec.labels), "problem_type": spec.problem_type}
-    load = transformers.AutoModelForSequenceClassification.from_pretrained
-    model, judge = (load(recipe.model, dtype=torch.float32, **problem) for _ in range(2))
-    head = {"weight": checkpoint.tensors["head.out.weight"].T, "bias": checkpoint.tensors["head.out.bias"]}
-    model.classifier.load_state_dict({key: torch.from_numpy(np.array(value)) for key, value in head.items()})
+    family, head, collator = LIBRARY[recipe.task]
+    options: dict[str, Any] = {"dtype": torch.float32}
+    if spec.labels:
+        options |= {"num_labels": len(spec.labels), "problem_type": spec.problem_type}
+    model, judge = (family.from_pretrained(recipe.model, **options) for _ in range(2))
+    weights = {"weight": checkpoint.tensors["head.out.weight"].T, "bias": checkpoint.tensors["head.out.bias"]}
+    getattr(model, head).load_state_dict({key: torch.from_numpy(np.array(value)) for key, value in weights.items()})
+    judge.spec = spec
     tokenizer = transformers.AutoTokenizer.from_pretrained(recipe.model)
     limit = min(training.max_length or spec.max_length, spec.max_length)
     examples, dev_examples = encode(train, checkpoint, limit), encode(dev, checkpoint, limit)
-    rows = [
-        {**tokenizer(*parts, truncation=True, max_length=limit), "labels": target.item()}
-        for parts, target in zip(_parts(train), examples.targets, strict=True)
-    ]
-    assert [len(row["input_ids"]) for row in rows] == examples.lengths.tolist(), "the tokenizers differ"
+    rows = encode_by_library(tokenizer, train, limit)
+    check_same(rows, examples)
 
     def score(state: dict[str, torch.Tensor]) -> float:
         judge.load_state_dict(state)
-        return evaluate(
-            checkpoint, dev, dev_examples, lambda batch: _run(judge.eval(), batch.pad(spec.pad_token_id))
-        ).score
+        return evaluate(checkpoint, dev, dev_examples, run_torch(judge)).score
 
     steps = -(-len(rows) // training.batch_size)
     arguments = transformers.TrainingArguments(
@@ -136,7 +151,7 @@ def run_trainer(recipe: Recipe, checkpoint: Checkpoint, train: Dataset, dev: Dat
         model=model,
         args=arguments,
         train_dataset=rows,
-        data_collator=transformers.DataCollatorWithPadding(tokenizer),
+        data_collator=collator(tokenizer),
         callbacks=[watch],
     )
     trainer.order = _Order(examples, training.batch_size, recipe.seed)
@@ -146,14 +161,53 @@ def run_trainer(recipe: Recipe, checkpoint: Checkpoint, train: Dataset, dev: Dat
     return {"losses": losses, "scores": watch.scores, "cpu_seconds": time.process_time() - started}
 
 
-def _parts(dataset: Dataset) -> list[tuple[str, ...]]:
-    return [(item,) if isinstance(item, str) else tuple(item) for item in dataset.inputs]
+def encode_by_library(tokenizer: Any, dataset: Dataset, limit: int) -> list[dict[str, Any]]:
+    """Rows for transformers' Trainer, prepared as its documentation does for each task."""
+    if dataset.task == "question-answering":
+        items = zip(dataset.inputs, dataset.targets, strict=True)
+        return [row for item in items for row in _windows(tokenizer, *item, limit)]
+    is_split = dataset.task == "token-classification"
+    index = {label: i for i, label in enumerate(dataset.labels)}
+    rows = []
+    for item, target in zip(dataset.inputs, dataset.targets, strict=True):
+        parts = (item,) if is_split or isinstance(item, str) else item
+        encoding = tokenizer(*parts, truncation=True, max_length=limit, is_split_into_words=is_split)
+        row = dict(encoding)
+        if is_split:  # the first piece of a word has its tag
+            words = encoding.word_ids()
+            pairs = zip([None, *words], words, strict=False)
+            tags = [None if word in (None, before) else target[word] for before, word in pairs]
+            row["labels"] = [IGNORED if tag is None else index[tag] for tag in tags]
+        else:
+            row["labels"] = index.get(target, target)
+        rows.append(row)
+    return rows
 
 
-def _run(model: nn.Module, padded: Any) -> dict[str, Any]:
-    ids, mask, types = (torch.from_numpy(array) for array in padded)
-    with torch.no_grad():
-        return {"logits": model(input_ids=ids, attention_mask=mask, token_type_ids=types).logits.numpy()}
+def _windows(tokenizer: Any, pair: tuple[str, str], answers: Any, limit: int) -> list[dict[str, Any]]:
+    """The windows of a question and its context; the answer is at the first token where it is not inside."""
+    overlap = {"stride": STRIDE, "return_overflowing_tokens": True, "return_offsets_mapping": True}
+    found = tokenizer(*pair, truncation="only_second", max_length=limit, **overlap)
+    start, end = (answers[0].start, answers[0].start + len(answers[0].text)) if answers else (-1, -1)
+    rows = []
+    for i, spans in enumerate(found["offset_mapping"]):
+        inside = [token for token, part in enumerate(found.sequence_ids(i)) if part == 1]
+        first = last = 0
+        if spans[inside[0]][0] <= start and end <= spans[inside[-1]][1]:
+            first = max(token for token in inside if spans[token][0] <= start)
+            last = min(token for token in inside if spans[token][1] >= end)
+        row = {name: found[name][i] for name in tokenizer.model_input_names}
+        rows.append(row | {"start_positions": first, "end_positions": last})
+    return rows
+
+
+def check_same(rows: list[dict[str, Any]], examples: Examples) -> None:
+    """Both sides must learn the same targets of the same tokens."""
+    ids = [token for row in rows for token in row["input_ids"]]
+    assert ids == examples.batch.input_ids.tolist(), "the tokenizers differ"
+    for row, target in zip(rows, examples.targets, strict=True):
+        places = [row[name] for name in ("labels", "start_positions", "end_positions") if name in row]
+        assert np.allclose(np.ravel(places), np.ravel(target)), (row, target)
 
 
 class _Order:
@@ -178,7 +232,8 @@ class _Trainer(transformers.Trainer):
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """The rows in the given batches."""
-        return DataLoader(self.train_dataset, batch_sampler=self.order, collate_fn=self.data_collator)
+        rows: Any = self.train_dataset
+        return DataLoader(rows, batch_sampler=self.order, collate_fn=self.data_collator)
 
 
 class _Watch(transformers.TrainerCallback):
