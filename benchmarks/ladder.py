@@ -129,7 +129,7 @@ def make_recipe(args: argparse.Namespace, name: str) -> Recipe:
         student = Distillation(args.layers, hidden_size=args.hidden_size, training=replace(tuned, epochs=epochs))
         recipe = replace(recipe, distill=student)
     if args.flops:
-        recipe = replace(recipe, prune=Pruning(args.flops, args.retrain, training=replace(tuned, epochs=2)))
+        recipe = replace(recipe, prune=Pruning(args.flops, retrain=args.retrain, training=replace(tuned, epochs=2)))
     return recipe
 
 
