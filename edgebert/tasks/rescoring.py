@@ -6,7 +6,8 @@ arXiv 1910.14659, section 2): PLL(w) = sum over its tokens t of log P(w_t | w wi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -49,12 +50,10 @@ def answer(runner: TextRunner, inputs: Any, *, weight: float = 1.0) -> Any:
         raise InvalidInputError(f"expected sentences or n-best lists, got {type(inputs).__name__}")
     items = [inputs] if is_single else list(inputs)
     sentences = [_read_item(i, item) for i, item in enumerate(items)]
-    scores = iter(zip(*_score(runner, [text for texts in sentences for text in texts]), strict=True))
-    is_truncated = iter(runner.is_truncated)  # of an input, where any of its sentences is
-    runner.is_truncated = np.array(
-        [max((next(is_truncated) for _ in texts), default=False) for texts in sentences], np.bool_
-    )
-    answers = [_describe(item, scores, weight) for item in items]
+    scores = _score(runner, [text for texts in sentences for text in texts])
+    parts = [slice(*bounds) for bounds in pairwise(np.cumsum([0, *map(len, sentences)]).tolist())]
+    runner.is_truncated = np.array([runner.is_truncated[part].any() for part in parts], np.bool_)
+    answers = [_describe(item, scores[part], weight) for item, part in zip(items, parts, strict=True)]
     return answers[0] if is_single else answers
 
 
@@ -80,19 +79,19 @@ def _read_item(i: int, item: Any) -> list[str]:
     return [hypothesis["text"] for hypothesis in item["hypotheses"]]
 
 
-def _describe(item: Any, scores: Iterator[tuple[float, int]], weight: float) -> dict[str, Any]:
+def _describe(item: Any, scores: list[tuple[float, int]], weight: float) -> dict[str, Any]:
+    """The answer to one input, from (pseudo-log-likelihood, number of tokens) of each of its sentences."""
     if isinstance(item, str):
-        score, num_tokens = next(scores)
+        [(score, num_tokens)] = scores
         return {"score": score, "num_tokens": num_tokens}
-    hypotheses = []
-    for hypothesis in item["hypotheses"]:
-        pll, num_tokens = next(scores)
-        total = hypothesis["score"] + weight * pll
-        hypotheses.append({**hypothesis, "pll": pll, "num_tokens": num_tokens, "total_score": total})
+    hypotheses = [
+        {**hypothesis, "pll": pll, "num_tokens": num_tokens, "total_score": hypothesis["score"] + weight * pll}
+        for hypothesis, (pll, num_tokens) in zip(item["hypotheses"], scores, strict=True)
+    ]
     return {**item, "hypotheses": sorted(hypotheses, key=lambda hypothesis: -hypothesis["total_score"])}
 
 
-def _score(runner: TextRunner, texts: list[str]) -> tuple[list[float], list[int]]:
+def _score(runner: TextRunner, texts: list[str]) -> list[tuple[float, int]]:
     """(pseudo-log-likelihood, how many tokens it is a sum over) of each text."""
     batch, windows = runner.tokenize(texts)
     plls, counts = np.zeros(len(texts)), np.zeros(len(texts), np.int64)
@@ -107,7 +106,7 @@ def _score(runner: TextRunner, texts: list[str]) -> tuple[list[float], list[int]
         np.add.at(plls, masked.texts, _log_probabilities(runner, masked))
         np.add.at(counts, masked.texts, 1)
         first = last
-    return plls.tolist(), counts.tolist()
+    return list(zip(plls.tolist(), counts.tolist(), strict=True))
 
 
 class _Masked(NamedTuple):
