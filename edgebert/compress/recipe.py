@@ -294,10 +294,10 @@ def _from_table(kind: Any, table: dict[str, Any], path: str) -> Any:
     hints = typing.get_type_hints(kind)
     if unknown := sorted(set(table) - set(hints)):
         raise InvalidInputError(f"{path} has no {', '.join(unknown)}; it has {', '.join(hints)}")
-    try:
-        return kind(**{name: _convert(hints[name], value, f"{path}.{name}") for name, value in table.items()})
-    except TypeError as error:  # a field without a default is missing
-        raise InvalidInputError(f"{path} is incomplete ({error})") from None
+    needed = [f.name for f in dataclasses.fields(kind) if f.default is f.default_factory is dataclasses.MISSING]
+    if missing := [name for name in needed if name not in table]:
+        raise InvalidInputError(f"{path} lacks {', '.join(missing)}: give each as an argument or in the recipe's file")
+    return kind(**{name: _convert(hints[name], value, f"{path}.{name}") for name, value in table.items()})
 
 
 def _convert(hint: Any, value: Any, path: str) -> Any:
