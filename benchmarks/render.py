@@ -244,6 +244,8 @@ def render_trainer_parity(result: Result) -> dict[str, str]:
             each = f" ({', '.join(f'{score:.2f}' for score in scores)})" if len(scores) > 1 else ""
             cells.append(f"{sum(scores) / len(scores):.2f}{each}")
         points = [run["points"] for run in task["runs"]]
+        losses = [sum(run[side]["losses"][0] for run in task["runs"]) for side in ("edgebert", "trainer")]
+        cells.append(", ".join(f"{loss / len(task['runs']):.4f}" for loss in losses))
         rows.append([*cells, f"{sum(points) / len(points):+.2f}"])
     header = [
         "data, metric",
@@ -252,6 +254,7 @@ def render_trainer_parity(result: Result) -> dict[str, str]:
         "epochs",
         "`edgebert compress`",
         "transformers' Trainer",
+        "loss of the first epoch, of each",
         "points",
     ]
     return {"trainer-parity": format_table(header, rows)}
