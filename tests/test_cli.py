@@ -65,6 +65,15 @@ def test_run_of_nothing_prints_nothing(
     assert run(capsys, "run", make_file()) == (0, "", "")
 
 
+def test_run_json_lines_with_a_mark_and_blank_lines(
+    make_file: Callable[..., Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    feed(monkeypatch, '\ufeff"a b"\r\n\r\n"c"\n\n'.encode())
+    status, out, err = run(capsys, "run", make_file(), "--json", "--backend", "numpy")
+    assert (status, err) == (0, "")
+    assert [json.loads(line)["text"] for line in out.splitlines()] == ["a b", "c"]
+
+
 def test_run_pairs_and_columns(make_file: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
     path = make_file(task="text-classification")
     status, out, _ = run(capsys, "run", path, "a\tb c", "--pairs", "--format", "text", "--backend", "numpy")

@@ -52,7 +52,7 @@ def main(args: argparse.Namespace) -> None:
     if args.verbose:
         print(f"backend: {model.backend.detail}", file=sys.stderr)
     task = model.choose_task(args.task)
-    texts = list(_read_lines()) if args.texts in ([], ["-"]) else args.texts
+    texts = list(_read_lines(skip_blank=args.json)) if args.texts in ([], ["-"]) else args.texts
     options: dict[str, Any] = {"task": task, "max_length": args.max_length, "stride": args.stride}
     options |= dict(map(read_option, args.option))
     if args.prompt_name is not None:
@@ -113,14 +113,16 @@ def _flatten(answer: Any) -> Iterator[dict[str, Any]]:
             yield from _flatten(part)
 
 
-def _read_lines() -> Iterator[str]:
+def _read_lines(skip_blank: bool) -> Iterator[str]:
     if sys.stdin.buffer.isatty():
         print("reading texts, one a line, until the end of input (Ctrl-D)", file=sys.stderr)
     for number, line in enumerate(sys.stdin.buffer, 1):
         try:
-            yield line.decode().rstrip("\r\n")
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
         except UnicodeDecodeError as error:
             raise InvalidInputError(f"line {number} of standard input is not UTF-8 ({error}): convert it") from None
+        if text.strip() or not skip_blank:
+            yield text
 
 
 def _split_pair(i: int, text: str) -> tuple[str, str]:

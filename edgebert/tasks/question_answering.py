@@ -107,7 +107,7 @@ def read_inputs(inputs: Any, question: Any, context: Any) -> list[tuple[str, str
     for i, item in enumerate(inputs):
         if not isinstance(item, dict) or set(item) != {"question", "context"}:
             found = ", ".join(map(str, item)) if isinstance(item, dict) else type(item).__name__
-            raise InvalidInputError(f"input {i}: expected a dict with question and context, got {found}")
+            raise InvalidInputError(f"input {i}: expected a dict with question and context alone, got {found}")
         for key, value in item.items():
             if not isinstance(value, str) or not value:
                 raise InvalidInputError(f"input {i}: {key} must be a text that is not empty, got {value!r:.100}")
