@@ -38,7 +38,7 @@ def main() -> int:
     parser.add_argument("--python", nargs="+", default=[sys.executable], help="Pythons with other transformers")
     parser.add_argument("--backend", default="auto", help="backend to compare")
     parser.add_argument(
-        "--only", metavar="START", default="", help="cases whose name starts so; --out keeps the others'"
+        "--only", nargs="+", metavar="START", default=[""], help="cases whose name starts so; --out keeps the others'"
     )
     parser.add_argument("--out", type=Path, help="also write JSON here")
     args = parser.parse_args()
@@ -51,10 +51,11 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         result: dict[str, Any] = {**describe_run("benchmarks.task_parity"), "tolerance": TOLERANCE, "rows": []}
-        cases = [case for case in make_cases(args, work) if case["name"].startswith(args.only)]
-        if args.only and args.out and args.out.exists():
+        starts = tuple(args.only)
+        cases = [case for case in make_cases(args, work) if case["name"].startswith(starts)]
+        if args.out and args.out.exists():
             rows = json.loads(args.out.read_text(encoding="utf-8"))["rows"]
-            result["rows"] = [row for row in rows if not row["case"].startswith(args.only)]
+            result["rows"] = [row for row in rows if not row["case"].startswith(starts)]
         (work / "cases.json").write_text(json.dumps(cases))
         references = [
             subprocess.Popen(
