@@ -18,7 +18,7 @@ from edgebert.artifact.names import linear_name, weight_tensors  # noqa: E402
 from edgebert.artifact.quantize import quantize  # noqa: E402
 from edgebert.artifact.spec import EncoderSpec  # noqa: E402
 from edgebert.compress import prune as pruning  # noqa: E402
-from edgebert.compress.planner import Bytes, Candidate, choose, list_candidates, prune_until  # noqa: E402
+from edgebert.compress.planner import Bytes, Candidate, choose, list_candidates, prune_until, spent_share  # noqa: E402
 from edgebert.compress.prune import (  # noqa: E402
     Flops,
     Units,
@@ -206,8 +206,8 @@ def test_nothing_to_do_and_nothing_to_be_done() -> None:
     total = costs.predict(checkpoint.spec)
     importance = measure_importance(checkpoint, make_batches(checkpoint), loss_of)
     assert prune(checkpoint, importance, total, costs) is checkpoint
-    with pytest.raises(InvalidInputError, match="nothing fits the budget"):
-        prune(checkpoint, importance, -1.0, costs)
+    emptied = prune(checkpoint, importance, -1.0, costs)
+    assert {(layer.num_heads, layer.intermediate_size) for layer in emptied.spec.layers} == {(0, 0)}
     with pytest.raises(InvalidInputError, match="no batches"):
         measure_importance(checkpoint, [], loss_of)
 
@@ -289,8 +289,11 @@ def test_candidates_and_the_choice_among_them() -> None:
         assert [record["score"] for record in records] == [-abs(n - wanted) for n in (4, 3, 2)]
         assert all(record["predicted"]["Flops"] <= limits[0][1] for record in records)
     assert choose(alone, lambda _: limits, lambda _: 0.0)[0] is alone[0]
-    with pytest.raises(InvalidInputError, match="nothing fits"):
-        choose(alone, lambda _: [(costs, -1.0)], lambda _: 0.0)
+    costs = Bytes(checkpoint.spec, int8=True)
+    for budget in (1.0, costs.predict(checkpoint.spec.replace(layers=())) + 1.0):
+        limits = [(costs, budget)]  # nothing fits: the closest is taken, whatever its score
+        best, pruned, _ = choose(alone, lambda _, limits=limits: limits, lambda c: c.spec.num_layers)
+        assert best is alone[-1] and spent_share(pruned.spec, limits) > 1
 
 
 def test_pruning_goes_on_until_the_score_falls() -> None:

@@ -34,7 +34,7 @@ from edgebert.compress.heads import load_for_task
 from edgebert.compress.latency import LatencyTable
 from edgebert.compress.measure import describe_shape, evaluate_file, measure_speeds
 from edgebert.compress.page import write_report
-from edgebert.compress.planner import Bytes, Candidate, Limits, choose, list_candidates, prune_until
+from edgebert.compress.planner import Bytes, Candidate, Limits, choose, list_candidates, prune_until, spent_share
 from edgebert.compress.qat import QuantizedEncoder, settle
 from edgebert.compress.recipe import Distillation, Pruning, QuantizationAware, Recipe, Training
 from edgebert.compress.stages import Stage, StageStore, hash_file
@@ -324,16 +324,7 @@ class _Run:
             checkpoint = self.store.stages[-1].checkpoint
             return prune.prune(checkpoint, self._measure_importance(checkpoint), limit, costs), {}
 
-        self._try_stage(name, (costs, limit), make)
-
-    def _try_stage(
-        self, name: str, settings: object, make: Callable[[Path], tuple[Checkpoint, dict[str, Any]]]
-    ) -> None:
-        """A stage that a budget asks for: without it, if it cannot be met."""
-        try:
-            self._stage(name, settings, make)
-        except InvalidInputError as error:
-            self._say(f"{name}: {error}; left as it is")
+        self._stage(name, (costs, limit), make)
 
     def _measure_importance(self, checkpoint: Checkpoint) -> prune.Importance:
         """What a part of the training data says about the units of a checkpoint."""
@@ -362,33 +353,39 @@ class _Run:
                 limits.append((Bytes(checkpoint.spec, recipe.int8, overhead), budget.size))
             return limits
 
-        if all(costs.predict(whole.spec) <= limit for costs, limit in limits_of(whole)):
+        if spent_share(whole.spec, limits_of(whole)) <= 1:
             return
 
         def make(_: Path) -> tuple[Checkpoint, dict[str, Any]]:
-            if table is not None and budget.latency is not None and table.constant > budget.latency:
-                raise InvalidInputError(
-                    f"nothing fits the budget: even without any layer a call takes {1e3 * table.constant:.3g} ms, "
-                    f"more than {1e3 * budget.latency:.3g} ms"
-                )
             trimmed = None if budget.size is None or recipe.trim else self._trimmed(whole)
             candidates = list_candidates(whole, trimmed, self._measure_importance)
             best, pruned, records = choose(candidates, limits_of, self._score_trained)
-            record = {"chosen": best.name, "candidates": records}
+            share = spent_share(pruned.spec, limits_of(best.parent))
             tries: list[dict[str, float]] = []
-            target = budget.latency
-            while table is not None and target is not None and budget.latency is not None:
-                # the table's estimate is corrected by what a file takes
-                measured = self._measure_latency(pruned)
-                tries.append({"predicted": table.predict(pruned.spec), "measured": measured})
-                if measured <= budget.latency or len(tries) == LATENCY_TRIES:
-                    break
-                target *= budget.latency / measured
-                pruned = best.prune(limits_of(best.parent, target))
-            return pruned, record | {"tries": tries}
+            if table is not None:
+                pruned, tries = self._meet_latency(
+                    pruned, table, lambda latency: best.prune(limits_of(best.parent, latency))
+                )
+            return pruned, {"chosen": best.name, "candidates": records, "spent_share": share, "tries": tries}
 
         limits = budget.latency, budget.size, recipe.int8
-        self._try_stage("plan", (limits, table.workload if table is not None else None), make)
+        stage = self._stage("plan", (limits, table.workload if table is not None else None), make)
+        if (share := stage.record["spent_share"]) > 1:
+            self._say(f"plan: nothing fits the budget; what comes closest takes {share:.3g} times as much")
+
+    def _meet_latency(
+        self, pruned: Checkpoint, table: LatencyTable, prune_to: Callable[[float], Checkpoint]
+    ) -> tuple[Checkpoint, list[dict[str, float]]]:
+        """Correct the table's estimate by what a file takes, until that is within the budget."""
+        limit = target = self.recipe.budget.latency or 0.0
+        tries: list[dict[str, float]] = []
+        while True:
+            measured = self._measure_latency(pruned)
+            tries.append({"predicted": table.predict(pruned.spec), "measured": measured})
+            if measured <= limit or len(tries) == LATENCY_TRIES:
+                return pruned, tries
+            target *= limit / measured
+            pruned = prune_to(target)
 
     def _trimmed(self, checkpoint: Checkpoint) -> Checkpoint | None:
         try:

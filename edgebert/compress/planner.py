@@ -16,7 +16,6 @@ from edgebert.artifact.names import weight_tensors
 from edgebert.artifact.spec import LINEARS, EncoderSpec, LayerSpec
 from edgebert.compress.measure import describe_shape
 from edgebert.compress.prune import Costs, Importance, prune_within
-from edgebert.errors import InvalidInputError
 
 LAYER_SHARES = (0.75, 0.5)  # of the layers, in candidates with fewer of them
 
@@ -96,33 +95,31 @@ def choose(
 ) -> tuple[Candidate, Checkpoint, list[dict[str, Any]]]:
     """Prune every candidate to its limits, and take the one with the best score, of equals the first.
 
+    Where none fits, the one that comes closest.
+
     Args:
         candidates: in the order in which they are tried.
         limits_of: what a parent's offspring has to keep to.
         score_of: the metric of a pruned checkpoint.
 
     Returns:
-        (the candidate, what became of it, a record of each that fits: name, score, shape, predicted costs).
-
-    Raises:
-        InvalidInputError: no candidate fits.
+        (the candidate, what became of it, a record of each: name, score, shape, predicted costs).
     """
-    fitting: list[tuple[float, Candidate, Checkpoint]] = []
+    tried: list[tuple[tuple[bool, float], Candidate, Checkpoint]] = []
     records: list[dict[str, Any]] = []
-    refusal = InvalidInputError("there is no candidate")
     for candidate in candidates:
         limits = limits_of(candidate.parent)
-        try:
-            pruned = candidate.prune(limits)
-        except InvalidInputError as error:
-            refusal = error
-            continue
-        fitting.append((score_of(pruned), candidate, pruned))
-        records.append(_describe(candidate.name, fitting[-1][0], pruned, limits))
-    if not fitting:
-        raise refusal
-    _, best, pruned = max(fitting, key=lambda found: found[0])
+        pruned = candidate.prune(limits)
+        score, share = score_of(pruned), spent_share(pruned.spec, limits)
+        tried.append(((share <= 1, score if share <= 1 else -share), candidate, pruned))
+        records.append(_describe(candidate.name, score, pruned, limits))
+    _, best, pruned = max(tried, key=lambda found: found[0])
     return best, pruned, records
+
+
+def spent_share(spec: EncoderSpec, limits: Limits) -> float:
+    """The largest share of a limit that the model is predicted to cost: above 1 it does not fit."""
+    return max((costs.predict(spec) / limit for costs, limit in limits), default=0.0)
 
 
 def prune_until(

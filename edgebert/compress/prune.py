@@ -102,6 +102,8 @@ def prune(
 ) -> Checkpoint:
     """Remove the heads and neurons that the loss misses least, until the model costs no more than the budget.
 
+    Where nothing fits the budget, what costs least is left.
+
     Args:
         checkpoint: f32; it is not changed.
         importance: of this checkpoint's units.
@@ -111,9 +113,6 @@ def prune(
 
     Returns:
         A checkpoint with smaller layers. The same arguments give the same bits on one machine with one thread count.
-
-    Raises:
-        InvalidInputError: a budget that nothing fits.
     """
     return prune_within(checkpoint, importance, [(costs, budget)], neuron_step=neuron_step)
 
@@ -132,9 +131,6 @@ def prune_within(
         checkpoint, importance, neuron_step: as of `prune`.
         limits: (costs, budget) each.
         num_layers: layers that stay; None for all of them.
-
-    Raises:
-        InvalidInputError: a budget that nothing fits.
     """
     layers = choose_layers(importance.gradients, num_layers or checkpoint.spec.num_layers)
     gradients = [importance.gradients[i] for i in layers]
@@ -250,8 +246,7 @@ def choose_units(
 ) -> list[Units]:
     """Indices of the heads and neurons to keep in each layer: least estimated growth of the loss within the budget.
 
-    Raises:
-        InvalidInputError: not even layers without heads and neurons fit.
+    Where nothing fits the budget, those of the cheapest layers.
     """
     orders = [Units(removal_order(layer.heads), removal_order(layer.neurons)) for layer in gradients]
     options = []
@@ -282,10 +277,11 @@ def _choose_options(options: Sequence[tuple[F64, F64]], budget: float) -> list[i
 
     Args:
         options: of each place (costs, penalties); dynamic programming over costs rounded up to budget / _COST_BINS.
-        budget: of all places together.
+        budget: of all places together; where nothing fits it, every place gets its cheapest option.
     """
+    cheapest = [int(costs.argmin()) for costs, _ in options]
     if budget <= 0:
-        raise InvalidInputError(f"nothing fits the budget: without any layer it is exceeded by {-budget:g}")
+        return cheapest
     best = np.zeros(_COST_BINS + 1)  # least penalty of the places so far at a cost of at most so many bins
     picks = []
     for costs, penalties in options:
@@ -300,7 +296,7 @@ def _choose_options(options: Sequence[tuple[F64, F64]], budget: float) -> list[i
         best = new
         picks.append(pick)
     if not np.isfinite(best[-1]):
-        raise InvalidInputError(f"nothing fits the budget: layers without heads and neurons cost more than {budget:g}")
+        return cheapest
     room, chosen = _COST_BINS, []
     for (costs, _), pick in zip(reversed(options), reversed(picks), strict=True):
         chosen.append(int(pick[room]))

@@ -130,9 +130,10 @@ class Budget:
     batch: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("drop", "size", "latency"):
+        _check("drop", self.drop, self.drop is None or 0 <= self.drop < math.inf, "a number, 0 or more")
+        for name in ("size", "latency"):
             value = getattr(self, name)
-            _check(name, value, value is None or 0 <= value < math.inf, "a number, 0 or more")
+            _check(name, value, value is None or 0 < value < math.inf, "a positive number")
         for name in ("tokens", "threads", "batch"):
             _check(name, getattr(self, name), getattr(self, name) >= 1, "a positive integer")
 
