@@ -15,6 +15,7 @@ import argparse
 import json
 import re
 import statistics
+import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -210,9 +211,10 @@ def render_ladder(result: Result) -> dict[str, str]:
     for run in result["runs"]:
         for task in run["tasks"]:
             stages: list[str] = []
+            recipe = tomllib.loads(task["recipe"])
             tuned = next((rung for rung in task["rungs"] if rung["name"] == "finetune"), task["rungs"][0])
             for rung in task["rungs"]:
-                stages += [rung["name"]] * (rung["name"] != "start")
+                stages += [describe_stage(rung["name"], recipe)] * (rung["name"] != "start")
                 name, value = next(iter(rung["metrics"].items()))
                 speeds = [tuned["seconds"]["128"] / rung["seconds"]["128"] if "seconds" in rung else None]
                 speeds += [rung.get(key, {}).get("128") for key in ("over_teacher_in_onnxruntime", "over_bert_base")]
@@ -231,6 +233,27 @@ def render_ladder(result: Result) -> dict[str, str]:
         "over BERT-base's shape there",
     ]
     return {"ladder": format_table(header, list(rows.values()))}
+
+
+def describe_stage(name: str, recipe: Mapping[str, Any]) -> str:
+    """A stage's name, and what is special in it."""
+    if name == "distill" and "hidden_size" in recipe["distill"]:
+        return f"distill ({recipe['distill']['num_layers']} layers of {recipe['distill']['hidden_size']})"
+    return "int8 (portable)" if name == "int8" and recipe["portable"] else name
+
+
+def render_vocabulary_finetuned(result: Result) -> dict[str, str]:
+    """The table `vocabulary-finetuned`: the model before and after trimming, a row a set of texts."""
+    rows = []
+    for run in result["runs"]:
+        cells = [f"{run['data']}, {run['train_texts']:,}", f"{run['files']['trimmed int8']['vocab_size']:,}"]
+        cells.append(f"{100 * run['unknown_share']:.2f}%")
+        for file in run["files"].values():
+            value = next(iter(file["metrics"].values()))
+            cells.append(f"{100 * value:.2f}, {file['bytes'] / 1e6:.1f} MB")
+        rows.append(cells)
+    header = ["data, texts trimmed to", "pieces", "unknown", *result["runs"][0]["files"]]
+    return {"vocabulary-finetuned": format_table(header, rows)}
 
 
 def render_trainer_parity(result: Result) -> dict[str, str]:
@@ -381,6 +404,7 @@ RENDERERS = {
     "rescoring": render_rescoring,
     "scoring": render_scoring,
     "trainer_parity": render_trainer_parity,
+    "vocabulary-finetuned": render_vocabulary_finetuned,
 }
 
 

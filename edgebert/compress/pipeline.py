@@ -103,21 +103,11 @@ class _Run:
             raise InvalidInputError(f"folder {self.output.absolute().parent} does not exist: create it first")
         self.train, self.eval = self._load_data()
         self.unlabelled = self._load_unlabelled()
-        base = load_for_task(recipe.model, self.train, seed=recipe.seed, family=recipe.family)
+        self.base = load_for_task(recipe.model, self.train, seed=recipe.seed, family=recipe.family)
         files = [hash_file(path) for path in (recipe.train, recipe.eval, recipe.unlabelled) if path]
-        sizes = sorted((str(name), path.stat().st_size) for name, path in base.source_files.items())
-        origin = (
-            __version__,
-            recipe.model,
-            sizes,
-            recipe.task,
-            files,
-            recipe.columns,
-            recipe.problem_type,
-            recipe.seed,
-        )
-        self.base = base
-        self.store = StageStore(recipe.work_folder, origin, base)
+        sizes = sorted((str(name), path.stat().st_size) for name, path in self.base.source_files.items())
+        settings = recipe.task, files, recipe.columns, recipe.problem_type, recipe.seed
+        self.store = StageStore(recipe.work_folder, (__version__, recipe.model, sizes, *settings), self.base)
         scores = [target for target in self.train.targets if isinstance(target, float)]
         self.score_range = (min(scores), max(scores)) if scores else (0.0, 1.0)
         self.messages: list[str] = []
@@ -163,12 +153,10 @@ class _Run:
         """Run a stage, export its fp32 file and measure that."""
 
         def make_and_measure(folder: Path) -> tuple[Checkpoint, dict[str, Any]]:
-            started = time.perf_counter(), time.process_time()
+            started, cpu_started = time.perf_counter(), time.process_time()
             checkpoint, record = make(folder / "state.pt")
-            record["seconds"], record["cpu_seconds"] = (
-                time.perf_counter() - started[0],
-                time.process_time() - started[1],
-            )
+            record["seconds"] = time.perf_counter() - started
+            record["cpu_seconds"] = time.process_time() - cpu_started
             path = folder / "model.onnx"
             export_checkpoint(checkpoint, path, run_pytorch=_run_pytorch)
             (folder / "state.pt").unlink(missing_ok=True)
@@ -461,22 +449,12 @@ class _Run:
     # The file
 
     def _finish(self, teacher: Stage) -> Result:
-        recipe = self.recipe
-        last = self.store.stages[-1]
-        reference = _score(teacher.record)
+        recipe, stages = self.recipe, self.store.stages
         draft = recipe.work_folder / "final.onnx"
-        report, record, evaluation = self._export(last.checkpoint, draft, ())
-        if recipe.budget.drop is not None and recipe.int8:
-            lost_by_stages = 100 * (reference - _score(last.record))
-            errors = {name: linear["error"] for name, linear in report["quantization"]["linears"].items()}
-            worst_first = sorted(errors, key=lambda name: -errors[name])
-            count = 1
-            while 100 * (reference - evaluation.score) > recipe.budget.drop >= lost_by_stages and count < len(errors):
-                self._say(f"the metric fell by more than the budget: {count} linears stay f32")
-                report, record, evaluation = self._export(last.checkpoint, draft, tuple(worst_first[:count]))
-                count *= 2
+        reference = _score(teacher.record)
+        quantization, record, evaluation = self._export_within_drop(draft, reference)
         self.progress("timing the files in turns")
-        *speeds, record["speed"] = measure_speeds([*(stage.model for stage in self.store.stages), draft], recipe.budget)
+        *speeds, record["speed"] = measure_speeds([*(stage.model for stage in stages), draft], recipe.budget)
         budgets = self._check_budgets(record, reference)
         summary = {
             "edgebert": __version__,
@@ -485,22 +463,45 @@ class _Run:
             "rows": {"train": len(self.train), "eval": len(self.eval)},
             "stages": [
                 {"name": stage.name, **stage.record, "speed": speed}
-                for stage, speed in zip(self.store.stages, speeds, strict=True)
+                for stage, speed in zip(stages, speeds, strict=True)
             ],
             "reference": teacher.name,
             "final": {"name": "int8" if recipe.int8 else "fp32", **record},
             "drop": 100 * (reference - evaluation.score),
-            "quantization": report.get("quantization"),
+            "quantization": quantization,
             "budgets": budgets,
             "messages": self.messages,
         }
+        self._write(draft, summary, [vars(mistake) for mistake in evaluation.mistakes[:WORST]])
+        is_met = all(budget["met"] for budget in budgets.values())
+        return Result(self.output, [stage.folder for stage in stages], summary, is_met)
+
+    def _export_within_drop(self, path: Path, reference: float) -> tuple[Any, dict[str, Any], Evaluation]:
+        """The last stage as the file to be; in int8 linears stay f32, the worst first, while the metric falls too far.
+
+        Returns:
+            (what quantization did, None in fp32; what was measured; the evaluation).
+        """
+        last, drop = self.store.stages[-1], self.recipe.budget.drop
+        quantization, record, evaluation = self._export(last.checkpoint, path, ())
+        if drop is None or quantization is None or 100 * (reference - _score(last.record)) > drop:
+            return quantization, record, evaluation
+        errors = {name: linear["error"] for name, linear in quantization["linears"].items()}
+        worst_first = sorted(errors, key=lambda name: -errors[name])
+        count = 1
+        while 100 * (reference - evaluation.score) > drop and count < len(errors):
+            self._say(f"the metric fell by more than the budget: {count} linears stay f32")
+            quantization, record, evaluation = self._export(last.checkpoint, path, tuple(worst_first[:count]))
+            count *= 2
+        return quantization, record, evaluation
+
+    def _write(self, draft: Path, summary: dict[str, Any], worst: list[dict[str, Any]]) -> None:
+        """The output with its report inside, without users' texts, and beside it the whole report."""
+        stored = {key: value for key, value in summary.items() if key not in ("recipe", "quantization")}
         with draft.open("ab") as file:
-            stored = {key: value for key, value in summary.items() if key not in ("recipe", "quantization")}
             file.write(encode_metadata({"edgebert.compression": json.dumps(stored, ensure_ascii=False)}))
-        worst = [vars(mistake) for mistake in evaluation.mistakes[:WORST]]
-        _replace(
-            self.output.with_suffix(".json"), json.dumps({**summary, "worst": worst}, ensure_ascii=False, indent=1)
-        )
+        report = json.dumps({**summary, "worst": worst}, ensure_ascii=False, indent=1)
+        _replace(self.output.with_suffix(".json"), report)
         write_report(self.output.with_suffix(".html"), summary, worst)
         partial = self.output.with_name(f".{self.output.name}.{os.getpid()}")
         try:
@@ -508,16 +509,10 @@ class _Run:
             os.replace(partial, self.output)
         finally:
             partial.unlink(missing_ok=True)
-        return Result(
-            self.output,
-            [stage.folder for stage in self.store.stages],
-            summary,
-            all(budget["met"] for budget in budgets.values()),
-        )
 
     def _export(
         self, checkpoint: Checkpoint, path: Path, keep_f32: tuple[str, ...]
-    ) -> tuple[dict[str, Any], dict[str, Any], Evaluation]:
+    ) -> tuple[Any, dict[str, Any], Evaluation]:
         self.progress("int8" if self.recipe.int8 else "fp32")
         report = export_checkpoint(
             checkpoint,
@@ -528,7 +523,7 @@ class _Run:
             keep_f32=keep_f32,
             run_pytorch=_run_pytorch,
         )
-        return report, *self._measure(path, checkpoint)
+        return report.get("quantization"), *self._measure(path, checkpoint)
 
     def _calibration_texts(self) -> list[Text]:
         texts = self.train.texts()
