@@ -1,10 +1,12 @@
 // The loops that nothing can beat, for one ISA (EB_ISA): dot4 and fma on registers alone, and a sum over memory.
-#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+#if defined(EB_IS_BASELINE)
+#include "cpu/simd/dot_scalar.h"
+#elif defined(__AVX512VNNI__) || defined(__AVXVNNI__)
 #include "cpu/simd/dot_vnni.h"
 #elif defined(__AVX2__)
 #include "cpu/simd/dot_avx2.h"
 #else
-#include "cpu/simd/dot_scalar.h"
+#include "cpu/simd/dot_neon.h"
 #endif
 #include "roof_isa.h"
 
@@ -23,6 +25,9 @@ constexpr int kSums = 6;  // two registers each
 constexpr int kSums = 4;  // maddubs, sign and the ones want registers too
 #endif
 #define EB_KEEP(x) asm volatile("" : "+x"((x).lo), "+x"((x).hi))
+#elif defined(__aarch64__) && !defined(EB_IS_BASELINE)
+constexpr int kSums = 6;  // four registers each
+#define EB_KEEP(x) asm volatile("" : "+w"((x).v[0]), "+w"((x).v[1]), "+w"((x).v[2]), "+w"((x).v[3]))
 #else
 constexpr int kSums = 4;
 #define EB_KEEP(x) asm volatile("" : "+m"((x).v))

@@ -12,6 +12,9 @@
 #endif
 #if defined(__x86_64__)
 #include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
 #endif
 
 namespace edgebert {
@@ -33,6 +36,11 @@ CpuFeatures detect() {
   const bool has_avx512 = (b & (1u << 16)) && (b & (1u << 17)) && (b & (1u << 30)) && (b & (1u << 31));  // F DQ BW VL
   f.avx512_vnni = f.avx2 && os_saves_512 && has_avx512 && (c & (1u << 11));
   if (max_subleaf >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d)) f.avx_vnni = f.avx2 && (a & (1u << 4));
+#elif defined(__aarch64__)
+  f.neon = true;
+#if defined(__linux__)
+  f.neon_dotprod = getauxval(AT_HWCAP) & HWCAP_ASIMDDP;
+#endif
 #endif
   return f;
 }

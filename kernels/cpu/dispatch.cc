@@ -23,7 +23,7 @@ struct Entry {
 };
 
 // Every name any build may have, so that "this build lacks it" differs from "there is no such ISA".
-constexpr const char* kKnownIsas[] = {"avx512_vnni", "avx_vnni", "avx2", "baseline"};
+constexpr const char* kKnownIsas[] = {"avx512_vnni", "avx_vnni", "avx2", "neon_dotprod", "neon", "baseline"};
 
 template <class Visit>
 void for_isas(Visit visit) {

@@ -19,6 +19,8 @@ constexpr auto kIdleSpin = std::chrono::microseconds(100);  // then sleep: the n
 inline void pause() {
 #if defined(__x86_64__)
   __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("isb");  // waits some ten cycles, where yield is a no-op on most cores
 #endif
 }
 
