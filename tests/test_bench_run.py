@@ -181,6 +181,9 @@ def test_operations_are_counted_by_layer() -> None:
             products += [(length, head_dim, length), (length, length, head_dim)] * heads
             expected += sum(2 * m * k * n for m, k, n in products)
     assert count_operations(spec, lengths) == expected
+    first = random_spec(layers=((2, 8, 40), (0, 8, 0), (1, 5, 7)), hidden=24, pooling="cls")
+    spared = sum(2 * (length - 1) * (5 * 24 + 24 * 7 + 7 * 24) for length in lengths)  # after the last attention
+    assert count_operations(first, lengths) == expected - spared
     tagger = random_spec(task="token-classification", layers=(), hidden=24, num_labels=3)
     assert count_operations(tagger, [4]) == 2 * 4 * 24 * 3
     filler = random_spec(task="fill-mask", layers=(), hidden=24, embedding_size=8, vocab_size=50)

@@ -76,16 +76,19 @@ def take_higher(first: Roof, second: Roof) -> Roof:
 
 
 def count_operations(spec: EncoderSpec, lengths: Sequence[int]) -> int:
-    """Multiplications and additions of the matrix products of a model, for texts of these lengths; none for padding.
+    """Multiplications and additions of the matrix products that a model's answers need, for texts of these lengths.
 
+    None for padding, and after the last attention none for tokens that an answer from the first one does not read.
     Heads that answer one row a text are left out: they are a thousandth of the rest.
     """
     tokens, squares = sum(lengths), sum(length * length for length in lengths)
     hidden = spec.hidden_size
     products = 0 if spec.embedding_size == hidden else tokens * spec.embedding_size * hidden
-    for layer in spec.layers:
-        products += tokens * hidden * (4 * layer.attention_size + 2 * layer.intermediate_size)
-        products += 2 * squares * layer.attention_size
+    reads_first = spec.has_sequence_head and not spec.has_mlm_head and spec.pooling == "cls"
+    for i, layer in enumerate(spec.layers, 1):
+        rows = len(lengths) if reads_first and i == spec.num_layers else tokens
+        products += tokens * hidden * 3 * layer.attention_size + 2 * squares * layer.attention_size
+        products += rows * hidden * (layer.attention_size + 2 * layer.intermediate_size)
     if spec.has_token_head:
         products += tokens * hidden * len(spec.labels)
     if spec.has_mlm_head:
