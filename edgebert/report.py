@@ -53,7 +53,7 @@ class Plot:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what is under it; a str is a paragraph."""
+    """A heading and what is under it; a str is a paragraph, one of several lines keeps them."""
 
     title: str
     parts: Sequence[str | Table | Plot]

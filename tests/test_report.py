@@ -152,3 +152,10 @@ def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(builtins, "__import__", fail)
     with pytest.raises(EdgeBertError, match=r"pip install 'edgebert\[report\]'"):
         write_page(tmp_path / "page.html", "t", [])
+
+
+def test_lines_of_a_text_stay_lines(tmp_path: Path) -> None:
+    path = tmp_path / "page.html"
+    write_page(path, "t", [Section("s", ["a = 1\nb = 2", "one paragraph"])])
+    assert Page(path).tags.count("pre") == Page(path).tags.count("p") == 1
+    assert "<pre>a = 1\nb = 2</pre>" in path.read_text(encoding="utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def write_report(path: Path, report: dict[str, Any], worst: list[dict[str, Any]]
     """
     final = report["final"]
     speed = final["speed"]
-    workload = f"{speed['batch']} x {speed['tokens']} tokens, {speed['threads']} thread(s), {speed['backend']}"
+    workload = f"{speed['batch']} x {speed['tokens']} tokens, {speed['backend']}"
     sections = [
         Section(
             "The ladder",
@@ -76,7 +77,8 @@ def write_report(path: Path, report: dict[str, Any], worst: list[dict[str, Any]]
         cells = [[example["text"], example["expected"], example["found"]] for example in worst]
         sections.append(Section("Worst examples", [Table(["text", "expected", "found"], cells)]))
     sections.append(Section("Recipe", [report["recipe"]]))
-    write_page(path, "Compression report", sections)
+    recipe = tomllib.loads(report["recipe"])
+    write_page(path, f"{Path(recipe['output']).name}: {Path(recipe['model']).name} for {recipe['task']}", sections)
 
 
 def _describe_budgets(report: dict[str, Any]) -> list[str]:
@@ -117,8 +119,10 @@ def _plot_rungs(report: dict[str, Any]) -> Plot:
         (0.2, "times faster", [first[0] / rung["speed"]["latency_p50"] for rung in rungs]),
         (-0.2, "times smaller", [first[1] / rung["bytes"] for rung in rungs]),
     ):
-        axes.barh([-place + shift for place in places], values, height=0.4, label=label)
+        bars = axes.barh([-place + shift for place in places], values, height=0.4, label=label)
+        axes.bar_label(bars, fmt="%.1f", padding=2, fontsize=9)
     axes.set_yticks([-place for place in places], [rung["name"] for rung in rungs])
+    axes.margins(x=0.1)  # room for the numbers
     axes.set_xlabel(f"against {rungs[0]['name']}")
     axes.legend(fontsize=9, frameon=False)
     return Plot(figure, "The ladder: how much faster and smaller each file is.")
@@ -126,12 +130,13 @@ def _plot_rungs(report: dict[str, Any]) -> Plot:
 
 def _plot_accuracy(report: dict[str, Any]) -> Plot:
     figure, axes = new_figure()
-    for rung in [*report["stages"], report["final"]]:
+    names = [stage["name"] for stage in report["stages"]]
+    for rung in [*report["stages"][names.index(report["reference"]) :], report["final"]]:  # not an untrained head
         x, y = rung["speed"]["latency_p50"] * 1e3, 100 * next(iter(rung["metrics"].values()))
-        axes.plot([x], [y], "o")
-        axes.annotate(rung["name"], (x, y), textcoords="offset points", xytext=(5, 4), fontsize=9)
+        axes.plot([x], [y], "o", label=rung["name"])
     axes.set_xlabel("latency, p50, ms")
     axes.set_ylabel(next(iter(report["final"]["metrics"])).replace("_", " "))
+    axes.figure.legend(loc="outside upper center", ncols=4, fontsize=9)  # names beside the points would overlap
     return Plot(figure, "Accuracy against latency.")
 
 
@@ -140,6 +145,7 @@ def _plot_layers(report: dict[str, Any]) -> Plot:
     figure, axes = new_figure()
     layers = range(len(final["num_heads"]))
     axes.bar([i - 0.2 for i in layers], final["intermediate_size"], width=0.4, label="intermediate size")
+    axes.set_xticks(layers)
     axes.set_xlabel("layer")
     axes.set_ylabel("intermediate size")
     heads = axes.twinx()
