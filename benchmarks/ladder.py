@@ -63,7 +63,7 @@ def main() -> int:
     parser.add_argument("--data", type=Path, required=True, help="a folder with one a task")
     parser.add_argument("--work", type=Path, required=True, help="of files and finished stages")
     parser.add_argument("--layers", type=int, help="distil into a student of so many layers")
-    parser.add_argument("--hidden-size", type=int, help="with --layers: of so many features, newly drawn")
+    parser.add_argument("--hidden-size", type=int, help="with --layers: of so many features")
     parser.add_argument("--flops", type=float, help="prune to this share of the arithmetic")
     parser.add_argument("--retrain", action="store_true", help="with --flops: distil what is left from what was whole")
     parser.add_argument("--trim", action="store_true", help="cut the vocabulary to the training texts")
@@ -125,7 +125,7 @@ def make_recipe(args: argparse.Namespace, name: str) -> Recipe:
     )
     tuned = training or Training()
     if args.layers:
-        epochs = 4 if args.hidden_size is None else 8  # what is newly drawn has more to learn
+        epochs = 4 if args.hidden_size is None else 8  # a narrower one has more to learn
         student = Distillation(args.layers, hidden_size=args.hidden_size, training=replace(tuned, epochs=epochs))
         recipe = replace(recipe, distill=student)
     if args.flops:

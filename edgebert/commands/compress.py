@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--learning-rate", type=float, help="of fine-tuning")
     parser.add_argument("--no-finetune", action="store_true", help="take the model as it is")
     parser.add_argument("--layers", type=int, metavar="N", help="distil into a student of N layers")
-    parser.add_argument("--hidden-size", type=int, metavar="N", help="with --layers: a narrower student, newly drawn")
+    parser.add_argument("--hidden-size", type=int, metavar="N", help="with --layers: narrow the student to N features")
     parser.add_argument("--flops", type=float, metavar="SHARE", help="prune to this share of the arithmetic")
     parser.add_argument("--within-drop", action="store_true", help="with --flops: stop before the drop budget is spent")
     parser.add_argument("--retrain", action="store_true", help="with --flops: distil what is left from what was whole")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from edgebert.artifact.checkpoint import Checkpoint
+from edgebert.artifact.names import linear_name, weight_tensors
 from edgebert.artifact.spec import EncoderSpec
 from edgebert.compress.encode import Examples
 from edgebert.compress.finetune import Batch, Progress, TaskLoss, find_device, train
-from edgebert.compress.heads import draw_tensors
+from edgebert.compress.prune import Units, remove_units, take_layers
 from edgebert.compress.recipe import Distillation
 from edgebert.compress.torch_encoder import TorchEncoder
 from edgebert.errors import InvalidInputError
+from edgebert.quant import F32
 
 
 def distil(
@@ -87,42 +90,58 @@ def spread_layers(num_teacher: int, num_student: int) -> tuple[int, ...]:
     return tuple(math.ceil((i + 1) * num_teacher / num_student) - 1 for i in range(num_student))
 
 
-def draw_student(teacher: Checkpoint, hidden_size: int, num_layers: int, seed: int = 0) -> Checkpoint:
-    """A narrower student: the teacher's embedding tables on the principal axes of its words, all else drawn.
+def narrow_student(teacher: Checkpoint, hidden_size: int, num_layers: int) -> Checkpoint:
+    """A narrower student: layers of the teacher, evenly spread, on the principal axes of its words.
 
-    Heads have the teacher's size, so there are fewer; intermediate sizes keep their ratio to the hidden size. Tables
-    that are projected to the hidden size stay as they are.
+    Everything that reads or writes hidden states is projected onto the axes, in whose basis a LayerNorm's weight is no
+    diagonal any more: that of its product with them is taken, scaled by what a narrower row lacks in length. Of heads
+    and neurons those with the largest weights stay, as many as keep their ratio to the hidden size.
 
     Raises:
         InvalidInputError: a hidden size above the teacher's, or one that its heads do not divide.
     """
-    spec, tensors = teacher.spec, teacher.tensors
-    first = spec.layers[0]
-    if not 0 < hidden_size <= spec.hidden_size or hidden_size % first.head_dim:
+    wide, head_dim = teacher.spec.hidden_size, teacher.spec.layers[0].head_dim
+    if not 0 < hidden_size <= wide or hidden_size % head_dim:
         raise InvalidInputError(
-            f"a student cannot have the hidden size {hidden_size}: choose a multiple of {first.head_dim}, the size of "
-            f"a head, up to {spec.hidden_size}"
+            f"a student cannot have the hidden size {hidden_size}: choose a multiple of {head_dim}, the size of a "
+            f"head, up to {wide}"
         )
-    layer = replace(
-        first,
-        num_heads=hidden_size // first.head_dim,
-        intermediate_size=round(first.intermediate_size * hidden_size / spec.hidden_size),
-    )
-    tables = {f"embeddings.{name}.weight" for name in ("word", "position", "token_type")} & tensors.keys()
-    given = {name: tensors[name] for name in tables}
-    embedding_size = spec.embedding_size
-    if embedding_size == spec.hidden_size:
-        embedding_size = hidden_size
-        word = tensors["embeddings.word.weight"].astype(np.float64)
-        axes = np.linalg.eigh(word.T @ word)[1][:, ::-1][:, :hidden_size]
-        given = {name: (table @ axes).astype(np.float32) for name, table in given.items()}
-    narrow = spec.replace(
-        hidden_size=hidden_size,
-        embedding_size=embedding_size,
-        dense_size=min(spec.dense_size, hidden_size),
-        layers=(layer,) * num_layers,
-    )
-    return replace(teacher, spec=narrow, tensors=draw_tensors(narrow, given, seed))
+    small = take_layers(teacher, spread_layers(teacher.spec.num_layers, num_layers))
+    kept = [_largest_units(small, i, Fraction(hidden_size, wide)) for i in range(num_layers)]
+    spec, tensors = remove_units(small.spec, small.tensors, kept)
+    words = tensors["embeddings.word.weight"].astype(np.float64)
+    if spec.embedding_size != wide:
+        words = words @ tensors["embeddings.projection.weight"]
+    lengths, axes = np.linalg.eigh(words.T @ words)
+    axes = axes[:, ::-1][:, :hidden_size]
+    stretch = math.sqrt(lengths[::-1][:hidden_size].sum() / lengths.sum() * wide / hidden_size)
+    embedding_size = hidden_size if spec.embedding_size == wide else spec.embedding_size
+    narrow = spec.replace(hidden_size=hidden_size, embedding_size=embedding_size)
+    projected = {}
+    for name, (_, shape) in weight_tensors(narrow).items():
+        tensor = tensors[name].astype(np.float64)
+        for axis in [axis for axis in range(len(shape)) if shape[axis] != tensor.shape[axis]]:
+            is_norm = name.endswith("layer_norm.weight")
+            tensor = np.moveaxis(np.tensordot(tensor, stretch * axes**2 if is_norm else axes, (axis, 0)), -1, axis)
+        projected[name] = np.ascontiguousarray(tensor, np.float32)
+    return replace(small, spec=narrow, tensors=projected)
+
+
+def _largest_units(checkpoint: Checkpoint, i: int, share: Fraction) -> Units:
+    """Indices of that share of layer i's heads and neurons: those whose weights, in times out, are largest."""
+    spec, layer = checkpoint.spec, checkpoint.spec.layers[i]
+
+    def weight(name: str, *shape: int) -> F32:
+        return checkpoint.tensors.get(f"{linear_name(i, name)}.weight", np.zeros(0, np.float32)).reshape(shape)
+
+    qkv = weight("qkv", spec.hidden_size, 3, layer.num_heads, layer.head_dim)
+    outputs = weight("attention_output", layer.num_heads, layer.head_dim, spec.hidden_size)
+    up = weight("ffn_up", spec.hidden_size, layer.intermediate_size)
+    down = weight("ffn_down", layer.intermediate_size, spec.hidden_size)
+    heads = np.linalg.norm(qkv[:, 2], axis=(0, 2)) * np.linalg.norm(outputs, axis=(1, 2))
+    neurons = np.linalg.norm(up, axis=0) * np.linalg.norm(down, axis=1)
+    kept = [np.argsort(-size, kind="stable")[: math.ceil(share * len(size))] for size in (heads, neurons)]
+    return Units(*map(np.sort, kept))
 
 
 def _check_pair(teacher: Checkpoint, student: Checkpoint) -> None:

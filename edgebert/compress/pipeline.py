@@ -26,7 +26,7 @@ from edgebert.backends.base import Outputs
 from edgebert.batch import PackedBatch
 from edgebert.compress import prune, vocabulary
 from edgebert.compress.data import Dataset, hold_out, load_dataset, read_rows
-from edgebert.compress.distill import distil, draw_student, spread_layers
+from edgebert.compress.distill import distil, narrow_student, spread_layers
 from edgebert.compress.encode import Examples, encode, load_tokenizer
 from edgebert.compress.evaluate import Evaluation, evaluate, run_torch
 from edgebert.compress.finetune import TaskLoss, batches_by_length, find_device, make_batch, train
@@ -225,7 +225,7 @@ class _Run:
         if settings.student is not None:
             return load_for_task(settings.student, self.train, seed=self.recipe.seed)
         if settings.hidden_size is not None:
-            return draw_student(teacher, settings.hidden_size, settings.num_layers, self.recipe.seed)
+            return narrow_student(teacher, settings.hidden_size, settings.num_layers)
         layers = settings.layers or spread_layers(teacher.spec.num_layers, settings.num_layers)
         return prune.take_layers(teacher, layers)
 

@@ -57,8 +57,8 @@ class Training:
 class Distillation:
     """How a student learns from the fine-tuned teacher, and how it begins.
 
-    The student is the checkpoint `student` where one is given; or has `num_layers` newly drawn layers of a narrower
-    `hidden_size`; else the teacher's layers at `layers` (indices from 0), or `num_layers` of them, evenly spread.
+    The student is the checkpoint `student` where one is given; else the teacher's layers at `layers` (indices from 0),
+    or `num_layers` of them, evenly spread, where `hidden_size` is given on so many of its principal axes.
     """
 
     num_layers: int = 3
