@@ -284,7 +284,8 @@ def test_candidates_and_the_choice_among_them() -> None:
     costs = Flops.of(checkpoint.spec)
     limits = [(costs, 0.6 * costs.predict(checkpoint.spec))]
     for wanted in (4, 3, 2):
-        best, pruned, records = choose(alone, lambda _: limits, lambda c, n=wanted: -abs(c.spec.num_layers - n))
+        best, pruned, record = choose(alone, lambda _: limits, lambda c, n=wanted: -abs(c.spec.num_layers - n))
+        records = record["candidates"]
         assert best.num_layers == pruned.spec.num_layers == wanted
         assert [record["score"] for record in records] == [-abs(n - wanted) for n in (4, 3, 2)]
         assert all(record["predicted"]["Flops"] <= limits[0][1] for record in records)
@@ -307,8 +308,8 @@ def test_pruning_goes_on_until_the_score_falls() -> None:
 
     for lowest, kept, tried in ((0.0, 0.3, 4), (0.5, 0.7, 3), (2.0, 1.0, 1)):
         candidate = Candidate(checkpoint, importance, 2)
-        small, records = prune_until(candidate, costs, shares, share_of, lowest)
-        assert kept - 0.2 < share_of(small) <= kept and len(records) == tried
+        small, record = prune_until(candidate, costs, shares, share_of, lowest)
+        assert kept - 0.2 < share_of(small) <= kept and len(record["candidates"]) == tried
     assert small is checkpoint
 
 

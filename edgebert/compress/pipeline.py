@@ -270,7 +270,7 @@ class _Run:
             costs = prune.Flops.of(whole.spec)
             for step in range(1, settings.steps + 1):
                 share = 1 - (1 - settings.flops) * step / settings.steps
-                self._prune_to("prune", costs, share * costs.predict(whole.spec))
+                self._prune_to(costs, share * costs.predict(whole.spec))
                 if step < settings.steps:
                     self._retrain(whole, settings)
         self._plan()
@@ -297,9 +297,7 @@ class _Run:
             candidate = Candidate(whole, self._measure_importance(whole), whole.spec.num_layers)
             shares = np.linspace(1.0, flops, 1 + DROP_STEPS)[1:].tolist()
             lowest = _score(teacher.record) - drop / 100
-            pruned, records = prune_until(candidate, prune.Flops.of(whole.spec), shares, self._score_trained, lowest)
-            chosen = [record["name"] for record in records if record["score"] >= lowest]
-            return pruned, {"chosen": chosen[-1] if chosen else "100 %", "candidates": records}
+            return prune_until(candidate, prune.Flops.of(whole.spec), shares, self._score_trained, lowest)
 
         self._stage("prune", (flops, drop), make)
 
@@ -307,12 +305,12 @@ class _Run:
         """The metric of a checkpoint as PyTorch computes it."""
         return self._scorer(checkpoint)(TorchEncoder(checkpoint.spec, checkpoint.tensors).to(find_device()))
 
-    def _prune_to(self, name: str, costs: prune.Costs, limit: float) -> None:
+    def _prune_to(self, costs: prune.Costs, limit: float) -> None:
         def make(_: Path) -> tuple[Checkpoint, dict[str, Any]]:
             checkpoint = self.store.stages[-1].checkpoint
             return prune.prune(checkpoint, self._measure_importance(checkpoint), limit, costs), {}
 
-        self._stage(name, (costs, limit), make)
+        self._stage("prune", (costs, limit), make)
 
     def _measure_importance(self, checkpoint: Checkpoint) -> prune.Importance:
         """What a part of the training data says about the units of a checkpoint."""
@@ -347,14 +345,13 @@ class _Run:
         def make(_: Path) -> tuple[Checkpoint, dict[str, Any]]:
             trimmed = None if budget.size is None or recipe.trim else self._trimmed(whole)
             candidates = list_candidates(whole, trimmed, self._measure_importance)
-            best, pruned, records = choose(candidates, limits_of, self._score_trained)
-            share = spent_share(pruned.spec, limits_of(best.parent))
+            best, pruned, record = choose(candidates, limits_of, self._score_trained)
             tries: list[dict[str, float]] = []
             if table is not None:
                 pruned, tries = self._meet_latency(
                     pruned, table, lambda latency: best.prune(limits_of(best.parent, latency))
                 )
-            return pruned, {"chosen": best.name, "candidates": records, "spent_share": share, "tries": tries}
+            return pruned, record | {"tries": tries}
 
         limits = budget.latency, budget.size, recipe.int8
         stage = self._stage("plan", (limits, table.workload if table is not None else None), make)

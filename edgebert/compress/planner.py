@@ -92,7 +92,7 @@ def choose(
     candidates: Sequence[Candidate],
     limits_of: Callable[[Checkpoint], Limits],
     score_of: Callable[[Checkpoint], float],
-) -> tuple[Candidate, Checkpoint, list[dict[str, Any]]]:
+) -> tuple[Candidate, Checkpoint, dict[str, Any]]:
     """Prune every candidate to its limits, and take the one with the best score, of equals the first.
 
     Where none fits, the one that comes closest.
@@ -103,18 +103,19 @@ def choose(
         score_of: the metric of a pruned checkpoint.
 
     Returns:
-        (the candidate, what became of it, a record of each: name, score, shape, predicted costs).
+        (the candidate, what became of it, a record: "chosen", its name; "spent_share", of its limits; "candidates", of
+        each its name, score, shape and predicted costs).
     """
-    tried: list[tuple[tuple[bool, float], Candidate, Checkpoint]] = []
+    tried: list[tuple[tuple[bool, float], float, Candidate, Checkpoint]] = []
     records: list[dict[str, Any]] = []
     for candidate in candidates:
         limits = limits_of(candidate.parent)
         pruned = candidate.prune(limits)
         score, share = score_of(pruned), spent_share(pruned.spec, limits)
-        tried.append(((share <= 1, score if share <= 1 else -share), candidate, pruned))
+        tried.append(((share <= 1, score if share <= 1 else -share), share, candidate, pruned))
         records.append(_describe(candidate.name, score, pruned, limits))
-    _, best, pruned = max(tried, key=lambda found: found[0])
-    return best, pruned, records
+    _, share, best, pruned = max(tried, key=lambda found: found[0])
+    return best, pruned, {"chosen": best.name, "spent_share": share, "candidates": records}
 
 
 def spent_share(spec: EncoderSpec, limits: Limits) -> float:
@@ -124,7 +125,7 @@ def spent_share(spec: EncoderSpec, limits: Limits) -> float:
 
 def prune_until(
     candidate: Candidate, costs: Costs, shares: Sequence[float], score_of: Callable[[Checkpoint], float], lowest: float
-) -> tuple[Checkpoint, list[dict[str, Any]]]:
+) -> tuple[Checkpoint, dict[str, Any]]:
     """Prune to one share of the costs after another, as long as the score is not below the lowest.
 
     Args:
@@ -135,18 +136,19 @@ def prune_until(
         lowest: score that may be reached.
 
     Returns:
-        (the smallest one whose score is high enough, maybe the parent itself; a record of each that was tried).
+        (the smallest one whose score is high enough, maybe the parent itself; a record as that of `choose`).
     """
-    best, records = candidate.parent, []
+    best, chosen = candidate.parent, "100 %"
+    records: list[dict[str, Any]] = []
     for share in shares:
         limits: Limits = [(costs, share * costs.predict(candidate.parent.spec))]
-        pruned = candidate.prune(limits)
+        pruned, name = candidate.prune(limits), f"{100 * share:.0f} %"
         score = score_of(pruned)
-        records.append(_describe(f"{100 * share:.0f} %", score, pruned, limits))
+        records.append(_describe(name, score, pruned, limits))
         if score < lowest:
             break
-        best = pruned
-    return best, records
+        best, chosen = pruned, name
+    return best, {"chosen": chosen, "candidates": records}
 
 
 def _describe(name: str, score: float, pruned: Checkpoint, limits: Limits) -> dict[str, Any]:
