@@ -52,7 +52,7 @@ HEADS = {
     "squad-slice": Head(("squad-slice",), "question-answering", 1000, 2, 3e-4),
     "masked": Head(("commonvoice-transcripts", "cola", "multi30k-en-de"), "fill-mask", 9000, 2, 4e-4),
     "next-sentence": Head(("wikitext2",), "next-sentence", 1000, 3, 2e-4, max_length=96),
-    "cmrc2018": Head(("cmrc2018",), "question-answering", 120, 3, 3e-4, "multilingual", 256, trim=True),
+    "cmrc2018": Head(("cmrc2018",), "question-answering", 200, 3, 3e-4, "multilingual", 256, trim=True),
     "zh-resume-ner": Head(("zh-resume-ner",), "token-classification", 400, 3, 3e-4, "multilingual", 128, trim=True),
     "wikiann-de": Head(("wikiann-de",), "token-classification", 500, 3, 3e-4, "multilingual", 64),
 }

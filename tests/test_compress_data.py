@@ -15,7 +15,7 @@ from artifacts import random_spec
 from edgebert.artifact.checkpoint import Checkpoint
 from edgebert.compress.data import Answer, hold_out, load_dataset
 from edgebert.compress.encode import IGNORED, encode
-from edgebert.compress.evaluate import evaluate, find_entities
+from edgebert.compress.evaluate import evaluate, find_entities, word_f1
 from edgebert.errors import InvalidInputError
 
 CLASSIFICATION = [{"text": f"text {i}", "label": ("good", "bad")[i % 2]} for i in range(40)]
@@ -165,6 +165,20 @@ def test_windows_find_the_answer(tmp_path: Path, tokenizer_json: str) -> None:
 
     found = evaluate(checkpoint, dataset, examples, right)
     assert found.metrics == {"exact_match": 1.0, "f1": 1.0} and not found.mistakes
+
+
+@pytest.mark.parametrize(
+    ("found", "answer", "score"),
+    [
+        ("the red roses", "red roses!", 1.0),
+        ("red roses", "roses", 2 / 3),
+        ("光荣和", "光荣和ω-force", 6 / 7),
+        ("東京", "東京タワー", 4 / 7),
+        ("", "光", 0.0),
+    ],
+)
+def test_answers_overlap_in_words_or_ideographs(found: str, answer: str, score: float) -> None:
+    assert word_f1(found, Answer(answer, 0)) == pytest.approx(score)
 
 
 def test_entities_are_counted_as_seqeval_counts_them() -> None:

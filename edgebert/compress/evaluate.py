@@ -286,7 +286,7 @@ def _evaluate_answers(dataset: Dataset, examples: Examples, outputs: Outputs) ->
     for i, answers in enumerate(dataset.targets):
         found = best[i][1]
         exact.append(max((float(_normalize(found) == _normalize(a.text)) for a in answers), default=float(not found)))
-        overlap.append(max((_word_f1(found, answer) for answer in answers), default=float(not found)))
+        overlap.append(max((word_f1(found, answer) for answer in answers), default=float(not found)))
         if not exact[-1]:
             question, expected = dataset.inputs[i][0], " | ".join(answer.text for answer in answers)
             mistakes.append(Mistake(1.0 - overlap[-1], question, expected, found))
@@ -310,7 +310,13 @@ def _normalize(text: str) -> str:
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
 
 
-def _word_f1(found: str, answer: Answer) -> float:
-    words, expected = _normalize(found).split(), _normalize(answer.text).split()
+# Chinese and Japanese have no blanks: each of their characters counts as a word, as in CMRC 2018 (arXiv 1810.07366).
+_IDEOGRAPHS = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
+_WORD = re.compile(rf"[{_IDEOGRAPHS}]|[^\s{_IDEOGRAPHS}]+")
+
+
+def word_f1(found: str, answer: Answer) -> float:
+    """F1 of the words of two answers, each a bag."""
+    words, expected = (_WORD.findall(_normalize(text)) for text in (found, answer.text))
     both = sum((Counter(words) & Counter(expected)).values())
     return _f1(both, len(words), len(expected)) if words or expected else 1.0
