@@ -621,8 +621,9 @@ def test_the_command_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFi
     assert "recipe lacks task, train, output" in capsys.readouterr().err
     arguments = ["compress", "model", "--task", "embedding", "--train", "a.csv", "-o", str(tmp_path / "o.onnx")]
     assert main([*arguments, "--write-recipe", str(tmp_path / "r.toml"), "--layers", "2", "--flops", "0.5",
-                 "--hidden-size", "128", "--qat"]) == 0  # fmt: skip
+                 "--hidden-size", "128", "--qat", "--portable"]) == 0  # fmt: skip
     written = Recipe.from_toml((tmp_path / "r.toml").read_text())
     assert written.distill == Distillation(num_layers=2, hidden_size=128) and written.qat == QuantizationAware()
+    assert written.portable
     assert main(arguments) == 1
     assert "a.csv" in capsys.readouterr().err

@@ -36,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--retrain", action="store_true", help="with --flops: distil what is left from what was whole")
     parser.add_argument("--trim", action="store_true", help="cut the vocabulary to the training and unlabelled texts")
     parser.add_argument("--qat", action="store_true", help="train with int8's codes before int8: quantization-aware")
+    parser.add_argument("--portable", action="store_true", help="int8 weights in +-63, for x86 CPUs without VNNI")
     parser.add_argument("--no-int8", action="store_true", help="leave weights and activations in fp32")
     parser.add_argument("--work", metavar="FOLDER", help="of finished stages (default: beside the output)")
     parser.add_argument("--seed", type=int, help="the same one gives the same file (default: 0)")
@@ -95,6 +96,7 @@ def build_recipe(args: argparse.Namespace) -> Any:
     if args.budget:
         changes["budget"] = Budget.parse(args.budget)
     changes |= {"trim": True} if args.trim else {}
+    changes |= {"portable": True} if args.portable else {}
     changes |= {"int8": False} if args.no_int8 else {}
     recipe = read_recipe(args.recipe, **changes) if args.recipe else Recipe.from_toml("", **changes)
     training = {"epochs": args.epochs, "learning_rate": args.learning_rate}
