@@ -28,6 +28,7 @@ from edgebert.artifact.names import weight_tensors
 from edgebert.artifact.spec import EncoderSpec, LayerSpec
 from edgebert.artifact.writer import build_model
 from edgebert.batch import PackedBatch
+from edgebert.compress.data import load_dataset
 from edgebert.compress.pipeline import Result, run
 from edgebert.compress.recipe import Budget, Distillation, Pruning, QuantizationAware, Recipe, Training
 from edgebert.demo import time_in_turns
@@ -43,6 +44,7 @@ TUNING = {  # task data -> (task, fine-tuning)
     "chnsenticorp": ("text-classification", Training(epochs=2, learning_rate=1e-4, max_length=128)),
 }
 LENGTHS = (32, 128)
+BATCH = 32  # texts, packed here and padded in ONNX Runtime
 BERT_BASE = EncoderSpec(
     family="bert",
     task="embedding",
@@ -159,7 +161,7 @@ def collect_rungs(made: Result) -> list[dict[str, Any]]:
 
 
 def time_rungs(rungs: list[dict[str, Any]], recipe: Recipe, made: Result, args: argparse.Namespace) -> None:
-    """Add to every rung the seconds of one text of each length, and how often BERT-base in ONNX Runtime takes that."""
+    """Add to every rung the seconds of one text of each length and of a batch, and how often BERT-base takes that."""
     paths = [path / "model.onnx" for path in made.folders] + [made.output]
     teacher = [stage["name"] for stage in made.report["stages"]].index(made.report["reference"])
     models = [edgebert.load(path, threads=args.threads) for path in paths]
@@ -169,18 +171,25 @@ def time_rungs(rungs: list[dict[str, Any]], recipe: Recipe, made: Result, args: 
     runtimes = [edgebert.load(path, backend="onnxruntime", threads=args.threads) for path in (paths[teacher], base)]
     for rung in rungs:
         rung["seconds"], rung["over_bert_base"], rung["over_teacher_in_onnxruntime"] = {}, {}, {}
-    for length in LENGTHS:
+    dataset, spec = load_dataset(recipe.eval or recipe.train, recipe.task), models[-1].spec
+    limit = min((recipe.finetune and recipe.finetune.max_length) or spec.max_length, spec.max_length)
+    assert models[-1].tokenizer is not None
+    batch, _ = models[-1].tokenizer.tokenize(dataset.texts()[:BATCH], limit)
+    workloads = {str(length): [length] for length in LENGTHS} | {"batch": batch.lengths.tolist()}
+    for workload, lengths in workloads.items():
         calls = []
         for model in [*models, *runtimes]:
-            ids = np.random.default_rng(0).integers(0, model.spec.vocab_size, length).tolist()
-            calls.append(functools.partial(model.forward, PackedBatch.from_lists([ids])))
+            rng = np.random.default_rng(0)
+            rows = [rng.integers(0, model.spec.vocab_size, length).tolist() for length in lengths]
+            calls.append(functools.partial(model.forward, PackedBatch.from_lists(rows)))
         # of one thread the CPU time, which other processes disturb less
         clock = time.thread_time if args.threads == 1 else time.perf_counter
-        *ours, in_onnxruntime, bert_base = time_in_turns(calls, rounds=8, calls_a_turn=6, clock=clock)
+        turns = {"rounds": 8, "calls_a_turn": 6} if len(lengths) == 1 else {"rounds": 3, "calls_a_turn": 2}
+        *ours, in_onnxruntime, bert_base = time_in_turns(calls, **turns, clock=clock)
         for rung, seconds in zip(rungs, ours, strict=True):
-            rung["seconds"][length] = seconds
-            rung["over_bert_base"][length] = bert_base / seconds
-            rung["over_teacher_in_onnxruntime"][length] = in_onnxruntime / seconds
+            rung["seconds"][workload] = seconds
+            rung["over_bert_base"][workload] = bert_base / seconds
+            rung["over_teacher_in_onnxruntime"][workload] = in_onnxruntime / seconds
 
 
 def random_tensors(spec: EncoderSpec) -> dict[str, Any]:
