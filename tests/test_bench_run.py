@@ -26,8 +26,9 @@ from edgebert.bench.peers import FILE_PEERS, make_peer
 from edgebert.bench.peers.base import ModelFiles
 from edgebert.bench.provenance import Rapl, find_spinning, find_warnings
 from edgebert.bench.roof import count_operations
-from edgebert.bench.run import Bench, Model, Options, Workload, describe_timing
+from edgebert.bench.run import Bench, Options, describe_timing
 from edgebert.bench.session import PeerSession
+from edgebert.bench.workloads import Model, Workload
 from edgebert.cli import main
 from edgebert.errors import EdgeBertError, InvalidInputError, UnsupportedModelError
 
