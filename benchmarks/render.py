@@ -234,14 +234,16 @@ def render_ladder(result: Result) -> dict[str, str]:
         "over BERT-base's shape there",
         "the same, 32 texts packed",
     ]
-    return {"ladder": format_table(header, list(rows.values()))}
+    groups = list(dict.fromkeys(task["data"] for run in result["runs"] for task in run["tasks"]))
+    in_groups = sorted(rows.values(), key=lambda cells: groups.index(cells[0].partition(":")[0]))
+    return {"ladder": format_table(header, in_groups)}
 
 
 def describe_stage(name: str, recipe: Mapping[str, Any]) -> str:
     """A stage's name, and what is special in it."""
     if name == "distill" and "hidden_size" in recipe["distill"]:
         return f"distill ({recipe['distill']['num_layers']} layers of {recipe['distill']['hidden_size']})"
-    return "int8 (portable)" if name == "int8" and recipe["portable"] else name
+    return f"{name} (portable)" if name in ("qat", "int8") and recipe["portable"] else name
 
 
 def render_vocabulary_finetuned(result: Result) -> dict[str, str]:
@@ -262,7 +264,10 @@ def render_trainer_parity(result: Result) -> dict[str, str]:
     """The table `trainer-parity`: best scores of both sides, a row a task, the mean of its seeds and each of them."""
     rows = []
     for task in (task for run in result["runs"] for task in run["tasks"]):
-        cells = [f"{task['data']}, {task['metric']}", *(str(task["rows"][part]) for part in ("train", "eval"))]
+        cells = [
+            f"{task['data']}, {task['metric'].replace('_', ' ')}",
+            *(str(task["rows"][part]) for part in ("train", "eval")),
+        ]
         cells.append(str(task["training"]["epochs"]))
         for side in ("edgebert", "trainer"):
             scores = [100 * run[side]["best"] for run in task["runs"]]
