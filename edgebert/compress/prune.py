@@ -261,14 +261,9 @@ def choose_units(
     rest = budget - costs.predict(spec.replace(layers=()))
     chosen = _choose_options([option[1:] for option in options], rest)
     kept = []
-    for i, order in enumerate(orders):
-        heads, neurons = options[i][0][chosen[i]]
-        kept.append(
-            Units(
-                np.sort(order.heads[0][len(order.heads[0]) - heads :]),
-                np.sort(order.neurons[0][len(order.neurons[0]) - neurons :]),
-            )
-        )
+    for order, (sizes, *_), i in zip(orders, options, chosen, strict=True):
+        counts = zip((order.heads[0], order.neurons[0]), sizes[i], strict=True)
+        kept.append(Units(*(np.sort(units[len(units) - count :]) for units, count in counts)))  # the last to go
     return kept
 
 
