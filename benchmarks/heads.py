@@ -43,6 +43,9 @@ class Head:
     body: str = "english"
     max_length: int = 384
     trim: bool = False
+    context: int | None = (
+        None  # characters around its answer that a long context is cut to: windows without one teach little
+    )
 
 
 HEADS = {
@@ -52,7 +55,7 @@ HEADS = {
     "squad-slice": Head(("squad-slice",), "question-answering", 1000, 2, 3e-4),
     "masked": Head(("commonvoice-transcripts", "cola", "multi30k-en-de"), "fill-mask", 9000, 2, 4e-4),
     "next-sentence": Head(("wikitext2",), "next-sentence", 1000, 3, 2e-4, max_length=96),
-    "cmrc2018": Head(("cmrc2018",), "question-answering", 200, 3, 3e-4, "multilingual", 256, trim=True),
+    "cmrc2018": Head(("cmrc2018",), "question-answering", 250, 5, 3e-4, "multilingual", 192, trim=True, context=160),
     "zh-resume-ner": Head(("zh-resume-ner",), "token-classification", 400, 3, 3e-4, "multilingual", 128, trim=True),
     "wikiann-de": Head(("wikiann-de",), "token-classification", 500, 3, 3e-4, "multilingual", 64),
 }
@@ -98,11 +101,19 @@ def train(name: str, body: Path, data: Path, work: Path) -> None:
         rows = [row for data_set in head.data for row in read_rows(data / data_set, part)]
         if head.task == "next-sentence":
             rows = pair_sentences([row["text"] for row in rows])
+        if head.context is not None:
+            rows = [cut_context(row, head.context) for row in rows if len(row["answers"][0]["text"]) < head.context / 2]
         if rows:
             files[part] = work / f"{name}-{part}.jsonl"
             rows = rows[:: max(1, len(rows) // count)][:count]
             files[part].write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
-    training = Training(epochs=head.epochs, learning_rate=head.learning_rate, batch_size=16, max_length=head.max_length)
+    training = Training(
+        epochs=head.epochs,
+        learning_rate=head.learning_rate,
+        batch_size=16,
+        max_length=head.max_length,
+        patience=head.epochs,
+    )
     recipe = Recipe(
         str(body),
         "text-classification" if head.task == "next-sentence" else head.task,
@@ -141,6 +152,15 @@ def pair_sentences(paragraphs: Sequence[str]) -> list[dict[str, str]]:
             is_next = label == NEXT_SENTENCE_LABELS[0]
             rows.append({"text": text, "text_pair": following if is_next else rng.choice(everywhere), "label": label})
     return rows
+
+
+def cut_context(row: dict[str, Any], size: int) -> dict[str, Any]:
+    """A question whose context is `size` characters of it, its first answer beginning anywhere in their first half."""
+    answer = row["answers"][0]
+    begin = answer["start"] % (size // 2)
+    first = answer["start"] - begin
+    answers = [{"text": answer["text"], "start": begin}]
+    return {"question": row["question"], "context": row["context"][first : first + size], "answers": answers}
 
 
 def add_masked_head(body: Path, folder: Path) -> Path:
