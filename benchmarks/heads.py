@@ -43,9 +43,7 @@ class Head:
     body: str = "english"
     max_length: int = 384
     trim: bool = False
-    context: int | None = (
-        None  # characters around its answer that a long context is cut to: windows without one teach little
-    )
+    context: int | None = None  # characters that contexts are cut to: windows without an answer teach little
 
 
 HEADS = {
