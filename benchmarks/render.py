@@ -264,18 +264,18 @@ def render_trainer_parity(result: Result) -> dict[str, str]:
     """The table `trainer-parity`: best scores of both sides, a row a task, the mean of its seeds and each of them."""
     rows = []
     for task in (task for run in result["runs"] for task in run["tasks"]):
-        cells = [
-            f"{task['data']}, {task['metric'].replace('_', ' ')}",
-            *(str(task["rows"][part]) for part in ("train", "eval")),
-        ]
-        cells.append(str(task["training"]["epochs"]))
+        training = task["training"]
+        name = f"{task['data']}, {task['metric'].replace('_', ' ')}"
+        name += "" if training["precision"] == "auto" else f", in {training['precision']}"
+        cells = [name, *(str(task["rows"][part]) for part in ("train", "eval")), str(training["epochs"])]
         for side in ("edgebert", "trainer"):
             scores = [100 * run[side]["best"] for run in task["runs"]]
             each = f" ({', '.join(f'{score:.2f}' for score in scores)})" if len(scores) > 1 else ""
             cells.append(f"{sum(scores) / len(scores):.2f}{each}")
         points = [run["points"] for run in task["runs"]]
-        losses = [sum(run[side]["losses"][0] for run in task["runs"]) for side in ("edgebert", "trainer")]
-        cells.append(", ".join(f"{loss / len(task['runs']):.4f}" for loss in losses))
+        for epoch in (0, -1):
+            losses = [sum(run[side]["losses"][epoch] for run in task["runs"]) for side in ("edgebert", "trainer")]
+            cells.append(", ".join(f"{loss / len(task['runs']):.4f}" for loss in losses))
         rows.append([*cells, f"{sum(points) / len(points):+.2f}"])
     header = [
         "data, metric",
@@ -284,7 +284,8 @@ def render_trainer_parity(result: Result) -> dict[str, str]:
         "epochs",
         "`edgebert compress`",
         "transformers' Trainer",
-        "loss of the first epoch, of each",
+        "losses of the first epoch",
+        "of the last",
         "points",
     ]
     return {"trainer-parity": format_table(header, rows)}

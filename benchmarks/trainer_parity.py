@@ -32,7 +32,7 @@ from edgebert.compress.evaluate import evaluate, run_torch
 from edgebert.compress.finetune import batches_by_length, uses_bf16
 from edgebert.compress.heads import load_for_task
 from edgebert.compress.pipeline import run
-from edgebert.compress.recipe import Recipe, Training
+from edgebert.compress.recipe import PRECISIONS, Recipe, Training
 
 SETTINGS = TUNING | {
     "stsb": ("text-classification", Training(epochs=3, learning_rate=1e-4)),  # as regression of the pair
@@ -64,6 +64,7 @@ def main() -> int:
     parser.add_argument("--data", type=Path, required=True, help="a folder with one a task")
     parser.add_argument("--work", type=Path, required=True, help="of files and finished stages")
     parser.add_argument("--rows", type=int, help="train on the first so many rows")
+    parser.add_argument("--precision", choices=PRECISIONS, default="auto", help="of both sides")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--out", type=Path, help="add to this JSON")
     args = parser.parse_args()
@@ -74,6 +75,8 @@ def main() -> int:
         dev_file = args.data / name / "dev.jsonl.gz"
         output, work = args.work / f"{name}-parity.onnx", args.work / f"{name}.work"
         task, training = SETTINGS[name]
+        assert training is not None
+        training = replace(training, precision=args.precision)
         recipe = Recipe(args.model, task, str(train_file), str(output), work=str(work), finetune=training)
         if dev_file.exists():
             recipe = replace(recipe, eval=str(dev_file))
@@ -114,8 +117,12 @@ def run_trainer(recipe: Recipe, checkpoint: Checkpoint, train: Dataset, dev: Dat
     if spec.labels:
         options |= {"num_labels": len(spec.labels), "problem_type": spec.problem_type}
     model, judge = (family.from_pretrained(recipe.model, **options) for _ in range(2))
-    weights = {"weight": checkpoint.tensors["head.out.weight"].T, "bias": checkpoint.tensors["head.out.bias"]}
-    getattr(model, head).load_state_dict({key: torch.from_numpy(np.array(value)) for key, value in weights.items()})
+    linears = {"head.out": getattr(model, head)}
+    if spec.dense_size:  # BERT's pooler, which not every checkpoint has
+        linears["head.dense"] = model.base_model.pooler.dense
+    for name, linear in linears.items():
+        weights = {"weight": checkpoint.tensors[f"{name}.weight"].T, "bias": checkpoint.tensors[f"{name}.bias"]}
+        linear.load_state_dict({key: torch.from_numpy(np.array(value)) for key, value in weights.items()})
     judge.spec = spec
     tokenizer = transformers.AutoTokenizer.from_pretrained(recipe.model)
     limit = min(training.max_length or spec.max_length, spec.max_length)
