@@ -183,7 +183,8 @@ def make_cases(args: argparse.Namespace, work: Path) -> Iterator[dict[str, Any]]
             "next sentence, mrpc, a model of reactions", "next-sentence", own(args.masked), pairs[:40], **reactions
         )
     chinese = [{"question": row["question"], "context": row["context"]} for row in read("cmrc2018", 30)]
-    yield case("answers, cmrc2018", "question-answering", trained("cmrc2018"), chinese, top_k=2)
+    for options in ({"top_k": 2}, {"top_k": 2, "align_to_words": False}):
+        yield case(f"answers, cmrc2018, {options}", "question-answering", trained("cmrc2018"), chinese, **options)
     for language, data_set, blank in (("Chinese", "zh-resume-ner", ""), ("German", "wikiann-de", " ")):
         inputs = [blank.join(row["tokens"]) for row in read(data_set, 100)] + awkward
         for strategy in TAGS:

@@ -44,7 +44,8 @@ def answer(
         top_k: how many answers, best first; fewer where the context has fewer.
         max_answer_len: tokens of an answer at most.
         handle_impossible_answer: let "no answer" (an empty one) compete, with the first token's probability.
-        align_to_words: widen an answer to whole words.
+        align_to_words: widen an answer to whole words; False for text without blanks, as Chinese, where a word is all
+            that stands between two.
         max_seq_len: tokens of a window: `max_length`; neither given, the file's limit, 384 at most.
         doc_stride: tokens that neighbouring windows share: `stride`; neither given, 128, half of a window at most.
         truncation: answer from the first window of a long context alone.
