@@ -253,7 +253,7 @@ def run_reference(cases: Path) -> int:
         import sentence_transformers
 
         library = sentence_transformers
-    print(json.dumps(f"{library.__name__} {library.__version__}"), flush=True)
+    print(json.dumps(f"{library.__name__.replace('_', '-')} {library.__version__}"), flush=True)
     for case in json.loads(cases.read_text()):
         answers = answer_with_sentence_transformers(case) if is_sentence else answer_with_transformers(case)
         print(json.dumps(answers, default=lambda value: value.item()), flush=True)
