@@ -436,11 +436,15 @@ def test_budgets_that_cannot_be_met_still_give_a_file(recipe: Recipe, capsys: py
     assert main(["compress", "--recipe", str(path)]) == 1
     out = capsys.readouterr()
     assert "NOT met" in out.out and "nothing fits the budget" in out.err
-    # the closest that there is: trimmed, and without a head or neuron
+    # what comes closest has no head left; what is written is smaller, and as good as what was fine-tuned
     assert edgebert.check(recipe.output)
     spec, whole = edgebert.load(recipe.output).spec, load_checkpoint(recipe.model).spec
-    assert {(layer.num_heads, layer.intermediate_size) for layer in spec.layers} == {(0, 0)}
-    assert spec.num_layers == 1 and spec.vocab_size < whole.vocab_size
+    assert spec.num_layers == whole.num_layers and spec.vocab_size < whole.vocab_size
+    report = json.loads(Path(recipe.output).with_suffix(".json").read_text())
+    scores = {stage["name"]: next(iter(stage["metrics"].values())) for stage in report["stages"]}
+    assert scores["plan"] >= scores["finetune"] - 0.01
+    candidates = next(stage["candidates"] for stage in report["stages"] if stage["name"] == "plan")
+    assert sum(candidates[-1]["intermediate_size"]) > 0 == sum(candidates[0]["intermediate_size"])
 
 
 def test_a_latency_budget_is_met_by_the_file(recipe: Recipe) -> None:
@@ -450,7 +454,7 @@ def test_a_latency_budget_is_met_by_the_file(recipe: Recipe) -> None:
     for _ in range(2):  # the second time from the stage on disk
         result = run(replace(recipe, distill=None, prune=None, trim=False, budget=budget))
         assert not result.met and "nothing fits the budget" in " ".join(result.report["messages"])
-        assert result.report["final"]["num_heads"] == [0]
+        assert len(result.report["final"]["num_heads"]) == 2
     result = run(replace(recipe, distill=None, prune=None, trim=False, budget=replace(budget, latency=50 * fastest)))
     assert result.met and [stage["name"] for stage in result.report["stages"]] == ["start", "finetune"]
 

@@ -48,7 +48,8 @@ PRUNING_EXAMPLES = 2048  # that choose and tune what stays
 PRUNING_BATCH = 32
 WORST = 20  # examples in the report
 LATENCY_TRIES = 3
-DROP_STEPS = 5  # between all operations and the least, where a budget of accuracy says how far to go
+DROP_STEPS = 5  # between all operations and the least, where the metric's drop says how far to go
+FALLBACK_DROP, FALLBACK_FLOPS = 1.0, 0.25  # points and share of operations, where no model fits the other budgets
 REPORT_BYTES = 16_384  # kept free under a budget of size for the report in the file
 
 
@@ -273,7 +274,7 @@ class _Run:
                 self._prune_to(costs, share * costs.predict(whole.spec))
                 if step < settings.steps:
                     self._retrain(whole, settings)
-        self._plan()
+        self._plan(teacher)
         if settings is not None and settings.retrain and self.store.stages[-1].checkpoint.spec != whole.spec:
             self._retrain(whole, settings)
 
@@ -295,11 +296,13 @@ class _Run:
         def make(_: Path) -> tuple[Checkpoint, dict[str, Any]]:
             whole = self.store.stages[-1].checkpoint
             candidate = Candidate(whole, self._measure_importance(whole), whole.spec.num_layers)
-            shares = np.linspace(1.0, flops, 1 + DROP_STEPS)[1:].tolist()
-            lowest = _score(teacher.record) - drop / 100
-            return prune_until(candidate, prune.Flops.of(whole.spec), shares, self._score_trained, lowest)
+            return self._prune_until(candidate, flops, _score(teacher.record) - drop / 100)
 
         self._stage("prune", (flops, drop), make)
+
+    def _prune_until(self, candidate: Candidate, flops: float, lowest: float) -> tuple[Checkpoint, dict[str, Any]]:
+        shares = np.linspace(1.0, flops, 1 + DROP_STEPS)[1:].tolist()
+        return prune_until(candidate, prune.Flops.of(candidate.parent.spec), shares, self._score_trained, lowest)
 
     def _score_trained(self, checkpoint: Checkpoint) -> float:
         """The metric of a checkpoint as PyTorch computes it."""
@@ -324,9 +327,13 @@ class _Run:
         bar = tqdm(batches, desc="importance", unit="batch", mininterval=1.0)
         return prune.measure_importance(checkpoint, bar, TaskLoss(checkpoint, self.score_range))
 
-    def _plan(self) -> None:
-        """Get within the budgets of latency and size: the best of some candidates."""
+    def _plan(self, teacher: Stage) -> None:
+        """Get within the budgets of latency and size: the best of some candidates.
+
+        Where none fits, what a model needs to be of use is kept: it is pruned as far as the metric's drop allows.
+        """
         recipe, budget = self.recipe, self.recipe.budget
+        drop = FALLBACK_DROP if budget.drop is None else budget.drop
         whole = self.store.stages[-1].checkpoint
         table = None if budget.latency is None else self._latency_table(whole.spec)
 
@@ -346,6 +353,11 @@ class _Run:
             trimmed = None if budget.size is None or recipe.trim else self._trimmed(whole)
             candidates = list_candidates(whole, trimmed, self._measure_importance)
             best, pruned, record = choose(candidates, limits_of, self._score_trained)
+            if record["spent_share"] > 1:
+                whole_depth = [one for one in candidates if one.num_layers == whole.spec.num_layers]
+                lowest = _score(teacher.record) - drop / 100
+                pruned, tried = self._prune_until(whole_depth[-1], FALLBACK_FLOPS, lowest)
+                return pruned, record | tried | {"candidates": record["candidates"] + tried["candidates"]}
             tries: list[dict[str, float]] = []
             if table is not None:
                 pruned, tries = self._meet_latency(
@@ -354,9 +366,12 @@ class _Run:
             return pruned, record | {"tries": tries}
 
         limits = budget.latency, budget.size, recipe.int8
-        stage = self._stage("plan", (limits, table.workload if table is not None else None), make)
+        stage = self._stage("plan", (limits, drop, table.workload if table is not None else None), make)
         if (share := stage.record["spent_share"]) > 1:
-            self._say(f"plan: nothing fits the budget; what comes closest takes {share:.3g} times as much")
+            self._say(
+                f"plan: nothing fits the budget, what comes closest takes {share:.3g} times as much; so the model is "
+                f"pruned only as far as the metric stays within {drop:g} points"
+            )
 
     def _meet_latency(
         self, pruned: Checkpoint, table: LatencyTable, prune_to: Callable[[float], Checkpoint]

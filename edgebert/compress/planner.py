@@ -95,7 +95,7 @@ def choose(
 ) -> tuple[Candidate, Checkpoint, dict[str, Any]]:
     """Prune every candidate to its limits, and take the one with the best score, of equals the first.
 
-    Where none fits, the one that comes closest.
+    Where none fits, the one that comes closest, however bad it is.
 
     Args:
         candidates: in the order in which they are tried.
