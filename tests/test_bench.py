@@ -265,6 +265,13 @@ def test_provenance_names_where_a_result_comes_from() -> None:
     assert keys <= found.keys() and found["affinity"] and found["cpu"]
 
 
+def test_provenance_of_a_run_too_short_to_measure_is_that_from_before() -> None:
+    recorder = provenance.Recorder(ROOT)
+    recorder.others_busy = 0.25  # no hundredth of a second tells this
+    found = recorder.describe([], {})
+    assert found["others_busy"] == 0.25 and any("used 25%" in warning for warning in found["warnings"])
+
+
 def test_provenance_warns_of_what_makes_numbers_lie() -> None:
     assert provenance.find_warnings(0.01, 0.0, 0, None) == provenance.find_warnings(0.0, 0.01, 0, "performance") == []
     warnings = provenance.find_warnings(0.5, 0.2, 3, "powersave")

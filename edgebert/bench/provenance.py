@@ -25,6 +25,7 @@ _ISA_FLAGS = (
 BUSY_LIMIT = 0.05  # share of all CPUs that others may use before a result is doubted
 CLOCK_LIMIT = 0.1  # by which the speed of a CPU may change
 IDLE_LIMIT = 0.1  # of a CPU that a contender may use while it has nothing to do
+BUSY_SECONDS = 0.5  # that tell how busy the CPUs are: their ticks are of a hundredth
 _CLOCK_BYTES = bytes(1 << 20)
 
 
@@ -40,6 +41,7 @@ class Recorder:
         self._started = time.time()
         self.others_busy = measure_busy()
         self._load_before = load_average()
+        self._begun = time.time()
         self._ticks_before = _read_ticks()
         self._own_before = _own_seconds()
         self._throttled_before = throttled_periods()
@@ -59,7 +61,8 @@ class Recorder:
     def describe(self, command: Sequence[str], packages: Mapping[str, str | None]) -> dict[str, Any]:
         """Everything as plain values for JSON; `command` is written as words, without the folders of files.
 
-        What the processes used that this one started counts as its own once they have ended.
+        What the processes used that this one started counts as its own once they have ended. Of a run that was shorter
+        than the measurement before it, others' use is taken from that.
         """
         self.watch_clock()
         load_before, load_after = self._load_before, load_average()
@@ -67,7 +70,10 @@ class Recorder:
         hot = hot_periods() - self._hot_before
         ticks = _read_ticks()
         steal = _share(self._ticks_before, ticks, "steal")
-        others = max(0.0, 1.0 - _share(self._ticks_before, ticks, "idle", default=1.0) - steal - self._own_share())
+        others = self.others_busy
+        if (elapsed := time.time() - self._begun) >= BUSY_SECONDS:
+            own = (_own_seconds() - self._own_before) / elapsed / (os.cpu_count() or 1)
+            others = max(0.0, 1.0 - _share(self._ticks_before, ticks, "idle", default=1.0) - steal - own)
         slowdown = max(self._clocks) / min(self._clocks) - 1.0
         return {
             "command": shlex.join(_without_folder(word) for word in command),
@@ -93,10 +99,6 @@ class Recorder:
             "clock_change": round(slowdown, 3),
             "warnings": find_warnings(max(self.others_busy, others), steal, throttled, governor(), hot, slowdown),
         }
-
-    def _own_share(self) -> float:
-        elapsed = time.time() - self._started
-        return (_own_seconds() - self._own_before) / elapsed / (os.cpu_count() or 1)
 
     def _git(self, *arguments: str) -> str | None:
         if self._root is None:
@@ -160,7 +162,7 @@ def load_average() -> list[float]:
     return [round(value, 2) for value in os.getloadavg()] if hasattr(os, "getloadavg") else []
 
 
-def measure_busy(seconds: float = 0.5) -> float:
+def measure_busy(seconds: float = BUSY_SECONDS) -> float:
     """Share of all CPU time that was used while this process slept; 0 where the system does not tell."""
     before = _read_ticks()
     time.sleep(seconds)
