@@ -245,4 +245,4 @@ def _read_tokenizer(path: Path, spec: EncoderSpec) -> Tokenizer | None:
     tokenizer_json = read_artifact(path, verify=False).tokenizer_json  # the backend has verified what it verifies
     if tokenizer_json is None:
         return None
-    return Tokenizer(tokenizer_json, spec.max_length, spec.usable_positions, spec.num_token_types)
+    return Tokenizer.for_spec(tokenizer_json, spec)

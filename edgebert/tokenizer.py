@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import count
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgebert.artifact.spec import EncoderSpec
 from edgebert.batch import I32, PackedBatch
 from edgebert.errors import InvalidInputError, ModelFormatError
 
@@ -76,7 +76,14 @@ class Tokenizer:
         mask_id: the id that stands for a token to be filled in; None if there is none.
     """
 
-    def __init__(self, tokenizer_json: str, max_length: int, usable_positions: int, num_token_types: int) -> None:
+    def __init__(
+        self,
+        tokenizer_json: str,
+        max_length: int,
+        usable_positions: int,
+        num_token_types: int,
+        mask_token: str | None = None,
+    ) -> None:
         """Args: the tokenizers library's JSON, and the spec's fields of those names.
 
         Raises:
@@ -89,14 +96,32 @@ class Tokenizer:
         except Exception as error:  # the library raises nothing narrower
             raise ModelFormatError(f"the file's tokenizer cannot be read ({error}): re-export the model") from None
         # Truncation is done here: the library's keeps every cut-off piece, which for long pairs are very many.
+        truncation = self._tokenizer.truncation
+        self._cuts_left = truncation is not None and truncation["direction"] == "left"
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self.max_length = max_length
         self._usable_positions = usable_positions
         self._num_token_types = num_token_types
-        self.unknown_id = self.find_id("[UNK]", "<unk>")
-        self.mask_id = self.find_id("[MASK]", "<mask>")
+        unknown = getattr(self._tokenizer.model, "unk_token", None)  # a Unigram model has an id, which it hides
+        self.unknown_id = self.find_id(unknown or "[UNK]", "[UNK]", "<unk>")
+        self.mask_id = self.find_id(mask_token or "[MASK]", mask_token or "<mask>")
         self._layouts = [self._find_layout(num_texts) for num_texts in (1, 2)]
+
+    @classmethod
+    def for_spec(cls, tokenizer_json: str, spec: EncoderSpec) -> Tokenizer:
+        """The tokenizer of a file with this spec."""
+        return cls(tokenizer_json, spec.max_length, spec.usable_positions, spec.num_token_types, spec.mask_token)
+
+    @property
+    def special_tokens(self) -> list[str]:
+        """The special tokens, as texts may hold them."""
+        return [token.content for token in self._tokenizer.get_added_tokens_decoder().values() if token.special]
+
+    @property
+    def gives_types(self) -> bool:
+        """Whether the second text of a pair has a type of its own."""
+        return any(self._layouts[1].text_types)
 
     @property
     def marks_subwords(self) -> bool:
@@ -149,7 +174,7 @@ class Tokenizer:
             if sum(map(len, parts)) > room:
                 is_truncated[row] = True
                 keep = _longest_first([len(part) for part in parts], room)
-                parts = [part[:size] for part, size in zip(parts, keep, strict=True)]
+                parts = [self._cut(part, size) for part, size in zip(parts, keep, strict=True)]
             ids, types = layout.assemble(parts)
             if not ids:
                 raise InvalidInputError(f"text {row} gives no tokens: the tokenizer adds none of its own, leave it out")
@@ -196,19 +221,34 @@ class Tokenizer:
             offsets = np.array(last.offsets, np.int32).reshape(-1, 2)
             word_ids = np.array([-1 if word is None else word for word in last.word_ids], np.int32)
             first = layout.last_text + sum(map(len, head))
-            for begin in count(0, step):
-                end = min(begin + room, len(last.ids))
+            spans = self._find_windows(len(last.ids), room, stride)
+            is_truncated[row] = stride is None and room < len(last.ids)
+            for i, (begin, end) in enumerate(spans):
                 ids, types = layout.assemble([*head, last.ids[begin:end]])
                 all_ids.append(np.array(ids, np.int32))
                 all_types.append(np.array(types, np.int32))
-                is_last = stride is None or end == len(last.ids)
-                margin = (stride or 0) // 2
-                owned = range((stride or 0) - margin if begin else 0, end - begin - (0 if is_last else margin))
+                # what two windows share is owned half by each
+                owned_from = (spans[i - 1][1] + begin + 1) // 2 if i > 0 else begin
+                owned_to = (end + spans[i + 1][0] + 1) // 2 if i + 1 < len(spans) else end
+                owned = range(owned_from - begin, owned_to - begin)
                 windows.append(Window(row, first, offsets[begin:end], word_ids[begin:end], owned))
-                if is_last:
-                    is_truncated[row] = end < len(last.ids)
-                    break
         return self._pack(all_ids, all_types), windows, is_truncated
+
+    def _cut(self, tokens: list[int], size: int) -> list[int]:
+        """The `size` tokens that truncation keeps."""
+        return tokens[len(tokens) - size :] if self._cuts_left else tokens[:size]
+
+    def _find_windows(self, size: int, room: int, stride: int | None) -> list[tuple[int, int]]:
+        """Bounds of the windows of a text of `size` tokens, in their order; one where it fits or is truncated.
+
+        The last window is short, or where truncation is on the left, the first.
+        """
+        if size <= room or stride is None:
+            windows = [(0, min(room, size))]
+        else:
+            steps = range(0, size - room + (room - stride), room - stride)
+            windows = [(begin, min(begin + room, size)) for begin in steps]
+        return [(size - end, size - begin) for begin, end in reversed(windows)] if self._cuts_left else windows
 
     def _pack(self, ids: list[NDArray[np.int32]], types: list[NDArray[np.int32]]) -> PackedBatch:
         return PackedBatch.from_lists(ids, types if self._num_token_types >= 2 else None)
@@ -238,7 +278,10 @@ class Tokenizer:
 
     def _find_layout(self, num_texts: int) -> _Layout:
         """Read the places of special tokens off a row of short texts."""
-        encoding = self._tokenizer.encode("a", "a" if num_texts == 2 else None)
+        try:
+            encoding = self._tokenizer.encode("a", "a" if num_texts == 2 else None)
+        except Exception as error:  # the library raises nothing narrower
+            raise ModelFormatError(f"the file's tokenizer cannot be used ({error}): bring token ids instead") from None
         layout = _Layout([[]], [[]], [])
         previous = None
         for token, kind, text in zip(encoding.ids, encoding.type_ids, encoding.sequence_ids, strict=True):
@@ -275,7 +318,7 @@ class Tokenizer:
         flat = [part for parts in rows for part in parts]
         try:
             return encode(flat, add_special_tokens=False)
-        except (TypeError, UnicodeEncodeError):
+        except Exception as failure:  # the library raises nothing narrower
             for row, parts in enumerate(rows, first):
                 try:
                     "".join(parts).encode()
@@ -284,7 +327,7 @@ class Tokenizer:
                         f"text {row} is not valid Unicode ({error.reason} at character {error.start}): "
                         "decode it with errors='replace'"
                     ) from None
-            raise
+            raise InvalidInputError(f"the file's tokenizer cannot read these texts: {failure}") from None
 
 
 def _read_texts(texts: Iterable[Text]) -> list[Text]:

@@ -377,12 +377,14 @@ def test_export_to_a_folder_makes_a_whole_one(checkpoint: Path, tmp_path: Path) 
 
 
 def test_a_folder_tells_other_tokenizers_what_the_file_does(checkpoint: Path, tmp_path: Path) -> None:
-    """The source names no tokenizer class; a cased BERT's options must not fall back to transformers' lowercasing."""
+    """A cased tokenizer of the general class must not fall back to the lower-casing of transformers' BERT classes."""
     source = tmp_path / "cased"
     shutil.copytree(checkpoint, source)
     tokenizer = json.loads((source / "tokenizer.json").read_text(encoding="utf-8"))
     tokenizer["normalizer"] |= {"lowercase": False, "strip_accents": False, "handle_chinese_chars": False}
     (source / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": ["input_ids", "token_type_ids"]}
+    (source / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
     edgebert.export(source, tmp_path / "model")
     config = json.loads((tmp_path / "model" / "tokenizer_config.json").read_text(encoding="utf-8"))
     assert config["tokenizer_class"] == "BertTokenizer"
@@ -508,7 +510,7 @@ def test_a_source_that_transformers_cannot_load_is_named(
     load_checkpoint = export_module.load_checkpoint
 
     def load(*arguments: Any) -> Any:
-        return dataclasses.replace(load_checkpoint(*arguments), folder=tmp_path)
+        return dataclasses.replace(load_checkpoint(*arguments), folder=tmp_path, tokenizer_json=None)
 
     monkeypatch.setattr(export_module, "load_checkpoint", load)
     with pytest.raises(GateError, match="transformers .* cannot load"):

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-import tokenizers
 import torch
 import transformers
 from checkpoints import (
@@ -226,6 +225,7 @@ def test_installed_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     [
         ({"id2label": {"1": "no", "0": "yes", "2": "maybe"}}, ("yes", "no", "maybe")),
         ({"id2label": {"0": "a", "1": "b"}, "num_labels": 3}, ("LABEL_0", "LABEL_1", "LABEL_2")),
+        ({"id2label": {"0": "a", "1": "b", "2": "c"}, "num_labels": 3}, ("a", "b", "c")),
         ({"id2label": None, "num_labels": 3}, ("LABEL_0", "LABEL_1", "LABEL_2")),
     ],
 )
@@ -244,70 +244,6 @@ def test_family_and_task_by_hand(tmp_path: Path) -> None:
         load_checkpoint(tmp_path, family="bert")
     for task in ("pretraining", "fill-mask", "next-sentence", "embedding:pooler"):
         assert load_checkpoint(tmp_path, task=task, family="bert").spec.task == task.partition(":")[0]
-
-
-# Tokenizers
-
-TEXTS = ("The Réd fox, isn't it?", "中文 abc", " [MASK] x\ty  ", "<mask> tail", "", "ÀÉ ab\u0300c")
-
-
-@pytest.mark.parametrize(
-    "config",
-    [{}, {"do_lower_case": False}, {"strip_accents": False}, {"tokenize_chinese_chars": False}, {"cls_token": "the"}],
-    ids=str,
-)
-def test_vocab_txt(config: dict[str, Any], tmp_path: Path) -> None:
-    make_checkpoint(tmp_path)
-    words = (
-        "[PAD] [UNK] [CLS] [SEP] [MASK] the red fox , ' t isn it ? 中 文 ab ##c Ré réd Réd ##d àé ae a 中文 x y tail"
-    )
-    (tmp_path / "vocab.txt").write_text(words.replace(" ", "\n") + "\n", encoding="utf-8")
-    write_json(tmp_path / "tokenizer_config.json", config)
-    check_tokenizer(tmp_path, transformers.BertTokenizerFast.from_pretrained(tmp_path))
-
-
-@pytest.mark.parametrize("config", [{}, {"add_prefix_space": True}], ids=str)
-def test_vocab_json_and_merges(config: dict[str, Any], tmp_path: Path) -> None:
-    make_checkpoint(tmp_path, "roberta")
-    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
-    tokens = ["<s>", "<pad>", "</s>", "<unk>", *alphabet, "Ġt", "he", "Ġthe", "ta", "il", "<mask>"]
-    write_json(tmp_path / "vocab.json", {token: i for i, token in enumerate(tokens)})
-    (tmp_path / "merges.txt").write_text("#version: 0.2\nĠ t\nh e\nĠt he\nt a\ni l\n", encoding="utf-8")
-    write_json(tmp_path / "tokenizer_config.json", config)
-    check_tokenizer(tmp_path, transformers.RobertaTokenizerFast.from_pretrained(tmp_path))
-
-
-def check_tokenizer(folder: Path, expected: Any) -> None:
-    tokenizer_json = load_checkpoint(folder).tokenizer_json
-    assert tokenizer_json is not None
-    ours = tokenizers.Tokenizer.from_str(tokenizer_json)
-    for text in TEXTS:
-        single, pair = ours.encode(text), ours.encode(text, "the fox")
-        assert single.ids == expected(text)["input_ids"], text
-        assert pair.ids == expected(text, "the fox")["input_ids"], text
-
-
-def test_tokenizer_json_is_cleared(tmp_path: Path, tokenizer_json: str) -> None:
-    make_checkpoint(tmp_path)
-    tokenizer = tokenizers.Tokenizer.from_str(tokenizer_json)
-    tokenizer.enable_truncation(8)
-    tokenizer.enable_padding(length=128)
-    tokenizer.save(str(tmp_path / "tokenizer.json"), pretty=True)
-    write_json(tmp_path / "tokenizer_config.json", {"do_lower_case": False})
-    add_sentence_modules(tmp_path, MEAN)
-    stored = json.loads(str(load_checkpoint(tmp_path).tokenizer_json))
-    assert (stored["truncation"], stored["padding"]) == (None, None)
-    assert stored["normalizer"]["lowercase"] is False  # transformers lets tokenizer_config.json win
-    write_json(tmp_path / "sentence_bert_config.json", {"do_lower_case": True})
-    lowered = tokenizers.Tokenizer.from_str(str(load_checkpoint(tmp_path).tokenizer_json))
-    assert lowered.encode("THE Router").tokens == ["[CLS]", "the", "router", "[SEP]"]
-
-
-def test_sentencepiece_model_alone_is_refused(tmp_path: Path) -> None:
-    make_checkpoint(tmp_path, "camembert")
-    (tmp_path / "sentencepiece.bpe.model").write_bytes(b"model")
-    with pytest.raises(UnsupportedModelError, match="no tokenizer.json"):
-        load_checkpoint(tmp_path)
 
 
 # Refused by name

@@ -9,8 +9,8 @@ from __future__ import annotations
 import itertools
 import json
 import os
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,7 @@ from edgebert.backends.registry import available_backends, load_backend
 from edgebert.batch import PackedBatch
 from edgebert.errors import InvalidInputError, ModelFormatError
 from edgebert.quant import F32
-from edgebert.tokenizer import Tokenizer
+from edgebert.tokenizer import Text, Tokenizer
 
 FP32_TOLERANCE = 1e-5
 INT8_COSINE = 0.998
@@ -43,6 +43,26 @@ _TEXTS = (
     "Order no. 4711-B: 3 × 250 g, 12.50 € each; total 37,50 €!",
     ("How long does the crossing take?", "About forty minutes when the sea is calm."),
 )
+# What tokenizers differ about; {special} stands for each of the tokenizer's special tokens in turn.
+_AWKWARD_TEXTS = (
+    "",
+    " ",
+    "The Ferry LEAVES at noon",
+    "Café déjà vu, naïve Ångström e\u0301",
+    "  two   blanks\t a tab\na line ",
+    "don't DON'T it's well-known (really!) 100%",
+    "{special} before{special}between {special}, after",
+    "日本語のルータを再起動する 東京タワー",
+    "مرحبا بالعالم हिन्दी ไทย 한국어 Ελλάδα Москва",
+    "a\u200bb\u00a0c\u00add \ufb01ne \u2460 \u2167 👩\u200d👧",
+    "A sentence that is far too long for one row of the model, " * 12,
+    ("Short?", "Yes."),
+    ("Short?", "A second text that does not fit, and is cut. " * 20),
+    ("A first text that does not fit, and is cut. " * 20, "Yes."),
+    ("Both of these are too long, the first one. " * 20, "And the second one, which is. " * 20),
+    ("The Café", ""),
+)
+_CUT_LENGTH = 64  # tokens that texts are cut to besides the file's own limit, which many texts do not reach
 _LENGTHS = (5, 3, 1, 33, 17, 2)  # of the sequences of random ids that stand in where there is no tokenizer
 _FEW_VALUES = 16  # a cosine over fewer values is chance: such rows are compared as one vector
 
@@ -102,10 +122,77 @@ def check(
     return report
 
 
+class Encoded(NamedTuple):
+    """A text or pair as a row of tokens.
+
+    Attributes:
+        input_ids: the row's.
+        token_type_ids: the row's; zeros where a tokenizer gives none.
+        offsets: (begin, end) in characters, for each token of a text; none for a pair.
+    """
+
+    input_ids: list[int]
+    token_type_ids: list[int]
+    offsets: list[tuple[int, int]]
+
+
+def check_tokenizer(
+    tokenizer: Tokenizer, spec: EncoderSpec, name: str, encode: Callable[[Text, int], Encoded]
+) -> dict[str, Any]:
+    """Hold a file's tokenizer against the checkpoint's own, on texts that tokenizers differ about.
+
+    Args:
+        tokenizer: the file's.
+        spec: the file's.
+        name: of what `encode` runs.
+        encode: from a text or pair and a limit of tokens to what the checkpoint's own tokenizer makes of them.
+
+    Returns:
+        The record: what it agrees with, and on how many texts.
+
+    Raises:
+        GateError: it differs; the message has the first text that shows it.
+    """
+    count = 0
+    for text in [*_TEXTS, *_AWKWARD_TEXTS]:
+        if isinstance(text, str) and "{special}" in text:
+            text = " ".join(text.replace("{special}", token) for token in tokenizer.special_tokens)
+        for limit in sorted({spec.max_length, min(spec.max_length, _CUT_LENGTH)}):
+            try:
+                ours = _encode(tokenizer, text, limit)
+            except InvalidInputError:  # no token, or no room for any
+                continue
+            theirs = encode(text, limit)
+            for field in Encoded._fields:
+                a, b = getattr(ours, field), getattr(theirs, field)
+                if a != b and (field != "token_type_ids" or spec.has_token_types):
+                    raise GateError(
+                        f"the file's tokenizer and {name} differ in {field} of {text!r:.200}, cut to {limit} tokens: "
+                        f"{_around(a, b)} and {_around(b, a)}"
+                    )
+            count += 1
+    return {"agreed": name, "num_texts": count}
+
+
+def _encode(tokenizer: Tokenizer, text: Text, limit: int) -> Encoded:
+    batch, _ = tokenizer.tokenize([text], limit)
+    offsets: list[tuple[int, int]] = []
+    if isinstance(text, str):  # a pair's are those of its texts
+        _, [window], _ = tokenizer.tokenize_windows([text], limit)
+        offsets = [(begin, end) for begin, end in window.offsets.tolist()]
+    return Encoded(batch.input_ids.tolist(), batch.token_type_ids.tolist(), offsets)
+
+
+def _around(a: list[Any], b: list[Any]) -> str:
+    """What `a` has where it first differs from `b`."""
+    first = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    return f"{a[first : first + 5]} from token {first} of {len(a)}"
+
+
 def probe_batch(spec: EncoderSpec, tokenizer_json: str | None) -> PackedBatch:
     """The sequences every file is checked with: short texts and a pair, or random ids where there is no tokenizer."""
     if tokenizer_json is not None:
-        tokenizer = Tokenizer(tokenizer_json, spec.max_length, spec.usable_positions, spec.num_token_types)
+        tokenizer = Tokenizer.for_spec(tokenizer_json, spec)
         return tokenizer.tokenize(_TEXTS)[0]
     rng = np.random.default_rng(0)
     lengths = [min(length, spec.max_length) for length in _LENGTHS]

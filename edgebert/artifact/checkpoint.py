@@ -6,6 +6,8 @@ name. Layouts and head arithmetic follow transformers' `modeling_*.py`; `modules
 
 from __future__ import annotations
 
+import difflib
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +16,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from edgebert.artifact.checkpoint_files import find_checkpoint_folder, read_json, read_object, read_weights
-from edgebert.artifact.checkpoint_tokenizer import read_tokenizer_json
+from edgebert.artifact.checkpoint_tokenizer import CheckpointTokenizer, read_tokenizer
 from edgebert.artifact.names import linear_name, weight_tensors
 from edgebert.artifact.spec import FAMILIES, POOLINGS, PROBLEM_TYPES, TASKS, EncoderSpec, LayerSpec
 from edgebert.errors import ModelFormatError, UnsupportedModelError
@@ -166,7 +168,28 @@ _TABLES = {
     ),
 }
 # What transformers takes where a config leaves a key out.
-_DEFAULTS = {"type_vocab_size": 2, "layer_norm_eps": 1e-12, "hidden_act": "gelu", "pad_token_id": 0}
+_DEFAULTS = {
+    "embedding_size": 128,
+    "type_vocab_size": 2,
+    "layer_norm_eps": 1e-12,
+    "hidden_act": "gelu",
+    "pad_token_id": 0,
+}
+
+
+# What the values of config.json must be, beside those that `_body_spec` reads as sizes; null is as good as absent.
+_TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {
+    "architectures": (list, "a list of names"),
+    "model_type": (str, "a name"),
+    "hidden_act": (str, "a name"),
+    "activation": (str, "a name"),
+    "position_embedding_type": (str, "a name"),
+    "problem_type": (str, "a name"),
+    "tokenizer_class": (str, "a name"),
+    "id2label": (dict, "an object of names by number"),
+    "num_labels": (int, "a whole number"),
+    "layer_norm_eps": ((int, float), "a number"),
+}
 
 
 @dataclass
@@ -176,11 +199,13 @@ class Checkpoint:
     Attributes:
         spec: the model's EncoderSpec, every dtype f32.
         tensors: f32 arrays under the names and shapes of `names.weight_tensors(spec)`.
-        tokenizer_json: the tokenizer's JSON, minified, without truncation and padding; None if the source has none.
+        tokenizer_json: the tokenizer's JSON, minified, without padding, and with a truncation only
+            for the side it is on; None if the source has none.
         config: the source's config.json.
         source_files: config and tokenizer files of the source, worth keeping beside an export: name relative to the
             source's folder -> path.
         folder: the folder that transformers can load.
+        lowercases: sentence-transformers puts texts in lower case before the tokenizer sees them; its JSON does so too.
         smooth: by linear the smoothing factors f32 [K] that quantization-aware training held fixed (compress/qat.py):
             quantization takes these, and the nearest codes; empty: it chooses.
     """
@@ -191,6 +216,7 @@ class Checkpoint:
     config: dict[str, Any]
     source_files: dict[str, Path]
     folder: Path
+    lowercases: bool = False
     smooth: dict[str, F32] = field(default_factory=dict)
 
 
@@ -211,7 +237,7 @@ def load_checkpoint(source: str | Path, task: str | None = None, family: str | N
     root = find_checkpoint_folder(source)
     modules = _read_modules(root)
     folder = root / modules[0][1] if modules else root
-    config = read_object(folder / "config.json")
+    config = _read_config(folder / "config.json")
     family = _choose_family(config, family)
     table = _TABLES[family]
     task, pooling = _choose_task(config, table, task, has_modules=bool(modules))
@@ -223,21 +249,34 @@ def load_checkpoint(source: str | Path, task: str | None = None, family: str | N
         head = {"pooling": "cls" if pooling == "pooler" else pooling}
         if pooling == "pooler":
             head |= {"dense_size": spec.hidden_size, "dense_activation": "tanh"}
-    spec = spec.replace(**head, **_task_head(config, table, task, raw))
-    tokenizer_config = read_object(folder / "tokenizer_config.json", {})
-    spec = spec.replace(max_length=_max_length(spec, root, tokenizer_config), **_prompts(root, task))
+    spec = spec.replace(**head, **_task_head(config, table, task, raw), **_prompts(root, task))
     tensors = _canonical_tensors(spec, table, raw, dense)
+    tokenizer = read_tokenizer(folder, family, config, spec.has_token_types)
+    spec = spec.replace(
+        max_length=_max_length(spec, root, folder), mask_token=tokenizer.mask_token if tokenizer else None
+    )
+    lowercases = task == "embedding" and bool(_sentence_config(root).get("do_lower_case"))
     return Checkpoint(
         spec=spec,
         tensors=tensors,
-        tokenizer_json=read_tokenizer_json(folder, tokenizer_config, _lowercases_text(root, task)),
+        tokenizer_json=_tokenizer_json(spec, tokenizer, lowercases) if tokenizer else None,
         config=config,
         source_files=_source_files(root, folder, modules),
         folder=folder,
+        lowercases=lowercases,
     )
 
 
 # Files and weights
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    config = read_object(path)
+    for key, (kind, what) in _TYPES.items():
+        value = config.get(key)
+        if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+            raise ModelFormatError(f"{path}: {key} must be {what}, got {value!r:.100}")
+    return config
 
 
 def _source_files(root: Path, folder: Path, modules: list[tuple[str, str]]) -> dict[str, Path]:
@@ -266,9 +305,11 @@ class _Weights:
     def get(self, name: str, shape: tuple[int, ...]) -> F32:
         """The tensor of this name and shape."""
         if name not in self._tensors:
+            near = difflib.get_close_matches(name, self._tensors, n=3, cutoff=0.5) or sorted(self._tensors)[:3]
             raise UnsupportedModelError(
                 f"the checkpoint has no tensor {name} (nor under the names of older releases), which its config asks "
-                "for: check the config's `architectures`, or name the task and family"
+                f"for; the nearest of its {len(self._tensors)} are {', '.join(near) or 'none'}: check the config's "
+                "`architectures`, or name the task and family"
             )
         tensor = self._tensors[name]
         self._used.add(name)
@@ -382,7 +423,7 @@ def _body_spec(config: dict[str, Any], table: _Family, family: str, task: str) -
     hidden_size, num_heads = size("hidden_size"), size("num_attention_heads")
     if num_heads == 0 or hidden_size % num_heads:
         raise UnsupportedModelError(f"hidden size {hidden_size} is not a multiple of the {num_heads} attention heads")
-    embedding_size = config.get("embedding_size") or 128 if family == "electra" else hidden_size
+    embedding_size = size("embedding_size") if family == "electra" else hidden_size
     layer = LayerSpec(num_heads, hidden_size // num_heads, size("intermediate_size"))
     num_token_types = 0 if family == "distilbert" else size("type_vocab_size")
     position_offset = size("pad_token_id") + 1 if table.has_position_padding else 0
@@ -434,13 +475,22 @@ def _task_head(config: dict[str, Any], table: _Family, task: str, raw: _Weights)
 
 
 def _labels(config: dict[str, Any]) -> tuple[str, ...]:
-    """The labels as transformers counts and names them: `num_labels` wins over an `id2label` of another length."""
-    id2label = config.get("id2label")
-    names = {int(key): str(name) for key, name in id2label.items()} if isinstance(id2label, dict) else {}
-    count = config.get("num_labels") or len(names) or 2
-    if sorted(names) == list(range(count)):
-        return tuple(names[i] for i in range(count))
-    return tuple(f"LABEL_{i}" for i in range(count))
+    """The labels as transformers counts and names them: `num_labels` wins over an `id2label` of another length.
+
+    Raises:
+        ModelFormatError: ids that are not 0, 1, 2 …: transformers has no name for some logits then.
+    """
+    id2label, count = config.get("id2label"), config.get("num_labels")
+    if id2label is None or (count is not None and count != len(id2label)):
+        return tuple(f"LABEL_{i}" for i in range(2 if count is None else count))
+    names = {str(key): str(name) for key, name in id2label.items()}
+    ids = [str(i) for i in range(len(names))]
+    if sorted(names) != sorted(ids):
+        raise ModelFormatError(
+            f"config.json: id2label must name the logits 0 to {len(names) - 1}, got the ids {', '.join(names)[:100]}: "
+            "name them all"
+        )
+    return tuple(names[i] for i in ids)
 
 
 # sentence-transformers
@@ -531,15 +581,33 @@ def _sentence_config(root: Path) -> dict[str, Any]:
     return read_object(paths[0]) if paths else {}
 
 
-def _lowercases_text(root: Path, task: str) -> bool:
-    return task == "embedding" and bool(_sentence_config(root).get("do_lower_case"))
+def _tokenizer_json(spec: EncoderSpec, tokenizer: CheckpointTokenizer, lowercases: bool) -> str:
+    """The tokenizer's JSON, minified, with what sentence-transformers and the truncation side add to it."""
+    parts = dict(tokenizer.parts)
+    if lowercases:
+        normalizers = [{"type": "Lowercase"}] + [parts["normalizer"]] * bool(parts.get("normalizer"))
+        parts["normalizer"] = {"type": "Sequence", "normalizers": normalizers}
+        # tokens with capitals cannot occur in a text that was put in lower case first
+        parts["added_tokens"] = [
+            token for token in parts["added_tokens"] if token["content"] == token["content"].lower()
+        ]
+    if tokenizer.truncation_side == "left":  # the right is what everybody takes
+        truncation = {"max_length": spec.max_length, "strategy": "LongestFirst", "stride": 0}
+        parts["truncation"] = {"direction": "Left", **truncation}
+    return json.dumps(parts, ensure_ascii=False, separators=(",", ":"))
 
 
-def _max_length(spec: EncoderSpec, root: Path, tokenizer_config: dict[str, Any]) -> int:
+def _max_length(spec: EncoderSpec, root: Path, folder: Path) -> int:
+    """The limit that sentence-transformers' config states, else the tokenizer's, as far as the positions go."""
     limit = _sentence_config(root).get("max_seq_length") if spec.task == "embedding" else None
     if limit is None:
-        limit = tokenizer_config.get("model_max_length")  # 1e30 where transformers knows no limit
-    return max(1, int(min(limit or spec.usable_positions, spec.usable_positions)))
+        settings = read_object(folder / "tokenizer_config.json", {})
+        limit = settings.get("model_max_length", settings.get("max_len"))  # 1e30 where transformers knows no limit
+    if limit is None:
+        return spec.usable_positions
+    if not isinstance(limit, (int, float)) or isinstance(limit, bool) or not limit >= 1:
+        raise ModelFormatError(f"{folder}: the longest text must be a number of tokens, at least 1, got {limit!r}")
+    return int(min(limit, spec.usable_positions))
 
 
 # Canonical tensors

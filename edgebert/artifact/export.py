@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 
 from edgebert import __version__
-from edgebert.artifact.check import GateError, check, compare_fp32, encode_probe, probe_batch
+from edgebert.artifact.check import check, check_tokenizer, compare_fp32, encode_probe, probe_batch
 from edgebert.artifact.checkpoint import Checkpoint, load_checkpoint
 from edgebert.artifact.folder import write_folder
 from edgebert.artifact.quantize import quantize
 from edgebert.artifact.reader import read_artifact
+from edgebert.artifact.reference import has_transformers, make_encoder, run_transformers
 from edgebert.artifact.writer import build_model, encode_metadata
 from edgebert.backends.base import Outputs
 from edgebert.backends.numpy_backend import NumpyBackend
@@ -31,17 +32,6 @@ CALIBRATION_FILE = Path(__file__).parents[1] / "data" / "calibration.txt"
 CALIBRATION_LENGTH = 128  # tokens of a calibration text at most
 CALIBRATION_TOKENS = 4096  # of one batch
 _RANDOM_TEXTS = 64  # stand in where there is no tokenizer
-
-# Task -> the class of transformers, without the family's prefix, and what it calls the file's outputs, in order.
-_TRANSFORMERS = {
-    "embedding": ("AutoModel", ("last_hidden_state",)),
-    "text-classification": ("AutoModelForSequenceClassification", ("logits",)),
-    "token-classification": ("AutoModelForTokenClassification", ("logits",)),
-    "question-answering": ("AutoModelForQuestionAnswering", ("start_logits", "end_logits")),
-    "fill-mask": ("AutoModelForMaskedLM", ("logits",)),
-    "next-sentence": ("AutoModelForNextSentencePrediction", ("logits",)),
-    "pretraining": ("AutoModelForPreTraining", ("prediction_logits", "seq_relationship_logits")),
-}
 
 
 def export(
@@ -82,7 +72,7 @@ def export(
     texts = _read_calibration(Path(calibrate)) if calibrate is not None else None
     _check_target(Path(os.path.abspath(output)))
     checkpoint = load_checkpoint(source if isinstance(source, str) else Path(source), task, family)
-    has_torch = importlib.util.find_spec("torch") and importlib.util.find_spec("transformers")
+    has_torch = importlib.util.find_spec("torch") and has_transformers()
     return export_checkpoint(
         checkpoint,
         output,
@@ -91,6 +81,7 @@ def export(
         int8_attention=int8_attention,
         texts=texts,
         run_pytorch=run_transformers if has_torch else None,
+        checks_text=True,
     )
 
 
@@ -104,6 +95,7 @@ def export_checkpoint(
     texts: Sequence[Text] | None = None,
     keep_f32: Collection[str] = (),
     run_pytorch: Callable[[Checkpoint, PackedBatch], Outputs] | None = None,
+    checks_text: bool = False,
 ) -> dict[str, Any]:
     """Export a checkpoint that is in memory, as `export` does one from a source.
 
@@ -113,6 +105,7 @@ def export_checkpoint(
         texts: with int8, texts or pairs to calibrate on; None takes the built-in sentences.
         keep_f32: with int8, linears that stay f32, by canonical name.
         run_pytorch: what PyTorch gives for the checkpoint and a batch, as `Backend.run`; the oracle must agree with it.
+        checks_text: hold the tokenizer against the one in the checkpoint's folder.
 
     Returns:
         The report.
@@ -127,6 +120,10 @@ def export_checkpoint(
     target = Path(os.path.abspath(output))
     _check_target(target)
     spec, tensors, quantization = checkpoint.spec, checkpoint.tensors, None
+    text_report = {}
+    if checks_text and checkpoint.tokenizer_json is not None:
+        tokenizer = Tokenizer.for_spec(checkpoint.tokenizer_json, spec)
+        text_report = {"tokenizer": check_tokenizer(tokenizer, spec, *make_encoder(checkpoint))}
     batch = probe_batch(spec, checkpoint.tokenizer_json)
     outputs = NumpyBackend(spec, tensors).run(batch, spec.outputs)
     reference = {} if run_pytorch is None else {"pytorch": run_pytorch(checkpoint, batch)}
@@ -151,7 +148,7 @@ def export_checkpoint(
         path = scratch / "model.onnx"
         path.write_bytes(model)
         del model
-        report = {"edgebert": __version__, **check(path, reference)}
+        report = {"edgebert": __version__, **check(path, reference), **text_report}
         if run_pytorch is not None:
             versions = [
                 f"{name} {version(name)}" for name in ("torch", "transformers") if importlib.util.find_spec(name)
@@ -169,63 +166,6 @@ def export_checkpoint(
             write_folder(folder, path, spec, tensors, checkpoint)
             _move_folder(folder, target)
     return report
-
-
-def run_transformers(checkpoint: Checkpoint, batch: PackedBatch) -> Outputs:
-    """What transformers gives for the checkpoint's folder, one sequence at a time, in the shapes of `Backend.run`.
-
-    Of an embedding model these are the hidden states: pooling is not part of transformers' model.
-
-    Raises:
-        GateError: transformers cannot load the folder.
-    """
-    import torch
-    import transformers
-
-    spec = checkpoint.spec
-    class_name, names = _TRANSFORMERS[spec.task]
-    config = {key: value for key, value in checkpoint.config.items() if key != "model_type"}
-    try:
-        with _quiet(transformers):
-            model = getattr(transformers, class_name).from_pretrained(
-                checkpoint.folder,
-                config=transformers.AutoConfig.for_model(spec.family, **config),
-                dtype=torch.float32,
-                attn_implementation="eager",
-                local_files_only=True,
-            )
-    except Exception as error:  # its errors share no base
-        raise GateError(
-            f"transformers {transformers.__version__} cannot load the source to compare: {error}"
-        ) from error
-    model.eval()
-    rows: dict[str, list[Any]] = {name: [] for name in spec.outputs[: len(names)]}
-    for i in range(batch.num_sequences):
-        ids, mask, types = (torch.from_numpy(part) for part in batch.take([i]).pad())
-        inputs = {"input_ids": ids, "attention_mask": mask} | (
-            {"token_type_ids": types} if spec.has_token_types else {}
-        )
-        with torch.no_grad():
-            outputs = model(**inputs)
-        for ours, theirs in zip(rows, names, strict=True):
-            value = outputs[theirs].numpy()
-            rows[ours].append(value[0] if spec.output_width(ours)[0] else value)
-    return {name: np.concatenate(parts).astype(np.float32) for name, parts in rows.items()}
-
-
-@contextlib.contextmanager
-def _quiet(transformers: Any) -> Iterator[None]:
-    """Silence transformers' loading messages: the gate finds missing weights by itself."""
-    logging = transformers.utils.logging
-    verbosity, has_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if has_bars:
-            logging.enable_progress_bar()
 
 
 # Calibration
@@ -250,7 +190,7 @@ def calibration_batches(checkpoint: Checkpoint, texts: Sequence[Text] | None) ->
     spec = checkpoint.spec
     length = min(CALIBRATION_LENGTH, spec.max_length)
     if checkpoint.tokenizer_json is not None:
-        tokenizer = Tokenizer(checkpoint.tokenizer_json, spec.max_length, spec.usable_positions, spec.num_token_types)
+        tokenizer = Tokenizer.for_spec(checkpoint.tokenizer_json, spec)
         batch, _ = tokenizer.tokenize(texts or _read_calibration(CALIBRATION_FILE), max_length=length)
     elif texts is not None:
         raise InvalidInputError("the checkpoint has no tokenizer, calibration texts cannot be used: leave them out")

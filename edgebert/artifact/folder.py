@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from edgebert.artifact.checkpoint import ARCHITECTURES, Checkpoint
 from edgebert.artifact.spec import EncoderSpec
+from edgebert.tokenizer import Tokenizer
 
 _CLASS_PREFIXES = {
     "bert": "Bert",
@@ -120,7 +121,8 @@ def _write_tokenizer_config(folder: Path, spec: EncoderSpec, checkpoint: Checkpo
         if isinstance(stated, str):
             special[role] = stated
     config |= special | {"model_max_length": spec.max_length}
-    config.setdefault("model_input_names", ["input_ids", *["token_type_ids"] * spec.has_token_types, "attention_mask"])
+    returns_types = spec.has_token_types and Tokenizer.for_spec(str(checkpoint.tokenizer_json), spec).gives_types
+    config["model_input_names"] = ["input_ids", *["token_type_ids"] * returns_types, "attention_mask"]
     # Names and forms that only some releases of transformers write are left out: others cannot read them.
     if not str(config.get("tokenizer_class", "")).endswith(("Tokenizer", "TokenizerFast")):
         config["tokenizer_class"] = "PreTrainedTokenizerFast"

@@ -94,6 +94,7 @@ class EncoderSpec:
     problem_type: str = "single_label_classification"
     portable: bool = False  # int8 weights kept in +-63
     pad_token_id: int = 0
+    mask_token: str | None = None  # what stands for a token to be filled in; None: [MASK] or <mask>
     prompts: dict[str, str] = field(default_factory=dict)
     default_prompt_name: str | None = None
     version: int = SPEC_VERSION
@@ -247,6 +248,8 @@ class EncoderSpec:
                 raise ModelFormatError(f"edgebert.spec: {name} must be true or false, got {getattr(self, name)!r}")
         if not isinstance(self.prompts, dict) or not all(isinstance(prompt, str) for prompt in self.prompts.values()):
             raise ModelFormatError(f"edgebert.spec: prompts must be an object of strings, got {self.prompts!r:.100}")
+        if self.mask_token is not None and not isinstance(self.mask_token, str):
+            raise ModelFormatError(f"edgebert.spec: mask_token must be a string, got {self.mask_token!r:.100}")
         if self.default_prompt_name is not None and self.default_prompt_name not in list(self.prompts):
             raise ModelFormatError(f"edgebert.spec: there is no prompt named {self.default_prompt_name!r:.100}")
         if not all(isinstance(label, str) for label in self.labels):

@@ -109,7 +109,7 @@ class Model:
         if self.tokenizer_json is None:
             return None
         spec = self.spec
-        return Tokenizer(self.tokenizer_json, spec.max_length, spec.usable_positions, spec.num_token_types)
+        return Tokenizer.for_spec(self.tokenizer_json, spec)
 
     def _tokenize(self, texts: Sequence[str], max_length: int | None = None) -> tuple[Row, ...]:
         if self._tokenizer is None:

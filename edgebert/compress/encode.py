@@ -92,7 +92,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     if checkpoint.tokenizer_json is None:
         raise UnsupportedModelError(f"{checkpoint.folder} has no tokenizer: training on texts needs one")
     spec = checkpoint.spec
-    return Tokenizer(checkpoint.tokenizer_json, spec.max_length, spec.usable_positions, spec.num_token_types)
+    return Tokenizer.for_spec(checkpoint.tokenizer_json, spec)
 
 
 def find_special_tokens(checkpoint: Checkpoint) -> tuple[int, list[int]]:

@@ -197,7 +197,8 @@ EncoderSpec parse_encoder_spec(std::string_view text) {
 
   const size_t num_labels = count_strings("labels", members.take("labels"));
   spec.num_labels = static_cast<int>(num_labels);  // fits: the text is below 4 MiB
-  members.take("prompts");                         // for the layers above
+  members.take("mask_token");                      // for the layers above, as these
+  members.take("prompts");
   members.take("default_prompt_name");
 
   const Json& layers = members.take_required("layers");
