@@ -51,25 +51,23 @@ class Output:
                 f"{path} does not say what to write: end it in {', '.join(FORMATS)}, the last ones also with "
                 f"{' or '.join(CODECS)}, or in nothing for a folder of Parquet files"
             )
-        if errors and errors.resolve() == path.resolve():
-            raise InvalidInputError(f"{path} cannot hold the bad rows too: choose another name for them")
         self.format = format_
         self._errors = errors
         self._parts = path if self.is_folder else path.with_name(f"{path.name}.parts")
         self._manifest = path / "_manifest.json" if self.is_folder else path.with_name(f"{path.name}.manifest.json")
+        if errors and errors.resolve() in (each.resolve() for each in (path, self._parts, self._manifest)):
+            raise InvalidInputError(f"{errors} cannot hold the bad rows too: choose another name for them")
         self.state: dict[str, Any] = {}
 
-    @contextmanager
-    def open(self, job: dict[str, Any], resume: bool) -> Iterator[None]:
-        """Begin a job or find out how far it came, and keep other processes away from it meanwhile.
+    def look(self, job: dict[str, Any], resume: bool) -> dict[str, Any]:
+        """How far a job is, without touching anything.
 
         Args:
             job: the model, input and options that the output depends on.
             resume: go on with what is there; without anything there, begin.
 
         Raises:
-            InvalidInputError: there is an output and it was not to be resumed, it is of another job, another process
-                is writing it, or parts of it are gone.
+            InvalidInputError: there is an output and it was not to be resumed, or it is of another job.
         """
         state = self._read_manifest()
         if state and state["complete"] and not self.path.exists():
@@ -85,15 +83,25 @@ class Output:
             )
         elif state["job"] != job:
             raise InvalidInputError(f"{self.path} is of another job, {_differences(state['job'], job)}")
-        self.state = state
+        return state
+
+    @contextmanager
+    def open(self, job: dict[str, Any], resume: bool) -> Iterator[None]:
+        """Begin a job or go on with it, and keep other processes away from it meanwhile; arguments as for `look`.
+
+        Raises:
+            InvalidInputError: as from `look`, or another process is writing the output, or parts of it are gone.
+        """
+        self.look(job, resume)
         for folder in (self._parts, self._errors.parent if self._errors else self._parts):
             folder.mkdir(parents=True, exist_ok=True)
         lock = os.open(self._parts, os.O_RDONLY)
         try:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            except BlockingIOError:
                 raise InvalidInputError(f"{self._parts} is being written by another process: wait for it") from None
+            self.state = state = self.look(job, resume)
             found = len(self._find_parts())
             if not state["complete"]:
                 if found < state["parts"]:
@@ -125,7 +133,7 @@ class Output:
 
     def finish(self, writer: Writer) -> None:
         """Make the output of its parts. Doing it again gives the same, so a crash in here does no harm either."""
-        bad = sorted(self._parts.glob("_errors-*.jsonl"))
+        bad = sorted(self._parts.glob("_errors-*.jsonl"), key=_read_number)
         if not self.is_folder:
             self._write(self.path, lambda path: writer.merge(self._find_parts(), path))
         if self._errors:
@@ -143,7 +151,7 @@ class Output:
 
     def _find_parts(self) -> list[Path]:
         """All parts, in order."""
-        return sorted(self._parts.rglob("part-*"), key=lambda path: path.name)
+        return sorted(self._parts.rglob("part-*"), key=_read_number)
 
     def refuse_to_overwrite(self) -> None:
         """See that nothing is in the way.
@@ -160,14 +168,14 @@ class Output:
             state: Any = json.loads(self._manifest.read_bytes())
         except FileNotFoundError:
             return None
-        except ValueError:
+        except (ValueError, RecursionError):
             state = None
         if not isinstance(state, dict) or not state.keys() >= {"job", "complete", "parts", "rows"}:
             raise InvalidInputError(f"{self._manifest} is not the manifest of a scoring job: remove it")
         return state
 
     def _write_manifest(self) -> None:
-        text = json.dumps(self.state, indent=1, ensure_ascii=False) + "\n"
+        text = json.dumps(self.state, indent=1) + "\n"
         self._write(self._manifest, lambda path: path.write_text(text, encoding="utf-8"))
 
     def _write(self, path: Path, write: Callable[[Path], object]) -> None:
@@ -195,6 +203,11 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _read_number(part: Path) -> list[int]:
+    """The numbers of file and window in a part's name."""
+    return [int(number) for number in part.name.split(".")[0].split("-")[1:]]
 
 
 def _concatenate(parts: Sequence[Path], path: Path) -> None:

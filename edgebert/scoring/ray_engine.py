@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import pickle
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from edgebert.errors import InvalidInputError
 from edgebert.scoring.output import Output
-from edgebert.scoring.readers import Source, Window
-from edgebert.scoring.runner import first_window, make_part, require
+from edgebert.scoring.readers import InputFile, Source, Window
+from edgebert.scoring.runner import make_part, require
 from edgebert.scoring.scorer import Scorer
+from edgebert.scoring.survey import Survey, survey
 from edgebert.scoring.writers import TableWriter
 
 if TYPE_CHECKING:
@@ -77,10 +78,9 @@ def score_on_ray(
     if not output.is_folder:
         raise InvalidInputError(f"Ray writes many files: {output.path} must be a folder, a name without a suffix")
     output.refuse_to_overwrite()
-    first = first_window(source, columns)
     options = {**options, "threads": options.get("threads") or 1}
     scorer = Scorer(os.path.abspath(model), columns, **options)
-    writer = TableWriter(source, scorer, first)
+    writer = TableWriter(survey(source, scorer, _on_ray), scorer)
     arguments = (writer, os.path.abspath(model), columns, options)
     started = time.perf_counter()
     files = ray.data.from_items([{"file": number} for number in range(len(source.files))])
@@ -105,3 +105,14 @@ def score_on_ray(
         "seconds": seconds,
         "rows_per_second": count / seconds,
     }
+
+
+def _on_ray(read: Callable[[InputFile], Survey], files: Sequence[InputFile]) -> Iterable[Survey]:
+    """What `read` finds in each file, in order, by tasks."""
+    import ray
+
+    task = ray.remote(num_cpus=_READER_CPUS)(lambda file: read(file))
+    try:
+        yield from map(ray.get, [task.remote(file) for file in files])
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import csv
-import difflib
+import gzip
 import io
 import json
-from collections.abc import Iterator, Sequence
+import os
+import re
+import zlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -21,23 +24,28 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 
 FORMATS = {".parquet": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".csv": "csv"}
-_KINDS = {"jsonl": "JSON lines, an object a line", "csv": "CSV"}
 CODECS = {".gz": "gzip", ".zst": "zstd"}
 
 WINDOW_BYTES = 32 << 20  # a window is cut short when its rows take this many bytes, so that long texts fit in memory
 LINE_BYTES = 64 << 20  # a longer line is a bad row: no row may fill the memory
-READ_BYTES = 8192  # read at a time; where a compressed file breaks off, what a read would have given is lost
+LINE_LEVELS = 100  # a line with more objects and lists inside of one another is a bad row: no row may fill the stack
+LONG_DIGITS = 640  # integers of more are read as text where Python refuses them as numbers
 PARQUET_ROWS = 256  # rows that are decoded at a time
 NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
+
+_SURROGATES = re.compile("[\ud800-\udfff]")
+_BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"|[][{}]')  # and texts, to pass over them
+_LONG_INTEGERS = json.JSONDecoder(parse_int=lambda digits: int(digits) if len(digits) <= LONG_DIGITS else digits)
 
 
 @dataclass(frozen=True)
 class InputFile:
-    """A file of the source: its path, its path below the source, its bytes, and what its name says."""
+    """A file of the source: its path, its path below the source, its bytes and their time, and what its name says."""
 
     path: Path
     name: str
     size: int
+    time_ns: int
     format: str
     codec: str | None
 
@@ -50,7 +58,7 @@ class InputFile:
     def partition(self) -> Row:
         """The columns in the names of those folders: "year=2026/lang=de"."""
         pairs = [part.split("=", 1) for part in self.folder.split("/") if "=" in part]
-        return {key: None if value == NULL_PARTITION else unquote(value) for key, value in pairs}
+        return {clean(key): None if value == NULL_PARTITION else clean(unquote(value)) for key, value in pairs}
 
 
 @dataclass
@@ -63,7 +71,6 @@ class Window:
         first_row: the first row's number in that file.
         rows: a table from Parquet, otherwise a list of dicts.
         errors: what is wrong with rows that could not be read, by their number in the window.
-        bytes_read: of the file, when the window was complete.
     """
 
     file: InputFile
@@ -71,7 +78,6 @@ class Window:
     first_row: int = 0
     rows: pa.Table | list[Row] = field(default_factory=list)
     errors: dict[int, str] = field(default_factory=dict)
-    bytes_read: int = 0
 
     def column(self, name: str) -> list[Any]:
         """The values of a column; broken UTF-8 gives surrogates, which the scorer reports."""
@@ -112,7 +118,7 @@ class Source:
         if not path.exists():
             raise InvalidInputError(f"{path} does not exist")
         self.path = path
-        paths = sorted(file for file in path.rglob("*") if _is_data(file, path)) if path.is_dir() else [path]
+        paths = sorted(_find_data(path)) if path.is_dir() else [path]
         if not paths:
             raise InvalidInputError(f"the folder {path} holds no files: expected {_describe_formats()}")
         base = path if path.is_dir() else path.parent
@@ -125,13 +131,14 @@ class Source:
         self.format = formats[0]
         self.total_bytes = sum(file.size for file in self.files)
         self.window_rows = window_rows
-        self._partition_names = list(self.files[0].partition) if has_partition else []
+        names = (name for file in self.files for name in file.partition)
+        self._partition_names = list(dict.fromkeys(names)) if has_partition else []
 
     def read(self, file: InputFile) -> Iterator[Window]:
-        """The windows of a file, in order. Rows before a place where it cannot be read any further are still given.
+        """The windows of a file, in order.
 
         Raises:
-            InvalidInputError: the file is damaged or not of its format.
+            InvalidInputError: the file is damaged, not of its format, or has changed since the source was made.
         """
         windows = self._read_parquet(file) if file.format == "parquet" else self._read_lines(file)
         first_row = 0
@@ -139,35 +146,32 @@ class Source:
             window.index, window.first_row = index, first_row
             first_row += len(window.rows)
             yield window
+        now = file.path.stat()
+        if (now.st_size, now.st_mtime_ns) != (file.size, file.time_ns):
+            raise InvalidInputError(f"{file.path} has changed while it was read: remove the output and begin anew")
 
     def empty_window(self) -> Window:
         """No rows, of the first file."""
         return Window(self.files[0], rows=self.schema.empty_table() if self.format == "parquet" else [])
 
-    def share_read(self, window: Window) -> float:
-        """How much of all bytes was read when a window was complete."""
-        before = sum(file.size for file in self.files[: self.files.index(window.file)])
-        return (before + window.bytes_read) / max(1, self.total_bytes)
-
     @cached_property
     def schema(self) -> pa.Schema:
-        """Of Parquet: the columns of all files together.
+        """Of Parquet: the columns of all files together, each of a type that holds the values of all.
 
         Raises:
-            InvalidInputError: a file is damaged, or its columns do not fit those of the first.
+            InvalidInputError: a file is damaged, names a column twice, or its columns do not fit those before.
         """
         import pyarrow as pa
-        from pyarrow import parquet
 
         schema: pa.Schema = None
         for file in self.files:
+            found = self._read_schema(file)
+            if schema is None or found.equals(schema):
+                schema = schema or found
+                continue
             try:
-                found = parquet.read_schema(file.path)
-            except (pa.ArrowException, OSError) as error:
-                raise InvalidInputError(f"{file.path} is not a readable Parquet file: {_one_line(error)}") from None
-            try:
-                schema = pa.unify_schemas([schema, found]) if schema else found
-            except pa.ArrowException as error:
+                schema = _unify(schema, found)
+            except (pa.ArrowException, TypeError) as error:
                 raise InvalidInputError(
                     f"the columns of {file.path} do not fit those of the files before it: {_one_line(error)}"
                 ) from None
@@ -176,34 +180,19 @@ class Source:
                 schema = schema.append(pa.field(name, pa.string()))
         return schema
 
-    def check_columns(self, wanted: Sequence[str], window: Window) -> None:
-        """See that the columns are there.
+    def read_names(self, file: InputFile) -> list[str]:
+        """Names of the columns of a Parquet file."""
+        return [*self._read_schema(file).names, *self._partition(file)]
 
-        Args:
-            wanted: their names.
-            window: the first one.
+    def _read_schema(self, file: InputFile) -> pa.Schema:
+        from pyarrow import parquet
 
-        Raises:
-            InvalidInputError: a column is missing or not of text, or no row of the window could be read.
-        """
-        if self.format == "parquet":
-            known = list(self.schema.names)
-        else:
-            if window.rows and len(window.errors) == len(window.rows):
-                raise InvalidInputError(
-                    f"{window.file.path} is not {_KINDS[self.format]}, in UTF-8: none of its first "
-                    f"{len(window.rows)} rows can be read; {window.errors[0]}"
-                )
-            known = list(dict.fromkeys(name for row in window.rows for name in row))
-        for name in wanted:
-            if known and name not in known:
-                near = difflib.get_close_matches(name, known, 1, 0.5)
-                hint = f"did you mean {near[0]!r}?" if near else "choose one of these"
-                raise InvalidInputError(f"there is no column {name!r} in {self.path}, only {', '.join(known)}: {hint}")
-            if self.format == "parquet" and not _is_text(self.schema.field(name).type):
-                raise InvalidInputError(
-                    f"column {name!r} of {self.path} is of type {self.schema.field(name).type}, not text: convert it"
-                )
+        try:
+            schema = parquet.read_schema(file.path)
+            _refuse_repeated(file, schema.names)
+        except _damages() as error:
+            raise InvalidInputError(f"{file.path} is not a readable Parquet file: {_one_line(error)}") from None
+        return schema
 
     def _partition(self, file: InputFile) -> Row:
         return {name: file.partition.get(name) for name in self._partition_names}
@@ -214,20 +203,23 @@ class Source:
 
         schema, done = self.schema, 0
         try:
-            with parquet.ParquetFile(file.path, buffer_size=1 << 20, pre_buffer=False) as reader:
-                total = max(1, reader.metadata.num_rows)
+            with parquet.ParquetFile(
+                file.path, buffer_size=1 << 20, pre_buffer=False, page_checksum_verification=True
+            ) as reader:
                 parts: list[pa.Table] = []
                 for batch in reader.iter_batches(PARQUET_ROWS):
                     parts.append(pa.Table.from_batches([batch]))
                     done += batch.num_rows
                     count = sum(part.num_rows for part in parts)
                     if count >= self.window_rows or sum(part.nbytes for part in parts) >= WINDOW_BYTES:
-                        yield Window(file, rows=self._join(file, parts, schema), bytes_read=file.size * done // total)
+                        yield Window(file, rows=self._join(file, parts, schema))
                         parts = []
                 if parts:
-                    yield Window(file, rows=self._join(file, parts, schema), bytes_read=file.size)
-        except (pa.ArrowException, OSError) as error:
-            raise InvalidInputError(f"{file.path} cannot be read after row {done}: {_one_line(error)}") from None
+                    yield Window(file, rows=self._join(file, parts, schema))
+                if done != reader.metadata.num_rows:
+                    raise OSError(f"its footer says {reader.metadata.num_rows} rows")
+        except _damages() as error:
+            raise _broken(file, done, error) from None
 
     def _join(self, file: InputFile, parts: list[pa.Table], schema: pa.Schema) -> pa.Table:
         """One table with the columns of all files, null where this one has none."""
@@ -246,50 +238,67 @@ class Source:
     def _read_lines(self, file: InputFile) -> Iterator[Window]:
         import pyarrow as pa
 
-        partition = self._partition(file)
-        with open(file.path, "rb", buffering=0) as raw:
-            stream = pa.CompressedInputStream(raw, file.codec) if file.codec else raw
-            records = (_parse_csv if file.format == "csv" else _parse_jsonl)(io.BufferedReader(stream, READ_BYTES))
-            window, size, done = Window(file), 0, 0
-            broken: Exception | None = None
-            while True:
-                try:
-                    row, error, row_bytes = next(records)
-                except StopIteration:
-                    break
-                except OSError as found:  # of the codec: what was read before is good
-                    broken = found
-                    break
-                if error:
-                    window.errors[len(window.rows)] = error
-                window.rows.append(row | partition if partition else row)
-                size, done = size + row_bytes, done + 1
-                if len(window.rows) >= self.window_rows or size >= WINDOW_BYTES:
-                    window.bytes_read = raw.tell()
+        partition, done = self._partition(file), 0
+        parse = _parse_csv if file.format == "csv" else _parse_jsonl
+        try:
+            with open(file.path, "rb", buffering=0) as raw:
+                stream: Any = raw
+                if file.codec:  # Python's gzip takes the zeros that tapes leave after the end, Arrow's does not
+                    stream = (
+                        gzip.GzipFile(fileobj=raw) if file.codec == "gzip" else pa.CompressedInputStream(raw, "zstd")
+                    )
+                window, size = Window(file), 0
+                for row, error, row_bytes in parse(io.BufferedReader(stream), file):
+                    if error:
+                        window.errors[len(window.rows)] = error
+                    window.rows.append(row | partition if partition else row)
+                    size, done = size + row_bytes, done + 1
+                    if len(window.rows) >= self.window_rows or size >= WINDOW_BYTES:
+                        yield window
+                        window, size = Window(file), 0
+                if window.rows:
                     yield window
-                    window, size = Window(file), 0
-            if window.rows:
-                window.bytes_read = file.size
-                yield window
-            if broken:
-                raise InvalidInputError(
-                    f"{file.path} cannot be read after row {done}: {_one_line(broken)}; the rows before are scored"
-                )
+        except _damages() as error:
+            raise _broken(file, done, error) from None
 
 
 def to_list(column: pa.ChunkedArray) -> list[Any]:
     """The values of a column as Python's; bytes that are not UTF-8 become surrogates."""
-    import pyarrow as pa
-
     try:
         values: list[Any] = column.to_pylist()
-    except UnicodeDecodeError:
-        values = column.cast(pa.string()).cast(pa.binary()).to_pylist()
-        values = [None if value is None else value.decode(errors="surrogateescape") for value in values]
+    except (ValueError, OverflowError):
+        values = [_to_python(value) for value in column]
     return values
 
 
-def _parse_jsonl(stream: io.BufferedReader) -> Iterator[tuple[Row, str | None, int]]:
+def _to_python(value: pa.Scalar) -> Any:
+    """A value of which a part cannot be one of Python's: text that is not UTF-8, a time too fine or too far away."""
+    import pyarrow as pa
+
+    if not value.is_valid:
+        return None
+    if isinstance(value, pa.DictionaryScalar):
+        return _to_python(value.value)
+    if isinstance(value, pa.MapScalar):
+        return [tuple(_to_python(part) for part in pair.values()) for pair in value.values]
+    if is_list(value.type):
+        return [_to_python(item) for item in value.values]
+    if isinstance(value, pa.StructScalar):
+        return {field.name: _to_python(value[i]) for i, field in enumerate(value.type)}
+    if is_string(value.type):
+        return value.as_buffer().to_pybytes().decode(errors="surrogateescape")
+    try:
+        return value.as_py()
+    except (ValueError, OverflowError):
+        return value.cast(pa.string()).as_py()
+
+
+def clean(text: str) -> str:
+    """A text without surrogates, which UTF-8 cannot hold."""
+    return _SURROGATES.sub("\ufffd", text)
+
+
+def _parse_jsonl(stream: io.BufferedReader, _: InputFile) -> Iterator[tuple[Row, str | None, int]]:
     """(row, what is wrong with it, bytes) of each line; blank lines are no rows."""
     number = 0
     while line := stream.readline(LINE_BYTES):
@@ -303,34 +312,60 @@ def _parse_jsonl(stream: io.BufferedReader) -> Iterator[tuple[Row, str | None, i
         text = line.decode("utf-8-sig" if number == 1 else "utf-8", "surrogateescape")
         if not text.strip():
             continue
+        row, fault = _read_object(text)
+        yield row, fault and f"line {number} {fault}: {clean(text[:100]).strip()}", size
+
+
+def _read_object(text: str) -> tuple[Row, str | None]:
+    """(a JSON object, what is wrong with it)."""
+    if text.count("[") + text.count("{") > LINE_LEVELS and _count_levels(text) > LINE_LEVELS:
+        return {}, f"has more than {LINE_LEVELS} objects and lists inside of one another"
+    try:
         try:
             row = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            yield {}, f"line {number} is not JSON ({error}): {text[:100].strip()}", size
-            continue
-        if isinstance(row, dict):
-            yield row, None, size
-        else:
-            yield {}, f"line {number} is not a JSON object: {text[:100].strip()}", size
+        except ValueError:
+            row = _LONG_INTEGERS.decode(text)
+    except (ValueError, RecursionError) as error:
+        return {}, f"is not JSON ({error})"
+    if not isinstance(row, dict):
+        return {}, "is not a JSON object"
+    if _SURROGATES.search("".join(row)):
+        return {}, "has a field name that is not valid Unicode"
+    return row, None
 
 
-def _parse_csv(stream: io.BufferedReader) -> Iterator[tuple[Row, str | None, int]]:
+def _count_levels(text: str) -> int:
+    """How many brackets are open at a time."""
+    levels = deepest = 0
+    for found in _BRACKETS.finditer(text):
+        levels += {"[": 1, "{": 1, "]": -1, "}": -1}.get(found[0], 0)
+        deepest = max(deepest, levels)
+    return deepest
+
+
+def _parse_csv(stream: io.BufferedReader, file: InputFile) -> Iterator[tuple[Row, str | None, int]]:
     """(row, what is wrong with it, characters) of each record; all values stay text, an empty line is no row."""
     csv.field_size_limit(LINE_BYTES)
     records = csv.reader(io.TextIOWrapper(stream, "utf-8-sig", "surrogateescape", newline=""), strict=True)
     header: list[str] | None = None
     while True:
+        first = records.line_num + 1
         try:
             values = next(records)
         except StopIteration:
             return
         except csv.Error as error:
-            yield {}, f"line {records.line_num} is not CSV ({error})", 0
+            is_one = records.line_num <= first
+            lines = f"line {first} is" if is_one else f"lines {first} to {records.line_num} are"
+            if header is None:
+                raise InvalidInputError(f"the header of {file.path} is not CSV ({error})") from None
+            yield {}, f"{lines} not CSV ({error})", 0
             continue
         if header is None:
             header = values
-            if len(set(header)) < len(header):
-                raise InvalidInputError(f"the header of the CSV names a column twice: {', '.join(header)}")
+            _refuse_repeated(file, header)
+            if _SURROGATES.search("".join(header)):
+                raise InvalidInputError(f"the header of {file.path} is not in UTF-8: convert the file")
         elif values:
             fault = None
             if len(values) != len(header):
@@ -338,16 +373,23 @@ def _parse_csv(stream: io.BufferedReader) -> Iterator[tuple[Row, str | None, int
             yield dict(zip(header, values, strict=False)), fault, sum(map(len, values))
 
 
-def _is_data(path: Path, base: Path) -> bool:
-    """Whether a path is a file that is meant to be read, not one that a tool has put beside the data."""
-    return path.is_file() and not any(part.startswith((".", "_")) for part in path.relative_to(base).parts)
+def _find_data(folder: Path) -> Iterator[Path]:
+    """The files below a folder that are meant to be read, not those that a tool has put beside the data."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for path, folders, files in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith((".", "_"))]
+        yield from (Path(path, name) for name in files if not name.startswith((".", "_")))
 
 
 def _describe(path: Path, name: str) -> InputFile:
     format_, codec = find_format(path)
     if format_ is None or (format_ == "parquet" and codec):
         raise InvalidInputError(f"{path} is of no known format: expected {_describe_formats()}")
-    return InputFile(path, name, path.stat().st_size, format_, codec)
+    status = path.stat()
+    return InputFile(path, name, status.st_size, status.st_mtime_ns, format_, codec)
 
 
 def find_format(path: Path) -> tuple[str | None, str | None]:
@@ -362,16 +404,72 @@ def _describe_formats() -> str:
     return f"{', '.join(FORMATS)}, of the last ones also with {' or '.join(CODECS)}"
 
 
-def _is_text(kind: pa.DataType) -> bool:
-    """Whether values of a type may be texts, or n-best lists of them."""
+def is_string(kind: pa.DataType) -> bool:
+    """Whether values of a type are texts."""
     import pyarrow as pa
 
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    return any(
-        check(kind)
-        for check in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_list)
+    return kind in (pa.string(), pa.large_string(), pa.string_view())
+
+
+def is_list(kind: pa.DataType) -> bool:
+    """Whether values of a type are lists."""
+    import pyarrow as pa
+
+    return isinstance(
+        kind, (pa.ListType, pa.LargeListType, pa.FixedSizeListType, pa.ListViewType, pa.LargeListViewType)
     )
 
 
+def _unify(schema: pa.Schema, other: pa.Schema) -> pa.Schema:
+    """The columns of both; where their types differ, one that holds the values of both, and null where one has none.
+
+    Raises:
+        ArrowException, TypeError: there is no such type.
+    """
+    import pyarrow as pa
+
+    both = []
+    for one, beside in ((schema, other), (other, schema)):
+        types = dict(zip(beside.names, beside.types, strict=True))
+        fields = [each if types.get(each.name) == each.type else each.with_type(_plain(each.type)) for each in one]
+        both.append(pa.schema([each.with_nullable(True) for each in fields], one.metadata))
+    unified = pa.unify_schemas(both, promote_options="permissive")
+    for column in (*schema, *other):
+        kind = unified.field(column.name).type
+        if is_string(_plain(column.type)) and not is_string(kind):  # bytes, which JSON would not tell as text
+            raise TypeError(f"column {column.name!r} is of type {column.type} in one and {kind} in another")
+    return unified
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    """A type that others can be unified with."""
+    import pyarrow as pa
+
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}.get(kind, kind)
+
+
+def _refuse_repeated(file: InputFile, names: Iterable[str]) -> None:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise InvalidInputError(f"{file.path} names a column twice, {name!r}: rename or remove one")
+        seen.add(name)
+
+
+def _damages() -> tuple[type[Exception], ...]:
+    """What reading a damaged file raises."""
+    import pyarrow as pa
+
+    return pa.ArrowException, OSError, EOFError, zlib.error, UnicodeDecodeError, OverflowError
+
+
+def _broken(file: InputFile, done: int, error: Exception) -> InvalidInputError:
+    advice = "get it whole again, or score a file of the rows that can be read"
+    if "too much memory" in str(error):
+        advice = "decompress it first, or compress it without --long"
+    return InvalidInputError(f"{file.path} cannot be read after row {done}: {_one_line(error)}: {advice}")
+
+
 def _one_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
+    return str(error).strip().partition("\n")[0].rstrip(".")

@@ -8,16 +8,19 @@ import json
 import os
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from edgebert.errors import BackendUnavailableError, InvalidInputError
+from edgebert.errors import BackendUnavailableError, EdgeBertError, InvalidInputError
 from edgebert.scoring.output import Output
-from edgebert.scoring.readers import Source, Window
+from edgebert.scoring.readers import InputFile, Source, Window
 from edgebert.scoring.scorer import Scorer
+from edgebert.scoring.survey import Survey, survey
 from edgebert.scoring.writers import WRITERS, Part, Writer
 
 ROWS_PER_PART = 8192
@@ -60,45 +63,62 @@ def score(
         {"rows", "errors", "truncated": counts over the whole job, "seconds", "rows_per_second": of this run}.
 
     Raises:
-        InvalidInputError: an input, output or option that is not usable. What was committed stays.
+        InvalidInputError: an input, output or option that is not usable; all of the input is looked at before any row
+            is scored.
+        EdgeBertError: what a disk does, for instance that it is full. What was committed stays.
         BackendUnavailableError: pyarrow, tqdm or Ray is not installed.
     """
     require("pyarrow", "score")
     require("tqdm", "score")
-    if rows_per_part < 1:
+    if not isinstance(rows_per_part, int) or rows_per_part < 1:
         raise InvalidInputError(f"rows_per_part must be a positive integer, got {rows_per_part!r}")
     if engine not in ("local", "ray"):
         raise InvalidInputError(f"engine must be local or ray, got {engine!r}")
-    target = Output(Path(output), Path(errors) if errors else None)
-    if Path(source).is_dir() and Path(source).resolve() in Path(output).resolve().parents:
-        raise InvalidInputError(f"{output} is inside of the input: choose an output elsewhere")
-    whole = Source(Path(source), rows_per_part, has_partition=not target.is_folder or engine == "ray")
-    if engine == "ray":
-        from edgebert.scoring.ray_engine import score_on_ray
+    with _failures_told(source, output):
+        target = Output(Path(output), Path(errors) if errors else None)
+        if Path(source).is_dir() and Path(source).resolve() in Path(output).resolve().parents:
+            raise InvalidInputError(f"{output} is inside of the input: choose an output elsewhere")
+        whole = Source(Path(source), rows_per_part, has_partition=not target.is_folder or engine == "ray")
+        if engine == "ray":
+            from edgebert.scoring.ray_engine import score_on_ray
 
-        if resume or errors:
-            raise InvalidInputError("with Ray a job cannot be resumed, and bad rows stay in the output")
-        return score_on_ray(model, whole, target, columns, scorer_options)
-    scorer = Scorer(model, columns, **scorer_options)
-    first = first_window(whole, columns)
-    has_error_column = errors is None
-    writer = WRITERS[target.format](whole, scorer, first, has_error_column=has_error_column, codec=target.codec)
-    job = _describe_job(model, whole, scorer, rows_per_part, errors)
-    started = time.perf_counter()
-    with target.open(job, resume):
-        state = target.state
-        rows_before = state["rows"]
-        if state["complete"]:
-            target.tidy()
-        else:
-            _run(whole, scorer, writer, target, progress)
-            target.finish(writer)
-    seconds = time.perf_counter() - started
-    return {
-        **{name: state[name] for name in ("rows", "errors", "truncated")},
-        "seconds": seconds,
-        "rows_per_second": (state["rows"] - rows_before) / seconds,
-    }
+            if resume or errors:
+                raise InvalidInputError("with Ray a job cannot be resumed, and bad rows stay in the output")
+            return score_on_ray(model, whole, target, columns, scorer_options)
+        scorer = Scorer(model, columns, **scorer_options)
+        job = _describe_job(model, whole, scorer, rows_per_part, errors)
+        started = time.perf_counter()
+        writer, num_rows = None, 0
+        if not target.look(job, resume)["complete"]:
+            found = survey(whole, scorer, partial(_each, progress))
+            writer = WRITERS[target.format](found, scorer, has_error_column=errors is None, codec=target.codec)
+            num_rows = found.rows
+        with target.open(job, resume):
+            state = target.state
+            rows_before = state["rows"]
+            if writer is None or state["complete"]:
+                target.tidy()
+            else:
+                _run(whole, scorer, writer, target, num_rows, progress)
+                target.finish(writer)
+        seconds = time.perf_counter() - started
+        return {
+            **{name: state[name] for name in ("rows", "errors", "truncated")},
+            "seconds": seconds,
+            "rows_per_second": (state["rows"] - rows_before) / seconds,
+        }
+
+
+@contextmanager
+def _failures_told(source: str | os.PathLike[str], output: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn what a disk or the reading of a part raises into EdgeBertError."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        where = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else error
+        raise EdgeBertError(f"scoring {source} to {output} has stopped ({where}); parts that are done stay") from error
 
 
 def require(module: str, extra: str) -> None:
@@ -111,55 +131,40 @@ def require(module: str, extra: str) -> None:
         raise BackendUnavailableError(f"{module} is not installed: pip install 'edgebert[{extra}]'")
 
 
-def first_window(source: Source, columns: Sequence[str]) -> Window:
-    """The source's first rows, which say what columns there are; an empty window if it has no rows.
-
-    Raises:
-        InvalidInputError: a column is missing, or nothing can be read.
-    """
-    windows = (window for file in source.files for window in source.read(file))
-    first = next(windows, None) or source.empty_window()
-    source.check_columns(columns, first)
-    return first
-
-
 def make_part(window: Window, scorer: Scorer, writer: Writer) -> Part:
     """Score a window and make it ready to be written."""
     return writer.encode(window, scorer({name: window.column(name) for name in scorer.columns}))
 
 
-def _run(source: Source, scorer: Scorer, writer: Writer, output: Output, progress: bool) -> None:
+def _each(progress: bool, read: Callable[[InputFile], Survey], files: Sequence[InputFile]) -> Iterator[Survey]:
+    from tqdm import tqdm
+
+    yield from map(read, tqdm(files, "reading", unit=" files", leave=False, disable=not progress))
+
+
+def _run(source: Source, scorer: Scorer, writer: Writer, output: Output, num_rows: int, progress: bool) -> None:
     """Score what is left and commit it part by part, in order."""
     from tqdm import tqdm
 
     pending: deque[tuple[Window, Future[Part]]] = deque()
     state = output.state
     with (
-        tqdm(unit=" rows", initial=state["rows"], disable=not progress, smoothing=0.1) as bar,
+        tqdm(total=num_rows, unit=" rows", initial=state["rows"], disable=not progress, smoothing=0.1) as bar,
         ThreadPoolExecutor(_WORKERS) as pool,
     ):
 
         def commit_oldest() -> None:
             window, future = pending.popleft()
             output.commit(source, window, future.result(), writer)
-            # how many rows there are is known at the end only: as many as the bytes read so far let expect
-            bar.total = round(state["rows"] / max(source.share_read(window), 1e-9))
             bar.update(len(window.rows))
 
-        broken: InvalidInputError | None = None
         try:
-            windows = _windows_from(source, state["next_file"], state["next_window"])
-            try:
-                for window in windows:
-                    pending.append((window, pool.submit(make_part, window, scorer, writer)))
-                    if len(pending) > _WORKERS + _WAITING:
-                        commit_oldest()
-            except InvalidInputError as error:  # a file that breaks off; what was read of it is good
-                broken = error
+            for window in _windows_from(source, state["next_file"], state["next_window"]):
+                pending.append((window, pool.submit(make_part, window, scorer, writer)))
+                if len(pending) > _WORKERS + _WAITING:
+                    commit_oldest()
             while pending:
                 commit_oldest()
-            if broken:
-                raise broken
             if not state["parts"]:
                 empty = source.empty_window()
                 output.commit(source, empty, make_part(empty, scorer, writer), writer)
@@ -184,10 +189,10 @@ def _describe_job(
     path = Path(model)
     with open(path / "model.onnx" if path.is_dir() else path, "rb") as stream:
         model_hash = hashlib.file_digest(stream, "sha256").hexdigest()
-    files = [(file.name, file.size, file.path.stat().st_mtime_ns) for file in source.files]
+    files = [(file.name, file.size, file.time_ns) for file in source.files]
     names_sizes_times = hashlib.sha256(json.dumps(files).encode()).hexdigest()
-    return {
-        "version": 1,
+    job = {
+        "version": 2,
         "model": model_hash,
         "backend": scorer.backend,
         "input": {"files": len(files), "bytes": source.total_bytes, "names_sizes_times": names_sizes_times},
@@ -195,3 +200,9 @@ def _describe_job(
         "rows_per_part": rows_per_part,
         "errors": None if errors is None else os.fspath(errors),
     }
+    try:
+        return dict(json.loads(json.dumps(job)))
+    except (TypeError, ValueError) as error:
+        raise InvalidInputError(
+            f"options must be values that JSON has, to be written down with the job: {error}"
+        ) from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,38 @@ TOO_LONG = ("truncate", "error")
 DTYPES = ("f32", "f16")
 
 
+@dataclass(frozen=True)
+class RowCheck:
+    """What values must be for the model to be asked.
+
+    Attributes:
+        columns: their columns.
+        takes_lists: n-best lists will do, too.
+        mask: what a text must contain, if the task fills it in.
+    """
+
+    columns: tuple[str, ...]
+    takes_lists: bool
+    mask: str | None
+
+    def find_fault(self, values: Sequence[Any]) -> str | None:
+        """What keeps a row's values, in the order of `columns`, from being inputs; None if nothing does."""
+        for name, value in zip(self.columns, values, strict=True):
+            if value is None or (isinstance(value, float) and np.isnan(value)):  # data frames write null as NaN
+                return f"{name} is null"
+            if isinstance(value, list) and self.takes_lists:
+                continue  # an n-best list, which the task checks
+            if not isinstance(value, str):
+                return f"{name} is of type {type(value).__name__}, not text"
+            try:
+                value.encode()
+            except UnicodeEncodeError as error:
+                return f"{name} is not valid Unicode ({error.reason} at character {error.start})"
+            if self.mask and self.mask.casefold() not in value.casefold():
+                return f"{name} has no {self.mask}"
+        return None
+
+
 class Scorer:
     """A model and how to apply it to rows. It can be pickled: a copy loads the file anew.
 
@@ -27,6 +60,7 @@ class Scorer:
         prefix: of the names of all results.
         settings: everything that the results depend on, besides the model and its backend.
         backend: name of the backend that runs the model.
+        check: what a row must be to be scored.
     """
 
     def __init__(
@@ -58,7 +92,7 @@ class Scorer:
         Raises:
             InvalidInputError: an argument that is not usable, or does not fit the file.
         """
-        if isinstance(columns, str) or len(columns) not in (1, 2):
+        if isinstance(columns, str) or len(columns) not in (1, 2) or not all(isinstance(name, str) for name in columns):
             raise InvalidInputError(f"columns must be a list of one or two names, got {columns!r}")
         if too_long not in TOO_LONG:
             raise InvalidInputError(f"too_long must be one of {', '.join(TOO_LONG)}, got {too_long!r}")
@@ -81,7 +115,11 @@ class Scorer:
         self.prefix = prefix
         self.backend = self._model.backend.name
 
-        [example], _ = self._run([self._make_input(self._example())])
+        tokenizer, mask = self._model.tokenizer, None
+        if self._task == "fill-mask" and tokenizer and tokenizer.mask_id is not None:
+            mask = tokenizer.id_to_token(tokenizer.mask_id)
+        self.check = RowCheck(self.columns, self._task == "rescoring", mask)
+        [example], _ = self._run([self._make_input((mask or "a",) * len(columns))])
         self.width = 0
         if isinstance(example, np.ndarray):
             self.width = example.shape[-1]
@@ -120,22 +158,7 @@ class Scorer:
     def _read(self, columns: Mapping[str, Iterable[Any]]) -> tuple[list[Any], list[str | None]]:
         """The model's inputs, and what is wrong with those that are not."""
         rows = list(zip(*(columns[name] for name in self.columns), strict=True))
-        return [self._make_input(row) for row in rows], [self.find_fault(row) for row in rows]
-
-    def find_fault(self, values: Sequence[Any]) -> str | None:
-        """What keeps a row's values, in the order of `columns`, from being texts; None if nothing does."""
-        for name, value in zip(self.columns, values, strict=True):
-            if value is None or (isinstance(value, float) and np.isnan(value)):  # data frames write null as NaN
-                return f"{name} is null"
-            if isinstance(value, list) and self._task == "rescoring":
-                continue  # an n-best list, which the task checks
-            if not isinstance(value, str):
-                return f"{name} is of type {type(value).__name__}, not text"
-            try:
-                value.encode()
-            except UnicodeEncodeError as error:
-                return f"{name} is not valid Unicode ({error.reason} at character {error.start})"
-        return None
+        return [self._make_input(row) for row in rows], [self.check.find_fault(row) for row in rows]
 
     def _make_input(self, row: Sequence[Any]) -> Any:
         """What the model takes for a row: a text, a pair, a question with its context, or an n-best list."""
@@ -144,13 +167,6 @@ class Scorer:
         if len(row) == 2:
             return tuple(row)
         return {"hypotheses": row[0]} if isinstance(row[0], list) else row[0]
-
-    def _example(self) -> tuple[str, ...]:
-        """A row that a model of this task can answer."""
-        tokenizer = self._model.tokenizer
-        if self._task == "fill-mask" and tokenizer and tokenizer.mask_id is not None:
-            return (tokenizer.id_to_token(tokenizer.mask_id),)
-        return ("a",) * len(self.columns)
 
     def _answer(
         self, rows: list[int], inputs: list[Any], answers: list[Any], truncated: list[bool], errors: list[str | None]

@@ -6,6 +6,7 @@ import base64
 import csv
 import io
 import json
+import math
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
@@ -17,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgebert.errors import InvalidInputError
-from edgebert.scoring.readers import Row, Source, Window
+from edgebert.scoring.readers import Window, clean
 from edgebert.scoring.scorer import Scorer
+from edgebert.scoring.survey import MAX_COLUMNS, Survey
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -47,34 +49,30 @@ class Part:
 
 
 class Writer(ABC):
-    """Makes parts for one job; which columns they have is settled by its first window.
+    """Makes parts for one job.
 
     Attributes:
-        columns: the input's, by name.
-        results: those added, and their kind.
+        has_fixed_columns: every row of the output has the same.
+        input_schema: columns and types of the input.
+        results: the columns that are added, and their kind.
         truncated_column: the one of them that says whether a row was truncated.
     """
 
+    has_fixed_columns = True
+
     def __init__(
-        self,
-        source: Source,
-        scorer: Scorer,
-        first: Window,
-        *,
-        has_error_column: bool = True,
-        codec: str | None = None,
+        self, survey: Survey, scorer: Scorer, *, has_error_column: bool = True, codec: str | None = None
     ) -> None:
         """Settle the columns.
 
         Args:
-            source: the input.
+            survey: what the input holds.
             scorer: gives the results.
-            first: the first window.
             has_error_column: rows with an error stay, and a column says what it is; otherwise they are left out.
             codec: of the output file, "gzip", "zstd" or None.
 
         Raises:
-            InvalidInputError: a result would have the name of a column of the input.
+            InvalidInputError: the output cannot have so many columns.
         """
         self._answers = list(scorer.results)
         self._error, self.truncated_column = scorer.error_column, scorer.truncated_column
@@ -83,19 +81,17 @@ class Writer(ABC):
         self._has_error_column = has_error_column
         if has_error_column:
             self.results[self._error] = "text"
-        self._reserved = {*self.results, self._error}
         self._codec = codec
-        self.columns = self._choose_columns(source, first)
-        if taken := self._reserved.intersection(self.columns):
+        if survey.has_more_columns and self.has_fixed_columns:
             raise InvalidInputError(
-                f"the input has a column {sorted(taken)[0]!r} already, which the result would be called: "
-                "give the results a prefix"
+                f"the input has more than {MAX_COLUMNS} different fields, too many for columns: "
+                "write JSON lines, where a row keeps its own"
             )
+        self.input_schema = survey.schema
 
     def encode(self, window: Window, results: Results) -> Part:
         """A window with its results as a part; a row with an error has no answer."""
         errors = [window.errors.get(i, error) for i, error in enumerate(results[self._error])]
-        payload_rows = self._pass_through(window, errors)
         bad = [i for i, error in enumerate(errors) if error is not None]
         results = {
             name: [value if error is None else None for value, error in zip(results[name], errors, strict=True)]
@@ -111,7 +107,7 @@ class Writer(ABC):
                 for i in bad
             )
         kept = np.array([self._has_error_column or error is None for error in errors], np.bool_)
-        payload = self._encode(payload_rows, {name: results[name] for name in self.results}, kept)
+        payload = self._encode(window, {name: results[name] for name in self.results}, kept)
         return Part(payload, lines, len(errors), len(bad), sum(results[self.truncated_column]))
 
     @abstractmethod
@@ -123,41 +119,19 @@ class Writer(ABC):
         """Write the rows of all parts to one file."""
 
     @abstractmethod
-    def _pass_through(self, window: Window, errors: list[str | None]) -> Any:
-        """The rows as they are kept, without results; what cannot be kept is noted in `errors`."""
-
-    @abstractmethod
-    def _encode(self, rows: Any, results: Results, kept: Bools) -> Any:
-        """Those rows with their results."""
-
-    def _choose_columns(self, source: Source, first: Window) -> list[str]:
-        if source.format == "parquet":
-            return list(source.schema.names)
-        return list(dict.fromkeys(name for row in first.to_dicts() for name in row))
-
-    def _note_strays(self, rows: list[Row], errors: list[str | None]) -> None:
-        """Note rows with fields that the output has no place for."""
-        known = set(self.columns)
-        for i, row in enumerate(rows):
-            stray = row.keys() - known
-            if stray and errors[i] is None:
-                errors[i] = f"field {min(stray)!r} has no place in the output: no row of the first part has it"
+    def _encode(self, window: Window, results: Results, kept: Bools) -> Any:
+        """The rows that are kept with their results."""
 
 
 class LineWriter(Writer):
     """JSON lines: a row keeps whatever fields it has."""
 
-    def _pass_through(self, window: Window, errors: list[str | None]) -> list[Row]:
-        rows = window.to_dicts()
-        for i, row in enumerate(rows):
-            taken = row.keys() & self._reserved
-            if taken and errors[i] is None:
-                errors[i] = f"field {min(taken)!r} has given way to the result of that name: give the results a prefix"
-        return rows
+    has_fixed_columns = False
 
-    def _encode(self, rows: list[Row], results: Results, kept: Bools) -> bytes:
+    def _encode(self, window: Window, results: Results, kept: Bools) -> bytes:
         answers = (dict(zip(results, values, strict=True)) for values in zip(*results.values(), strict=True))
-        return b"".join(dump_line(row | answer) for row, answer, keep in zip(rows, answers, kept, strict=True) if keep)
+        rows = zip(window.to_dicts(), answers, kept, strict=True)
+        return b"".join(dump_line(row | answer) for row, answer, keep in rows if keep)
 
     def write(self, payload: bytes, path: Path) -> None:
         """Write lines, compressed if the output is."""
@@ -183,58 +157,39 @@ class LineWriter(Writer):
 
 
 class CsvWriter(LineWriter):
-    """CSV: the columns of the first window; what is not text is written as JSON, null as nothing."""
+    """CSV: what is not text is written as JSON, null as nothing."""
 
-    def _pass_through(self, window: Window, errors: list[str | None]) -> list[Row]:
-        rows = window.to_dicts()
-        self._note_strays(rows, errors)
-        return rows
+    has_fixed_columns = True
 
-    def _encode(self, rows: list[Row], results: Results, kept: Bools) -> bytes:
-        answers = zip(*results.values(), strict=True)
-        return _format_csv(
-            [*map(row.get, self.columns), *answer]
-            for row, answer, keep in zip(rows, answers, kept, strict=True)
-            if keep
-        )
+    def _encode(self, window: Window, results: Results, kept: Bools) -> bytes:
+        names = self.input_schema.names
+        rows = zip(window.to_dicts(), zip(*results.values(), strict=True), kept, strict=True)
+        return _format_csv([*map(row.get, names), *answer] for row, answer, keep in rows if keep)
 
     def _head(self) -> bytes:
-        return _format_csv([[*self.columns, *self.results]])
+        return _format_csv([[*self.input_schema.names, *self.results]])
 
 
 class TableWriter(Writer):
-    """Parquet: a fixed schema. From JSON lines the first window gives the types; what has no type is kept as JSON."""
+    """Parquet: a fixed schema."""
 
-    def _choose_columns(self, source: Source, first: Window) -> list[str]:
+    def __init__(self, survey: Survey, scorer: Scorer, **options: Any) -> None:
+        """As of any writer."""
         import pyarrow as pa
 
-        names = super()._choose_columns(source, first)
-        if source.format == "parquet":
-            fields, metadata = list(source.schema), source.schema.metadata
-        else:
-            rows = first.to_dicts()
-            fields = [pa.field(name, _infer_type([row.get(name) for row in rows])) for name in names]
-            metadata = None
+        super().__init__(survey, scorer, **options)
         added = [pa.field(name, self._arrow_type(kind)) for name, kind in self.results.items()]
-        self._own = pa.schema(fields)
-        self.schema = pa.schema(fields + added, metadata)
-        return names
+        self.schema = pa.schema([*self.input_schema, *added], self.input_schema.metadata)
 
-    def _pass_through(self, window: Window, errors: list[str | None]) -> pa.Table:
+    def _encode(self, window: Window, results: Results, kept: Bools) -> pa.Table:
         import pyarrow as pa
 
-        if not isinstance(window.rows, list):
-            return window.rows
-        rows = window.rows
-        self._note_strays(rows, errors)
-        columns = [_to_array(field, [row.get(field.name) for row in rows], errors) for field in self._own]
-        return pa.Table.from_arrays(columns, schema=self._own)
-
-    def _encode(self, rows: pa.Table, results: Results, kept: Bools) -> pa.Table:
-        import pyarrow as pa
-
+        if isinstance(window.rows, list):
+            columns = [_to_array(field, [row.get(field.name) for row in window.rows]) for field in self.input_schema]
+        else:
+            columns = window.rows.columns
         answers = [self._to_array(name, values) for name, values in results.items()]
-        table = pa.Table.from_arrays(rows.columns + answers, schema=self.schema)
+        table = pa.Table.from_arrays(columns + answers, schema=self.schema)
         return table if kept.all() else table.filter(pa.array(kept))
 
     def _to_array(self, name: str, values: list[Any]) -> pa.Array:
@@ -243,7 +198,7 @@ class TableWriter(Writer):
 
         kind = self.results[name]
         if kind == "json":
-            values = [None if value is None else dump_line(value).decode().rstrip("\n") for value in values]
+            values = [None if value is None else dump_json(value) for value in values]
         if kind != "vector":
             return pa.array(values, self._arrow_type(kind))
         is_null = np.array([value is None for value in values], np.bool_)
@@ -263,7 +218,8 @@ class TableWriter(Writer):
 
         with self._open(path) as writer:
             for part in parts:
-                table = parquet.read_table(part, schema=self.schema)
+                with parquet.ParquetFile(part) as reader:
+                    table = reader.read()
                 writer.write_table(table, max(1, table.num_rows))
 
     def _open(self, path: Path) -> Any:
@@ -285,12 +241,30 @@ WRITERS: dict[str, type[Writer]] = {"parquet": TableWriter, "jsonl": LineWriter,
 
 
 def dump_line(value: Any) -> bytes:
-    """A value as a line of JSON in UTF-8; lone surrogates, which UTF-8 cannot hold, are escaped."""
-    text = json.dumps(value, ensure_ascii=False, default=_to_plain)
+    """A value as a line of JSON in UTF-8: lone surrogates are escaped, NaN and the infinities are null."""
+    try:
+        text = _JSON.encode(value)
+    except ValueError:
+        value = _without_nan(value)
+        text = _JSON.encode(value)
     try:
         return text.encode() + b"\n"
     except UnicodeEncodeError:
         return json.dumps(value, default=_to_plain).encode() + b"\n"
+
+
+def dump_json(value: Any) -> str:
+    """A value as JSON."""
+    return dump_line(value)[:-1].decode()
+
+
+def to_text(value: Any) -> str | None:
+    """A value as text: text as it is, what JSON has no word for in its own, the rest as JSON."""
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, (dict, list, tuple, np.ndarray)):
+        return dump_json(value)
+    return json.dumps(value) if isinstance(value, (bool, int, float)) else _to_plain(value)
 
 
 def _to_plain(value: Any) -> Any:
@@ -301,51 +275,44 @@ def _to_plain(value: Any) -> Any:
     return str(value)
 
 
+_JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=_to_plain)
+
+
+def _without_nan(value: Any) -> Any:
+    """A value with null for what JSON has no number for."""
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    if isinstance(value, dict):
+        return {key: _without_nan(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _format_csv(rows: Iterable[list[Any]]) -> bytes:
     """Records in UTF-8; bytes that were not UTF-8 come out as they came in, other surrogates as question marks."""
     text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    for row in rows:
-        is_plain = (value is None or isinstance(value, str) for value in row)
-        writer.writerow(
-            [
-                value if plain else dump_line(value).decode().rstrip("\n")
-                for value, plain in zip(row, is_plain, strict=True)
-            ]
-        )
+    csv.writer(text, lineterminator="\n").writerows([to_text(value) for value in row] for row in rows)
     try:
         return text.getvalue().encode(errors="surrogateescape")
     except UnicodeEncodeError:
         return text.getvalue().encode(errors="replace")
 
 
-def _infer_type(values: list[Any]) -> pa.DataType:
-    """A column's type; string, for JSON, where values are of several types, objects or all null."""
+def _to_array(field: pa.Field, values: list[Any]) -> pa.Array:
+    """A column of the type that the survey has found for it."""
     import pyarrow as pa
 
+    if field.type == pa.string():
+        values = [to_text(value) for value in values]
     try:
-        kind = pa.infer_type(values)
-    except (pa.ArrowException, OverflowError, UnicodeEncodeError):
-        return pa.string()
-    return pa.string() if any(word in str(kind) for word in ("null", "struct")) else kind
+        return pa.array(values, field.type)
+    except UnicodeEncodeError:
+        return pa.array(_clean(values), field.type)
 
 
-def _to_array(field: pa.Field, values: list[Any], errors: list[str | None]) -> pa.Array:
-    """A column of the given type; a value that does not fit it becomes null, and its row has an error."""
-    import pyarrow as pa
-
-    is_text = pa.types.is_string(field.type)
-    if is_text:
-        values = [value if value is None or isinstance(value, str) else json.dumps(value) for value in values]
-    try:
-        return pa.array(values).cast(field.type)  # given the type, array() would make the integer 7 of 7.5
-    except (pa.ArrowException, OverflowError, UnicodeEncodeError):
-        cells: list[Any] = []
-        for i, value in enumerate(values):
-            try:
-                cells += pa.array([value]).cast(field.type).to_pylist()
-            except (pa.ArrowException, OverflowError, UnicodeEncodeError):
-                cells.append(value.encode(errors="replace").decode() if is_text else None)
-                what = "is not valid Unicode" if is_text else f"does not fit {field.type}, the type in the first part"
-                errors[i] = errors[i] or f"{field.name} {what}: {value!r:.100}"
-        return pa.array(cells, field.type)
+def _clean(value: Any) -> Any:
+    """Texts, and lists of them, without surrogates."""
+    if isinstance(value, list):
+        return [_clean(part) for part in value]
+    return clean(value) if isinstance(value, str) else value
