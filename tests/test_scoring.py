@@ -1,7 +1,6 @@
 """Batch scoring: every row comes out once and in order, from and to every format, and bad input costs only itself."""
 
 import csv
-import gzip
 import io
 import json
 import os

@@ -229,10 +229,16 @@ class Source:
         for name, value in self._partition(file).items():
             if name not in table.column_names:
                 table = table.append_column(name, pa.array([value] * table.num_rows, pa.string()))
-        columns = [
-            table[name].cast(kind) if name in table.column_names else pa.nulls(table.num_rows, kind)
-            for name, kind in zip(schema.names, schema.types, strict=True)
-        ]
+        columns = []
+        for name, kind in zip(schema.names, schema.types, strict=True):
+            try:
+                has_it = name in table.column_names
+                columns.append(table[name].cast(kind) if has_it else pa.nulls(table.num_rows, kind))
+            except pa.ArrowException as error:
+                raise InvalidInputError(
+                    f"column {name!r} of {file.path} does not fit {kind}, which the files together ask for: "
+                    f"{_one_line(error)}: make it of one type in all files"
+                ) from None
         return pa.Table.from_arrays(columns, schema=schema)
 
     def _read_lines(self, file: InputFile) -> Iterator[Window]:
@@ -266,13 +272,13 @@ def to_list(column: pa.ChunkedArray) -> list[Any]:
     """The values of a column as Python's; bytes that are not UTF-8 become surrogates."""
     try:
         values: list[Any] = column.to_pylist()
-    except (ValueError, OverflowError):
+    except (ValueError, OverflowError, KeyError):
         values = [_to_python(value) for value in column]
     return values
 
 
 def _to_python(value: pa.Scalar) -> Any:
-    """A value of which a part cannot be one of Python's: text that is not UTF-8, a time too fine or too far away."""
+    """A value of which Python cannot hold a part: text that is not UTF-8, a time too fine, too far or of no zone."""
     import pyarrow as pa
 
     if not value.is_valid:
@@ -280,17 +286,22 @@ def _to_python(value: pa.Scalar) -> Any:
     if isinstance(value, pa.DictionaryScalar):
         return _to_python(value.value)
     if isinstance(value, pa.MapScalar):
-        return [tuple(_to_python(part) for part in pair.values()) for pair in value.values]
+        return [tuple(map(_to_python, pair.values())) for pair in value.values]
     if is_list(value.type):
         return [_to_python(item) for item in value.values]
     if isinstance(value, pa.StructScalar):
-        return {field.name: _to_python(value[i]) for i, field in enumerate(value.type)}
+        pairs = [(field.name, _to_python(value[i])) for i, field in enumerate(value.type)]
+        return dict(pairs) if len(dict(pairs)) == len(pairs) else pairs
     if is_string(value.type):
         return value.as_buffer().to_pybytes().decode(errors="surrogateescape")
     try:
         return value.as_py()
-    except (ValueError, OverflowError):
+    except (ValueError, OverflowError, KeyError):
+        pass
+    try:
         return value.cast(pa.string()).as_py()
+    except pa.ArrowException:  # the zone
+        return value.cast(pa.timestamp(value.type.unit)).cast(pa.string()).as_py()
 
 
 def clean(text: str) -> str:
@@ -313,7 +324,7 @@ def _parse_jsonl(stream: io.BufferedReader, _: InputFile) -> Iterator[tuple[Row,
         if not text.strip():
             continue
         row, fault = _read_object(text)
-        yield row, fault and f"line {number} {fault}: {clean(text[:100]).strip()}", size
+        yield row, fault and f"line {number} {fault}: {text[:100].strip()!r}", size
 
 
 def _read_object(text: str) -> tuple[Row, str | None]:

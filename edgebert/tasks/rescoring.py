@@ -6,6 +6,7 @@ arXiv 1910.14659, section 2): PLL(w) = sum over its tokens t of log P(w_t | w wi
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -71,7 +72,7 @@ def _read_item(i: int, item: Any) -> list[str]:
         if not isinstance(hypothesis, dict) or not isinstance(hypothesis.get("text"), str):
             raise InvalidInputError(f'{where}: expected {{"text", "score"}} with a text, got {hypothesis!r:.100}')
         score = hypothesis.get("score")
-        if isinstance(score, bool) or not isinstance(score, (int, float)) or not np.isfinite(score):
+        if isinstance(score, bool) or not isinstance(score, (int, float)) or not abs(score) <= sys.float_info.max:
             raise InvalidInputError(
                 f"{where}: its first-pass score must be a number, got {score!r:.100}; to score texts alone, give them "
                 "as sentences"
