@@ -25,6 +25,7 @@ pq = pytest.importorskip("pyarrow.parquet")
 pytest.importorskip("tqdm")
 
 from edgebert.scoring import readers, runner  # noqa: E402
+from edgebert.scoring.output import Output  # noqa: E402
 from edgebert.scoring.runner import score  # noqa: E402
 from edgebert.scoring.scorer import Scorer  # noqa: E402
 
@@ -526,6 +527,14 @@ def test_a_manifest_that_does_not_fit(make_file: Callable[..., Path], tmp_path: 
     assert output.read_bytes() == whole
     manifest.unlink()
     resume("out.jsonl exists already")
+
+
+def test_parts_are_in_order_however_many(tmp_path: Path) -> None:
+    names = [f"part-{file:05}-{window:05}.jsonl" for file, window in ((0, 9), (0, 99999), (0, 100000), (100000, 0))]
+    (tmp_path / "out.jsonl.parts").mkdir()
+    for name in names:
+        (tmp_path / "out.jsonl.parts" / name).touch()
+    assert [path.name for path in Output(tmp_path / "out.jsonl")._find_parts()] == names
 
 
 def test_outputs_that_are_in_the_way(make_file: Callable[..., Path], tmp_path: Path) -> None:

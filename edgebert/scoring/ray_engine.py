@@ -78,11 +78,11 @@ def score_on_ray(
     if not output.is_folder:
         raise InvalidInputError(f"Ray writes many files: {output.path} must be a folder, a name without a suffix")
     output.refuse_to_overwrite()
+    started = time.perf_counter()
     options = {**options, "threads": options.get("threads") or 1}
     scorer = Scorer(os.path.abspath(model), columns, **options)
     writer = TableWriter(survey(source, scorer, _on_ray), scorer)
     arguments = (writer, os.path.abspath(model), columns, options)
-    started = time.perf_counter()
     files = ray.data.from_items([{"file": number} for number in range(len(source.files))])
     windows = files.repartition(len(source.files)).map_batches(
         WindowReader(source).__call__, batch_size=1, num_cpus=_READER_CPUS

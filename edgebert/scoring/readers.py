@@ -34,7 +34,6 @@ PARQUET_ROWS = 256  # rows that are decoded at a time
 NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 
 _SURROGATES = re.compile("[\ud800-\udfff]")
-_BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"|[][{}]')  # and texts, to pass over them
 _LONG_INTEGERS = json.JSONDecoder(parse_int=lambda digits: int(digits) if len(digits) <= LONG_DIGITS else digits)
 
 
@@ -190,7 +189,7 @@ class Source:
         try:
             schema = parquet.read_schema(file.path)
             _refuse_repeated(file, schema.names)
-        except _damages() as error:
+        except _damage_errors() as error:
             raise InvalidInputError(f"{file.path} is not a readable Parquet file: {_one_line(error)}") from None
         return schema
 
@@ -218,7 +217,7 @@ class Source:
                     yield Window(file, rows=self._join(file, parts, schema))
                 if done != reader.metadata.num_rows:
                     raise OSError(f"its footer says {reader.metadata.num_rows} rows")
-        except _damages() as error:
+        except _damage_errors() as error:
             raise _broken(file, done, error) from None
 
     def _join(self, file: InputFile, parts: list[pa.Table], schema: pa.Schema) -> pa.Table:
@@ -264,7 +263,7 @@ class Source:
                         window, size = Window(file), 0
                 if window.rows:
                     yield window
-        except _damages() as error:
+        except _damage_errors() as error:
             raise _broken(file, done, error) from None
 
 
@@ -329,15 +328,17 @@ def _parse_jsonl(stream: io.BufferedReader, _: InputFile) -> Iterator[tuple[Row,
 
 def _read_object(text: str) -> tuple[Row, str | None]:
     """(a JSON object, what is wrong with it)."""
-    if text.count("[") + text.count("{") > LINE_LEVELS and _count_levels(text) > LINE_LEVELS:
-        return {}, f"has more than {LINE_LEVELS} objects and lists inside of one another"
     try:
         try:
             row = json.loads(text)
-        except ValueError:
+        except ValueError:  # no JSON, or an integer of thousands of digits
             row = _LONG_INTEGERS.decode(text)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         return {}, f"is not JSON ({error})"
+    except RecursionError:
+        return {}, f"has more than {LINE_LEVELS} objects and lists inside of one another"
+    if text.count("[") + text.count("{") > LINE_LEVELS and _is_deep(row):
+        return {}, f"has more than {LINE_LEVELS} objects and lists inside of one another"
     if not isinstance(row, dict):
         return {}, "is not a JSON object"
     if _SURROGATES.search("".join(row)):
@@ -345,13 +346,13 @@ def _read_object(text: str) -> tuple[Row, str | None]:
     return row, None
 
 
-def _count_levels(text: str) -> int:
-    """How many brackets are open at a time."""
-    levels = deepest = 0
-    for found in _BRACKETS.finditer(text):
-        levels += {"[": 1, "{": 1, "]": -1, "}": -1}.get(found[0], 0)
-        deepest = max(deepest, levels)
-    return deepest
+def _is_deep(value: Any) -> bool:
+    """Whether a value has objects and lists on more than LINE_LEVELS levels."""
+    level = [value]
+    for _ in range(LINE_LEVELS):
+        inside = (part.values() if isinstance(part, dict) else part for part in level if isinstance(part, (dict, list)))
+        level = [part for parts in inside for part in parts]
+    return any(isinstance(part, (dict, list)) for part in level)
 
 
 def _parse_csv(stream: io.BufferedReader, file: InputFile) -> Iterator[tuple[Row, str | None, int]]:
@@ -399,6 +400,8 @@ def _describe(path: Path, name: str) -> InputFile:
     format_, codec = find_format(path)
     if format_ is None or (format_ == "parquet" and codec):
         raise InvalidInputError(f"{path} is of no known format: expected {_describe_formats()}")
+    if not path.is_file():
+        raise InvalidInputError(f"{path} is not a regular file, which could be read twice: write its rows to one")
     status = path.stat()
     return InputFile(path, name, status.st_size, status.st_mtime_ns, format_, codec)
 
@@ -468,7 +471,7 @@ def _refuse_repeated(file: InputFile, names: Iterable[str]) -> None:
         seen.add(name)
 
 
-def _damages() -> tuple[type[Exception], ...]:
+def _damage_errors() -> tuple[type[Exception], ...]:
     """What reading a damaged file raises."""
     import pyarrow as pa
 

@@ -90,7 +90,7 @@ def score(
         started = time.perf_counter()
         writer, num_rows = None, 0
         if not target.look(job, resume)["complete"]:
-            found = survey(whole, scorer, partial(_each, progress))
+            found = survey(whole, scorer, partial(_read_each, progress))
             writer = WRITERS[target.format](found, scorer, has_error_column=errors is None, codec=target.codec)
             num_rows = found.rows
         with target.open(job, resume):
@@ -111,13 +111,15 @@ def score(
 
 @contextmanager
 def _failures_told(source: str | os.PathLike[str], output: str | os.PathLike[str]) -> Iterator[None]:
-    """Turn what a disk or the reading of a part raises into EdgeBertError."""
+    """Make EdgeBertError of what a disk raises, and files that are changed in the middle of a job."""
     import pyarrow as pa
 
     try:
         yield
-    except (OSError, pa.ArrowException) as error:
-        where = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else error
+    except (OSError, OverflowError, pa.ArrowException) as error:
+        where = str(error).partition("\n")[0]
+        if isinstance(error, OSError) and error.filename:
+            where = f"{error.filename}: {error.strerror}"
         raise EdgeBertError(f"scoring {source} to {output} has stopped ({where}); parts that are done stay") from error
 
 
@@ -136,7 +138,8 @@ def make_part(window: Window, scorer: Scorer, writer: Writer) -> Part:
     return writer.encode(window, scorer({name: window.column(name) for name in scorer.columns}))
 
 
-def _each(progress: bool, read: Callable[[InputFile], Survey], files: Sequence[InputFile]) -> Iterator[Survey]:
+def _read_each(progress: bool, read: Callable[[InputFile], Survey], files: Sequence[InputFile]) -> Iterator[Survey]:
+    """What `read` finds in each file, in order."""
     from tqdm import tqdm
 
     yield from map(read, tqdm(files, "reading", unit=" files", leave=False, disable=not progress))

@@ -98,6 +98,12 @@ class Scorer:
             raise InvalidInputError(f"too_long must be one of {', '.join(TOO_LONG)}, got {too_long!r}")
         if dtype not in DTYPES:
             raise InvalidInputError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+        if not isinstance(prefix, str):
+            raise InvalidInputError(f"prefix must be text, got {prefix!r}")
+        if not isinstance(options or {}, Mapping) or not all(isinstance(name, str) for name in options or {}):
+            raise InvalidInputError(f"options must be values by name, got {options!r}")
+        if taken := {"task", "return_truncated"}.intersection(options or {}):
+            raise InvalidInputError(f"{min(taken)} is not to be given as an option: the scorer sets it")
         self.columns = tuple(columns)
         self.settings = {
             "columns": list(columns), "task": task, "options": dict(options or {}), "too_long": too_long,

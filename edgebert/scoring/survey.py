@@ -88,7 +88,7 @@ class Survey:
         columns: of JSON lines and CSV, by name; of Parquet none, whose schema says it all.
         has_more_columns: there are more than MAX_COLUMNS, and `columns` has not all of them.
         has_usable: a row can be scored; until one is found, `fault` is why the first one cannot.
-        unreadable: rows that could not be read; `damage` is what is wrong with the first.
+        unreadable: rows of a file that could not be read; `damage` is what is wrong with the first.
         schema: columns and types of the whole input.
     """
 

@@ -44,7 +44,7 @@ def answer(runner: TextRunner, inputs: Any, *, weight: float = 1.0) -> Any:
     Raises:
         InvalidInputError: an input or option that is not usable, or a hypothesis without a score.
     """
-    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not np.isfinite(weight):
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not abs(weight) <= sys.float_info.max:
         raise InvalidInputError(f"weight must be a number, got {weight!r}")
     is_single = isinstance(inputs, (str, dict))
     if not is_single and (isinstance(inputs, bytes) or not isinstance(inputs, Iterable)):
