@@ -44,7 +44,7 @@ def load(path: str | os.PathLike[str], backend: str = "auto", device: str = "cpu
     if file.is_dir():
         file = file / "model.onnx"
     loaded = load_backend(file, backend, device, threads)
-    return Model(loaded, _read_tokenizer(file, loaded.spec))
+    return Model(loaded, _read_tokenizer(file, loaded.spec), (os.path.abspath(path), backend, device, threads))
 
 
 def pipeline(
@@ -78,15 +78,17 @@ def pipeline(
 
 @dataclass(frozen=True)
 class Model:
-    """A loaded model; made by `load`.
+    """A loaded model; made by `load`. Copied or pickled, it is loaded again, from the same path.
 
     Attributes:
         backend: what runs it; `backend.detail` says which one, where and how.
         tokenizer: None for a file that takes token ids only.
+        arguments: of the call of `load`, with the path made absolute.
     """
 
     backend: Backend
     tokenizer: Tokenizer | None
+    arguments: tuple[str, str, str, int | None]
 
     @property
     def spec(self) -> EncoderSpec:
@@ -97,6 +99,9 @@ class Model:
     def task(self) -> str:
         """The file's task, for instance "embedding"."""
         return self.spec.task
+
+    def __reduce__(self) -> tuple[Callable[..., Model], tuple[Any, ...]]:
+        return load, self.arguments
 
     def __repr__(self) -> str:
         return f"Model(task={self.task!r}, backend={self.backend.detail!r})"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -314,6 +316,7 @@ class Tokenizer:
                 pending, characters, first = [], 0, row + 1
 
     def _encode(self, rows: list[list[str]], first: int, offsets: bool) -> list[Encoding]:
+        _watch_forks()
         encode = self._tokenizer.encode_batch if offsets else self._tokenizer.encode_batch_fast
         flat = [part for parts in rows for part in parts]
         try:
@@ -328,6 +331,21 @@ class Tokenizer:
                         "decode it with errors='replace'"
                     ) from None
             raise InvalidInputError(f"the file's tokenizer cannot read these texts: {failure}") from None
+
+
+@cache
+def _watch_forks() -> None:
+    """From now on, forbid a forked child to tokenize on the library's threads, which are not there and waited for.
+
+    Without TOKENIZERS_PARALLELISM the library sees to it itself.
+    """
+
+    def forbid() -> None:
+        if "TOKENIZERS_PARALLELISM" in os.environ:
+            os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=forbid)
 
 
 def _read_texts(texts: Iterable[Text]) -> list[Text]:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import re
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -385,3 +389,32 @@ def test_oracle_against_torch() -> None:
         close(context[first:last], attended.transpose(0, 1).reshape(-1, 10))
     close(numpy_ops.pool(x, np.int32([0, 3, 7]), "mean"), torch.stack([tensor[:3].mean(0), tensor[3:].mean(0)]))
     close(numpy_ops.pool(x, np.int32([0, 3, 7]), "cls"), tensor[[0, 3]])
+
+
+@pytest.mark.parametrize("name", [name for name in ("native", "numba") if name in BACKENDS])
+def test_threads_that_cannot_be_started(name: str, tmp_path: Path) -> None:
+    """Room for some stacks of threads, not for all; what was started is put away, and the process lives on."""
+    random_artifact(tmp_path / "model.onnx", layers=((1, 4, 4),), hidden=4, num_positions=8, vocab_size=9)
+    script = (
+        "import resource, sys\n"
+        "from artifacts import random_batch\n"
+        "from edgebert.backends.registry import load_backend\n"
+        "from edgebert.errors import BackendUnavailableError\n"
+        "model = load_backend(sys.argv[1], sys.argv[2], threads=1000)\n"
+        "room = 2**30 + 1024 * int(open('/proc/self/status').read().split('VmSize:')[1].split()[0])\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (room, room))\n"
+        "for _ in range(2):\n"
+        "    try:\n"
+        "        model.run(random_batch(model.spec, [3, 5]), ['sentence_embedding'])\n"
+        "    except BackendUnavailableError as error:\n"
+        "        print(error)\n"
+    )
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    found = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "model.onnx"), name],
+        env=os.environ | {"PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert len(re.findall(r"of 1000 threads only \d+ could be started", found.stdout)) == 2, found

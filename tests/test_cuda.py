@@ -6,6 +6,7 @@ The emulated library is the CUDA library with its kernels run on the CPU; EDGEBE
 from __future__ import annotations
 
 import dataclasses
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -272,3 +273,51 @@ def test_refuses_bad_batches(tmp_path: Path) -> None:
     batch = random_batch(cuda.spec, (5,))
     with pytest.raises(InvalidInputError, match=r"input_ids\[4\] is 101, expected 0 to 100"):
         cuda._run(dataclasses.replace(batch, input_ids=np.int32([1, 2, 3, 4, 101])), cuda.spec.outputs)
+
+
+FORKED = """
+import gc, os, signal, sys
+import numpy as np
+from artifacts import random_batch
+from edgebert.backends.registry import load_backend
+from edgebert.errors import BackendUnavailableError
+
+model = load_backend(sys.argv[1], "native", "cuda")
+batch = random_batch(model.spec, (5, 17))
+expected = model.run(batch, ["sentence_embedding"])["sentence_embedding"]
+
+
+def refusals():
+    global model
+    for call in (lambda: model.run(batch, ["sentence_embedding"]), lambda: load_backend(sys.argv[1], "native", "cuda")):
+        try:
+            call()
+        except BackendUnavailableError as error:
+            assert "load the model in the child" in str(error), error
+            yield True
+    assert model.workspace_bytes == 0
+    model = None  # freed without a word to CUDA
+    gc.collect()
+
+
+child = os.fork()
+if child == 0:
+    signal.alarm(30)
+    try:
+        os._exit(len(list(refusals())))
+    finally:
+        os._exit(9)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 2
+assert np.array_equal(model.run(batch, ["sentence_embedding"])["sentence_embedding"], expected)
+"""
+
+
+@needs_cuda
+def test_a_forked_child_is_told_to_load_the_model_itself(make_file: Callable[..., Path]) -> None:
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    subprocess.run(
+        [sys.executable, "-c", FORKED, str(make_file())],
+        env=os.environ | {"PYTHONPATH": path},
+        check=True,
+        timeout=120,
+    )

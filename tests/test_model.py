@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import re
 import warnings
 from collections.abc import Callable, Iterator
@@ -207,6 +209,27 @@ def test_load_takes_a_folder(make_file: Callable[..., Path]) -> None:
     np.testing.assert_array_equal(
         edgebert.load(path.parent, "numpy").encode("a"), edgebert.load(str(path), "numpy").encode("a")
     )
+
+
+@pytest.mark.parametrize("copy_model", [copy.copy, copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_is_loaded_again(
+    backend: str,
+    make_file: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    copy_model: Callable[[edgebert.Model], edgebert.Model],
+) -> None:
+    path = make_file()
+    monkeypatch.chdir(tmp_path)
+    model = edgebert.load(path.name, backend, threads=1)
+    monkeypatch.chdir("/")  # a worker's may be another
+    again = copy_model(model)
+    assert again.backend is not model.backend
+    assert again.backend.detail == model.backend.detail
+    np.testing.assert_array_equal(again.encode(TEXTS), model.encode(TEXTS))
+    path.unlink()
+    with pytest.raises(ModelFormatError, match=re.escape(f"{path} does not exist")):
+        copy_model(model)
 
 
 def test_load_says_what_it_loaded(make_file: Callable[..., Path], tmp_path: Path) -> None:

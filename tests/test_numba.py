@@ -261,24 +261,6 @@ def test_python_threads_may_share_a_model(make_file: Callable[..., Path]) -> Non
     assert not failures
 
 
-def test_runs_in_a_forked_child(make_file: Callable[..., Path]) -> None:
-    script = (
-        "import os, sys\n"
-        "import numpy as np\n"
-        "from edgebert.backends.registry import load_backend\n"
-        "from edgebert.batch import PackedBatch\n"
-        "model = load_backend(sys.argv[1], 'numba', threads=2)\n"
-        "batch = PackedBatch.from_lists([[1] * 40, [2] * 30])\n"
-        "expected = model.run(batch, ['sentence_embedding'])['sentence_embedding']\n"
-        "child = os.fork()\n"
-        "found = model.run(batch, ['sentence_embedding'])['sentence_embedding']\n"
-        "status = int(not np.array_equal(found, expected))\n"
-        "if child == 0: os._exit(status)\n"
-        "sys.exit(status or os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
-    )
-    subprocess.run([sys.executable, "-c", script, str(make_file())], check=True, timeout=120)
-
-
 def test_the_cache_on_disk_is_used_and_not_needed(
     make_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

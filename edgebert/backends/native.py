@@ -8,7 +8,6 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-import threading
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -76,8 +75,16 @@ class _Output(ctypes.Structure):
     _fields_ = (("name", ctypes.c_char_p), ("data", ctypes.c_void_p), ("capacity", ctypes.c_size_t))
 
 
+class _Arguments:
+    """The structs of one call of eb_run."""
+
+    def __init__(self, num_outputs: int) -> None:
+        self.batch = _Batch()
+        self.outputs = (_Output * num_outputs)()
+
+
 class NativeBackend(Backend):
-    """A model in the C++ engine; runs on one model take turns."""
+    """A model in the C++ engine, which lets runs take turns; also in a child that is forked during one, on CPUs."""
 
     name = "native"
     chooses_tokens = True
@@ -91,10 +98,8 @@ class NativeBackend(Backend):
         self.threads: int = library.eb_model_threads(model)
         where = f"{self.threads} thread{'s' if self.threads > 1 else ''}" if device == "cpu" else device
         self.detail = f"native, {self.isa}, {where}"
-        # one set of argument structs, reused by every call: building them costs as much as a short call
-        self._lock = threading.Lock()
-        self._batch = _Batch()
-        self._outputs = (_Output * len(spec.outputs))()
+        # those that no call is using now, to be used again: building them costs as much as a short call
+        self._idle_arguments: list[_Arguments] = []
         self._names = {name: name.encode() for name in spec.outputs}
 
     def __del__(self) -> None:
@@ -110,15 +115,19 @@ class NativeBackend(Backend):
         arrays = [np.ascontiguousarray(a, np.int32) for a in (batch.input_ids, batch.token_type_ids, batch.cu_seqlens)]
         chosen = None if batch.output_tokens is None else np.ascontiguousarray(batch.output_tokens, np.int32)
         results = {name: np.empty(self._shape(batch, name), np.float32) for name in outputs}
-        with self._lock:
-            args = self._batch
-            args.input_ids, args.token_type_ids, args.cu_seqlens = (a.ctypes.data for a in arrays)
-            args.num_sequences = batch.num_sequences
-            args.output_tokens = None if chosen is None else chosen.ctypes.data
-            args.num_output_tokens = batch.num_output_tokens
-            for output, (name, array) in zip(self._outputs, results.items(), strict=False):
-                output.name, output.data, output.capacity = self._names[name], array.ctypes.data, array.size
-            status = self._library.eb_run(self._model, args, self._outputs, len(results))
+        try:
+            arguments = self._idle_arguments.pop()  # not a lock, which a child forked now would find closed forever
+        except IndexError:
+            arguments = _Arguments(len(self.spec.outputs))
+        args = arguments.batch
+        args.input_ids, args.token_type_ids, args.cu_seqlens = (a.ctypes.data for a in arrays)
+        args.num_sequences = batch.num_sequences
+        args.output_tokens = None if chosen is None else chosen.ctypes.data
+        args.num_output_tokens = batch.num_output_tokens
+        for output, (name, array) in zip(arguments.outputs, results.items(), strict=False):
+            output.name, output.data, output.capacity = self._names[name], array.ctypes.data, array.size
+        status = self._library.eb_run(self._model, args, arguments.outputs, len(results))
+        self._idle_arguments.append(arguments)
         _check(self._library, status)
         return results
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, NamedTuple
+from weakref import WeakSet
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +31,7 @@ _SLICE_TOKENS = 96  # tokens of short sequences that run on one thread together
 
 
 class NumbaBackend(Backend):
-    """A model in kernels that Numba compiled; runs on one model take turns."""
+    """A model in kernels that Numba compiled; runs on one model take turns, also in a child forked during one."""
 
     name = "numba"
     device = "cpu"
@@ -47,10 +48,16 @@ class NumbaBackend(Backend):
         self._ops = numba_cpu_ops
         self._tensors = tensors
         self._weights = numba_cpu_ops.WeightStore()
-        self._workspaces: dict[tuple[str, ...], _Workspace] = {}
-        self._lock = threading.Lock()
+        self._entry = numba_cpu_kernels.run_program()
+        self._begin()
         self._workspace(spec.outputs)  # packs the weights and compiles the kernels they need
-        self._team = _Team(threads, numba_cpu_kernels.run_program())
+        _loaded.add(self)
+
+    def _begin(self) -> None:
+        """Make what runs change; again in a forked child, for threads that are not there may have left it anyhow."""
+        self._lock = threading.Lock()
+        self._workspaces: dict[tuple[str, ...], _Workspace] = {}
+        self._team = _Team(self.threads, self._entry)
 
     def _workspace(self, outputs: tuple[str, ...]) -> _Workspace:
         if outputs not in self._workspaces:
@@ -84,6 +91,17 @@ class NumbaBackend(Backend):
             alone=(max(tokens[:-1], default=0), max((count for _, count in slices[:-1]), default=0)),
         )
         return slices
+
+
+_loaded: WeakSet[NumbaBackend] = WeakSet()
+
+
+def _begin_in_child() -> None:
+    for backend in _loaded:
+        backend._begin()
+
+
+os.register_at_fork(after_in_child=_begin_in_child)
 
 
 class _Workspace:
@@ -159,25 +177,32 @@ class _Run(NamedTuple):
 
 
 class _Team:
-    """Threads that run a program together with the one that asks; started at the first run, anew in a forked child."""
+    """Threads that run a program together with the one that asks; started at the first run."""
 
     def __init__(self, threads: int, entry: Callable[[int, int], None]) -> None:
         self._threads = threads
         self._entry = entry
         self._queues: list[SimpleQueue[_Run | None]] = []
-        self._pid = 0
 
     def run(self, run: _Run) -> None:
         """Run on every thread of the team; those that come too late find the gate closed."""
-        if self._pid != os.getpid():
-            self._pid = os.getpid()
-            self._queues = [SimpleQueue() for _ in range(1, self._threads)]
-            for rank, queue in enumerate(self._queues, 1):
-                name = f"{THREAD_NAME}-{rank}"
-                threading.Thread(target=_work, args=(rank, self._entry, queue), name=name, daemon=True).start()
+        for rank in range(1 + len(self._queues), self._threads):
+            self._start(rank)
         for queue in self._queues:
             queue.put(run)
         self._entry(0, run.address)
+
+    def _start(self, rank: int) -> None:
+        queue: SimpleQueue[_Run | None] = SimpleQueue()
+        name = f"{THREAD_NAME}-{rank}"
+        try:
+            threading.Thread(target=_work, args=(rank, self._entry, queue), name=name, daemon=True).start()
+        except RuntimeError as error:
+            raise BackendUnavailableError(
+                f"of {self._threads} threads only {rank} could be started ({error}): "
+                "load the model with fewer, or raise the limit of threads"
+            ) from None
+        self._queues.append(queue)
 
     def __del__(self) -> None:
         for queue in self._queues:

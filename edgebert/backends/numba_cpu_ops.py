@@ -83,8 +83,9 @@ class WeightStore:
         key = (kind, source.ctypes.data, source.shape, source.strides)
         if key not in self._packed:
             values = pack()
-            self._packed[key] = self._allocate(values.nbytes).view(values.dtype).reshape(values.shape)
-            self._packed[key][...] = values
+            packed = self._allocate(values.nbytes).view(values.dtype).reshape(values.shape)
+            packed[...] = values
+            self._packed[key] = packed  # not before it holds them: a child may be forked in between
         return self._packed[key]
 
     def _allocate(self, size: int) -> NDArray[np.uint8]:

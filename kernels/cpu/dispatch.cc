@@ -44,17 +44,13 @@ std::string join(bool usable_only) {
   return names;
 }
 
+// Made when the library is loaded, for a child that is forked in the middle of making them could not wait for the rest.
+const std::string built = join(false), usable = join(true);
+
 }  // namespace
 
-const char* built_isas() {
-  static const std::string names = join(false);
-  return names.c_str();
-}
-
-const char* usable_isas() {
-  static const std::string names = join(true);
-  return names.c_str();
-}
+const char* built_isas() { return built.c_str(); }
+const char* usable_isas() { return usable.c_str(); }
 
 const KernelTable& select_kernels(const char* isa) {
   if (!isa || !*isa) isa = std::getenv("EDGEBERT_FORCE_ISA");

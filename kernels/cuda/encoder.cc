@@ -16,6 +16,8 @@
 #include <algorithm>
 #include <cstring>
 #include <list>
+#include <memory>
+#include <mutex>
 #include <string>
 #include <tuple>
 #include <type_traits>
@@ -25,6 +27,7 @@
 #include "cuda/runtime.h"
 #include "cuda/weights.h"
 #include "engine/model_file.h"
+#include "engine/per_process.h"
 #include "engine/status.h"
 
 namespace edgebert {
@@ -235,7 +238,11 @@ class Encoder::Impl {
   void run(const eb_batch& batch, const eb_output* outputs, int num_outputs);
   const EncoderSpec& spec() const { return spec_; }
   const char* isa() const { return isa_.c_str(); }
-  size_t workspace_bytes() const {
+  // Nothing that CUDA gave a process is of use in a child that it forked.
+  bool is_another_process() const { return fork_depth() != fork_depth_; }
+  size_t workspace_bytes() {
+    if (is_another_process()) return 0;
+    const std::lock_guard<std::mutex> turn(mutex_);
     return workspace_.bytes() + device_inputs_.bytes() + device_outputs_.bytes() + inputs_.bytes() + outputs_.bytes();
   }
 
@@ -255,6 +262,8 @@ class Encoder::Impl {
     return (results >> result & 1) && results_[result].is_per_token;
   }
 
+  const uint32_t fork_depth_ = fork_depth();
+  std::mutex mutex_;  // one run after the other
   const EncoderSpec spec_;
   const Device device_;
   const std::vector<Result> results_;
@@ -554,6 +563,8 @@ void Encoder::Impl::copy_outputs(const Slice& slice, const Shape& shape, const e
 }
 
 void Encoder::Impl::run(const eb_batch& batch, const eb_output* outputs, int num_outputs) {
+  if (is_another_process()) fail_after_fork();
+  const std::lock_guard<std::mutex> turn(mutex_);
   unsigned results = 0;
   for (size_t i = 0; i < results_.size(); ++i) {
     for (int o = 0; o < num_outputs; ++o)
@@ -578,7 +589,9 @@ Encoder::Encoder(std::string_view bytes, const eb_options& options) {
   const Device device = find_device(options.device);
   impl_ = std::make_unique<Impl>(read_model_file(bytes), device);
 }
-Encoder::~Encoder() = default;
+Encoder::~Encoder() {
+  if (impl_->is_another_process()) impl_.release();  // CUDA would refuse to free it
+}
 void Encoder::run(const eb_batch& batch, const eb_output* outputs, int num_outputs) {
   impl_->run(batch, outputs, num_outputs);
 }

@@ -32,6 +32,7 @@ int count_devices() {
         "the NVIDIA driver here finds no GPU: see what nvidia-smi lists and what CUDA_VISIBLE_DEVICES says, "
         "or use device='cpu'");
   }
+  if (error == cudaErrorInitializationError) fail_after_fork();
   if (error != cudaSuccess) fail(std::string("the GPUs here cannot be used: ") + cudaGetErrorString(error));
   return count;
 }
@@ -68,6 +69,13 @@ Device find_device(int index) {
          std::to_string(device.minor) + ", the kernels need 8.0 or newer: use another device");
   }
   return device;
+}
+
+void fail_after_fork() {
+  fail(
+      "this process was forked from one that had used CUDA, which does not survive a fork: load the model in the "
+      "child, "
+      "and nothing on a GPU in its parent before; or start the child anew (multiprocessing's spawn)");
 }
 
 std::string list_devices() {

@@ -24,6 +24,9 @@ struct Device {
 // Throws Error(EB_UNAVAILABLE): no driver, one that is too old, no such device, or one that this build cannot run on.
 Device find_device(int index);
 
+// Throws Error(EB_UNAVAILABLE) for a process that was forked from one in which CUDA was at work.
+[[noreturn]] void fail_after_fork();
+
 // "cuda:0 NAME (sm_90)", comma-separated, of the devices that this build can run on. Throws Error(EB_UNAVAILABLE) if
 // there is none.
 std::string list_devices();

@@ -1,9 +1,8 @@
-// The C API: checks arguments, keeps exceptions inside, and lets runs on one model take turns.
+// The C API: checks arguments, and keeps exceptions inside.
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
 #include <memory>
-#include <mutex>
 #include <new>
 #include <string>
 #include <string_view>
@@ -18,7 +17,6 @@ struct eb_model {
   eb_model(std::string_view bytes, const eb_options& options) : encoder(bytes, options) {}
 
   edgebert::Encoder encoder;
-  mutable std::mutex mutex;
 };
 
 namespace edgebert {
@@ -206,9 +204,7 @@ const char* eb_model_isa(const eb_model* model) { return model != nullptr ? mode
 int32_t eb_model_threads(const eb_model* model) { return model != nullptr ? model->encoder.num_threads() : 0; }
 
 size_t eb_model_workspace_bytes(const eb_model* model) {
-  if (model == nullptr) return 0;
-  const std::lock_guard<std::mutex> lock(model->mutex);
-  return model->encoder.workspace_bytes();
+  return model != nullptr ? model->encoder.workspace_bytes() : 0;
 }
 
 eb_status eb_run(eb_model* model, const eb_batch* batch, eb_output* outputs, int32_t num_outputs) {
@@ -223,7 +219,6 @@ eb_status eb_run(eb_model* model, const eb_batch* batch, eb_output* outputs, int
     edgebert::check_output_tokens(checked);
     for (int32_t i = 0; i < num_outputs; ++i) edgebert::check_output(spec, checked, outputs[i]);
     if (checked.num_sequences == 0 || num_outputs == 0) return;
-    const std::lock_guard<std::mutex> lock(model->mutex);
     model->encoder.run(checked, outputs, num_outputs);
   });
 }

@@ -9,6 +9,8 @@
 
 #include <algorithm>
 #include <cstring>
+#include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -18,6 +20,7 @@
 #include "cpu/pack.h"
 #include "engine/arena.h"
 #include "engine/model_file.h"
+#include "engine/per_process.h"
 #include "engine/status.h"
 #include "engine/thread_pool.h"
 
@@ -119,10 +122,12 @@ class Encoder::Impl {
   void run(const eb_batch& batch, const eb_output* outputs, int num_outputs);
   const EncoderSpec& spec() const { return spec_; }
   const char* isa() const { return kernels_.isa; }
-  int num_threads() const { return pool_.size(); }
-  size_t workspace_bytes() const {
+  int num_threads() const { return num_threads_; }
+  size_t workspace_bytes() {
+    Workplace& here = workplace();
+    const std::lock_guard<std::mutex> turn(here.mutex);
     size_t bytes = 0;
-    for (const Workspace& workspace : workspaces_) bytes += workspace.capacity;
+    for (const Workspace& workspace : here.workspaces) bytes += workspace.capacity;
     return bytes;
   }
 
@@ -130,19 +135,31 @@ class Encoder::Impl {
   struct Loader;
   struct Pass;
 
+  // What one run after the other uses; the rest of a model never changes.
+  struct Workplace {
+    explicit Workplace(int num_threads) : pool(num_threads), workspaces(1 + num_threads) {}
+
+    std::mutex mutex;
+    ThreadPool pool;
+    std::vector<Workspace> workspaces;  // the team's, then each thread's own
+  };
+
+  Workplace& workplace() {
+    return workplace_.get([this] { return std::make_unique<Workplace>(num_threads_); });
+  }
   static void place(Workspace& workspace, const eb_batch& batch, const Slice& slice);
   void reserve(Workspace& workspace, int tokens, int sequences, int max_seqlen, int threads) const;
 
   const EncoderSpec spec_;
   const KernelTable& kernels_;
-  ThreadPool pool_;
+  const int num_threads_;
   Arena arena_;
   EmbedArgs embed_{};
   Linear projection_, dense_, out_, mlm_dense_, mlm_decoder_;
   LayerNormWeights mlm_norm_{};
   std::vector<Layer> layers_;
-  std::vector<Workspace> workspaces_;  // the team's, then each thread's own
-  int max_width_ = 0;                  // widest row that is ever quantized
+  PerProcess<Workplace> workplace_;
+  int max_width_ = 0;  // widest row that is ever quantized
   int max_intermediate_size_ = 0;
   int few_rows_ = kFewRows;  // a thread
 };
@@ -243,7 +260,7 @@ struct Encoder::Impl::Loader {
 };
 
 Encoder::Impl::Impl(const EncoderSpec& spec, const EncoderWeights& weights, const KernelTable& kernels, int num_threads)
-    : spec_(spec), kernels_(kernels), pool_(num_threads), workspaces_(1 + num_threads) {
+    : spec_(spec), kernels_(kernels), num_threads_(num_threads) {
   Loader{*this, weights}.load();
 }
 
@@ -615,7 +632,7 @@ struct Encoder::Impl::Pass {
 // ---- Running ------------------------------------------------------------------------------------------------------
 
 void Encoder::Impl::run(const eb_batch& batch, const eb_output* outputs, int num_outputs) {
-  const int threads = pool_.size();
+  const int threads = num_threads_;
   // Slices of like size, equally many for each thread as far as the sequences' lengths allow; but few tokens stay in
   // fewer slices than threads.
   const int total = batch.cu_seqlens[batch.num_sequences];
@@ -641,23 +658,26 @@ void Encoder::Impl::run(const eb_batch& batch, const eb_output* outputs, int num
     together = {first.first_sequence, batch.num_sequences - first.first_sequence, first.first_token,
                 batch.cu_seqlens[batch.num_sequences] - first.first_token};
   }
+  Workplace& here = workplace();
+  const std::lock_guard<std::mutex> turn(here.mutex);
+  std::vector<Workspace>& workspaces = here.workspaces;
   // Each workspace holds whatever these slices could ask of it in another batch, so that memory is flat from here on.
   if (threads > 1)
-    reserve(workspaces_[0], (threads - 1) * largest_tokens, (threads - 1) * largest_sequences, max_seqlen, threads);
+    reserve(workspaces[0], (threads - 1) * largest_tokens, (threads - 1) * largest_sequences, max_seqlen, threads);
   for (int rank = 0; rank < threads; ++rank)
-    reserve(workspaces_[1 + rank], largest_tokens, largest_sequences, max_seqlen, 1);
-  if (together.num_sequences) place(workspaces_[0], batch, together);
+    reserve(workspaces[1 + rank], largest_tokens, largest_sequences, max_seqlen, 1);
+  if (together.num_sequences) place(workspaces[0], batch, together);
   const int max_steps = 1 + Pass::max_steps(spec_, together.num_tokens);
-  pool_.run(max_steps, [&](Team& team) {
+  here.pool.run(max_steps, [&](Team& team) {
     team.share(num_alone, [&](int begin, int end) {
       Team alone;
-      Workspace& workspace = workspaces_[1 + team.rank()];
+      Workspace& workspace = workspaces[1 + team.rank()];
       for (int i = begin; i < end; ++i) {
         place(workspace, batch, slices[i]);
         Pass{*this, alone, workspace, batch, slices[i], outputs, num_outputs}.run();
       }
     });
-    if (together.num_sequences) Pass{*this, team, workspaces_[0], batch, together, outputs, num_outputs}.run();
+    if (together.num_sequences) Pass{*this, team, workspaces[0], batch, together, outputs, num_outputs}.run();
   });
 }
 

@@ -19,7 +19,8 @@ class Encoder {
   ~Encoder();
 
   // The batch and the outputs have been checked by the caller (ids, types and lengths in range, names known,
-  // capacities large enough, at least one sequence). Not reentrant: the caller lets runs take turns.
+  // capacities large enough, at least one sequence). Runs of several threads take turns. In a forked child it works on
+  // CPUs as in the parent; with CUDA, whose contexts no fork survives, it throws Error(EB_UNAVAILABLE).
   void run(const eb_batch& batch, const eb_output* outputs, int num_outputs);
 
   const EncoderSpec& spec() const;

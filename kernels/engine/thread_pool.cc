@@ -3,12 +3,12 @@
 #include <chrono>
 #include <condition_variable>
 #include <mutex>
+#include <string>
+#include <system_error>
 #include <thread>
 #include <vector>
 
-#if defined(__unix__)
-#include <unistd.h>
-#endif
+#include "engine/status.h"
 
 namespace edgebert {
 namespace {
@@ -21,14 +21,6 @@ inline void pause() {
   __builtin_ia32_pause();
 #elif defined(__aarch64__)
   asm volatile("isb");  // waits some ten cycles, where yield is a no-op on most cores
-#endif
-}
-
-int64_t current_pid() {
-#if defined(__unix__)
-  return getpid();
-#else
-  return 0;
 #endif
 }
 
@@ -50,9 +42,19 @@ void Team::await(const std::atomic<int>& value, int wanted) {
 
 struct ThreadPool::Workers {
   explicit Workers(int size) : size(size) {
-    for (int rank = 1; rank < size; ++rank) threads.emplace_back([this, rank] { work(rank); });
+    try {
+      for (int rank = 1; rank < size; ++rank) threads.emplace_back([this, rank] { work(rank); });
+    } catch (const std::system_error& error) {
+      const size_t started = threads.size();
+      stop();
+      throw Error(EB_UNAVAILABLE, "of " + std::to_string(size) + " threads only " + std::to_string(1 + started) +
+                                      " could be started (" + error.what() +
+                                      "): load the model with fewer, or raise the limit of threads");
+    }
   }
-  ~Workers() {
+  ~Workers() { stop(); }
+
+  void stop() {
     stopping = true;
     announce();
     for (std::thread& thread : threads) thread.join();
@@ -132,18 +134,12 @@ struct ThreadPool::Workers {
 
 ThreadPool::ThreadPool(int num_threads) : size_(num_threads) {}
 
-ThreadPool::~ThreadPool() {
-  if (workers_ && owner_pid_ != current_pid()) workers_.release();  // a forked child has no threads to join
-}
+ThreadPool::~ThreadPool() = default;
 
 void ThreadPool::run(int max_steps, const std::function<void(Team&)>& body) {
   Team alone;
   if (size_ == 1) return body(alone);
-  if (!workers_ || owner_pid_ != current_pid()) {
-    workers_.release();  // the parent's, if any: its threads are not in this process
-    workers_ = std::make_unique<Workers>(size_);
-    owner_pid_ = current_pid();
-  }
+  if (!workers_) workers_ = std::make_unique<Workers>(size_);
   workers_->prepare(max_steps);
   workers_->body = &body;
   workers_->is_open.store(true);

@@ -72,6 +72,7 @@ class Team {
   const Step* step_ = nullptr;
 };
 
+// Of one process: a forked child has none of the threads, and needs a pool of its own.
 class ThreadPool {
  public:
   explicit ThreadPool(int num_threads);
@@ -85,8 +86,7 @@ class ThreadPool {
   struct Workers;
 
   const int size_;
-  std::unique_ptr<Workers> workers_;  // started at the first run, and anew in a forked child
-  int64_t owner_pid_ = 0;
+  std::unique_ptr<Workers> workers_;  // started at the first run
 };
 
 }  // namespace edgebert

@@ -2,7 +2,8 @@
  *
  * Two libraries have it: libedgebert runs on CPUs, libedgebert_cuda on NVIDIA GPUs.
  * Every call returns a status; eb_last_error() gives the message of the last failed call of the calling thread.
- * A model may be used from several threads: runs on one model take turns.
+ * A model may be used from several threads: runs on one model take turns. A forked child may use and free it too,
+ * whatever other threads were doing at the fork; with libedgebert_cuda it gets EB_UNAVAILABLE, and must load its own.
  */
 #ifndef EDGEBERT_H_
 #define EDGEBERT_H_

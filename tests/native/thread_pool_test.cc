@@ -1,16 +1,22 @@
-// The thread team: every item runs once, steps do not overlap, sleeping workers wake, and a forked child starts anew.
+// The thread team: every item runs once, steps do not overlap, sleeping workers wake, and a forked child, also of a
+// fork during a run, makes a team of its own.
 #include "engine/thread_pool.h"
 
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <chrono>
 #include <cstdio>
+#include <memory>
+#include <mutex>
 #include <thread>
 #include <vector>
 
 #include "check.h"
+#include "engine/per_process.h"
 
+using edgebert::PerProcess;
 using edgebert::Team;
 using edgebert::ThreadPool;
 
@@ -44,6 +50,69 @@ int expected(int size, int steps) {
   return now[0];
 }
 
+// A pool as a model has it: runs take turns, in whatever thread or process.
+class SharedPool {
+ public:
+  explicit SharedPool(int size) : size_(size) {}
+  bool is_right(int items, int steps) {
+    Turns& turns = turns_.get([this] { return std::make_unique<Turns>(size_); });
+    const std::lock_guard<std::mutex> turn(turns.mutex);
+    return run_steps(turns.pool, items, steps) == expected(items, steps);
+  }
+
+ private:
+  struct Turns {
+    explicit Turns(int size) : pool(size) {}
+    std::mutex mutex;
+    ThreadPool pool;
+  };
+
+  const int size_;
+  PerProcess<Turns> turns_;
+};
+
+// Forks, and waits for the child to come to its end with the pool right in it; one that hangs is ended by its alarm.
+template <class Body>
+bool succeeds_in_child(Body body) {
+  const pid_t child = fork();
+  if (child == 0) {
+    alarm(20);
+    _exit(body() ? 0 : 1);
+  }
+  int status = 0;
+  return waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0;
+}
+
+bool is_right_in_threads(SharedPool& pool) {
+  std::atomic<int> right{0};
+  std::vector<std::thread> threads;
+  for (int i = 0; i < 3; ++i) threads.emplace_back([&] { right += pool.is_right(9, 20); });
+  for (std::thread& thread : threads) thread.join();
+  return right == 3;
+}
+
+void fork_during_runs(int size) {
+  auto pool = std::make_unique<SharedPool>(size);
+  CHECK(succeeds_in_child([&] { return is_right_in_threads(*pool); }));  // before the first run
+  std::atomic<bool> stopping{false};
+  std::vector<std::thread> runners;
+  for (int i = 0; i < 2; ++i) {
+    runners.emplace_back([&, i] {
+      while (!stopping) CHECK(pool->is_right(5 + i, 40 + i));
+    });
+  }
+  for (int i = 0; i < 25; ++i) {
+    CHECK(succeeds_in_child(
+        [&] { return is_right_in_threads(*pool) && succeeds_in_child([&] { return pool->is_right(9, 20); }); }));
+    CHECK(succeeds_in_child([&] {
+      pool.reset();  // unused in the child
+      return true;
+    }));
+  }
+  stopping = true;
+  for (std::thread& runner : runners) runner.join();
+}
+
 }  // namespace
 
 int main() {
@@ -63,12 +132,7 @@ int main() {
       });
       for (const std::atomic<int>& count : times) CHECK(count == 1);
     }
-
-    const pid_t child = fork();
-    if (child == 0) _exit(run_steps(pool, 9, 20) == expected(9, 20) ? 0 : 1);
-    int status = 0;
-    CHECK(waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0);
-    CHECK(run_steps(pool, 9, 20) == expected(9, 20));
+    fork_during_runs(size);
   }
   std::printf("thread pool checked\n");
 }

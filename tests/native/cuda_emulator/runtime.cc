@@ -1,4 +1,6 @@
 // The CUDA runtime's functions on the CPU.
+#include <unistd.h>
+
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -16,7 +18,14 @@ namespace {
 
 constexpr int kMultiprocessors = 4;  // few, so that small batches too take more than one tile
 
+// As CUDA: of no use in a process that was forked after the first call.
+cudaError_t initialize() {
+  static const pid_t owner = getpid();
+  return getpid() == owner ? cudaSuccess : cudaErrorInitializationError;
+}
+
 cudaError_t allocate(void** data, size_t bytes) {
+  if (cudaError_t error = initialize()) return error;
   constexpr size_t kAlignment = 256;  // the runtime's
   if (posix_memalign(data, kAlignment, bytes) != 0) return cudaErrorMemoryAllocation;
   std::memset(*data, 0xff, bytes);
@@ -35,6 +44,8 @@ const char* cudaGetErrorString(cudaError_t error) {
       return "out of memory";
     case cudaErrorInvalidConfiguration:
       return "invalid configuration argument";
+    case cudaErrorInitializationError:
+      return "initialization error";
     case cudaErrorInvalidDevice:
       return "invalid device ordinal";
     default:
@@ -48,13 +59,13 @@ cudaError_t cudaDriverGetVersion(int* version) {
 }
 cudaError_t cudaGetDeviceCount(int* count) {
   *count = 1;
-  return cudaSuccess;
+  return initialize();
 }
 cudaError_t cudaGetDevice(int* device) {
   *device = 0;
-  return cudaSuccess;
+  return initialize();
 }
-cudaError_t cudaSetDevice(int device) { return device == 0 ? cudaSuccess : cudaErrorInvalidDevice; }
+cudaError_t cudaSetDevice(int device) { return device == 0 ? initialize() : cudaErrorInvalidDevice; }
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
   *properties = {};
   std::snprintf(properties->name, sizeof(properties->name), "emulator");
@@ -68,6 +79,7 @@ cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
 cudaError_t cudaMalloc(void** data, size_t bytes) { return allocate(data, bytes); }
 cudaError_t cudaMallocHost(void** data, size_t bytes) { return allocate(data, bytes); }
 cudaError_t cudaFree(void* data) {
+  if (initialize() != cudaSuccess) std::abort();  // a caller that should not have asked
   std::free(data);
   return cudaSuccess;
 }
