@@ -19,6 +19,8 @@ needs_numba_cuda = pytest.mark.skipif(find_spec("numba_cuda") is None, reason="n
 
 # Tiny shapes: every thread of a block is a thread of Python there. Off the tile of 4, two heads, two sequences.
 SIMULATED = """
+import os
+
 import numpy as np
 from artifacts import random_batch, random_spec, random_tensors
 from edgebert.backends import numpy_ops as oracle
@@ -65,6 +67,16 @@ except BackendUnavailableError as error:
     assert "'cuda:7': this machine has 1 CUDA device" in str(error)
 else:
     raise AssertionError("a device that is not there")
+
+child = os.fork()
+if child == 0:
+    try:
+        model.run(batch, spec.outputs)
+    except BackendUnavailableError as error:
+        os._exit(int("load the model in the child" not in str(error)))
+    finally:
+        os._exit(2)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 """
 
 COMPILED = """
@@ -87,10 +99,10 @@ for kernel, signature in (
 """
 
 
-def run_script(script: str, **environment: str) -> None:
+def run_script(script: str, *arguments: str, **environment: str) -> None:
     path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
     done = subprocess.run(
-        [sys.executable, "-c", script], env=os.environ | {"PYTHONPATH": path} | environment, timeout=600
+        [sys.executable, "-c", script, *arguments], env=os.environ | {"PYTHONPATH": path} | environment, timeout=600
     )
     assert done.returncode == 0
 
@@ -104,6 +116,25 @@ def test_the_simulator_agrees_with_the_oracle() -> None:
 @pytest.mark.skipif(find_spec("nvidia") is None, reason="without edgebert[cuda] there is no compiler to PTX")
 def test_compiles_without_a_gpu() -> None:
     run_script(COMPILED)
+
+
+@needs_numba_cuda
+def test_says_that_numpy_is_too_new_for_numba_cuda(make_file: Callable[..., Path]) -> None:
+    script = (
+        "import sys, numpy\n"
+        "vars(numpy).pop('row_stack', None)  # as in NumPy 2.5\n"
+        "numpy.__version__ = '2.5.0'\n"
+        "import edgebert\n"
+        "from edgebert.doctor import describe_machine\n"
+        "try:\n"
+        "    edgebert.load(sys.argv[1], 'numba', 'cuda')\n"
+        "except edgebert.BackendUnavailableError as error:\n"
+        "    message = str(error)\n"
+        "assert 'does not work with the installed NumPy 2.5.0' in message and 'row_stack' in message, message\n"
+        "assert 'install edgebert[cuda]' in message\n"
+        "assert message.removeprefix('backend numba is not available: ') in describe_machine()\n"
+    )
+    run_script(script, str(make_file()))
 
 
 def test_says_what_is_missing_for_a_gpu(make_file: Callable[..., Path]) -> None:

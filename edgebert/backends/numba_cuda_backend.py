@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Mapping, Sequence
+from importlib import import_module
+from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any
 
@@ -15,6 +18,11 @@ from edgebert.backends.base import Backend, Outputs
 from edgebert.backends.encoder_loop import run_encoder
 from edgebert.batch import PackedBatch
 from edgebert.errors import BackendUnavailableError, UnsupportedModelError
+
+_FORKED = (
+    "CUDA does not survive a fork; load the model in the child, and nothing on a GPU in its parent before, "
+    "or start the child anew (multiprocessing's spawn)"
+)
 
 
 class NumbaCudaBackend(Backend):
@@ -32,8 +40,12 @@ class NumbaCudaBackend(Backend):
         from edgebert.backends.numba_cuda_ops import CudaOps
 
         self._index = int(device.removeprefix("cuda:"))
-        if self._index >= len(cuda.gpus):
-            raise BackendUnavailableError(f"device {device!r}: this machine has {len(cuda.gpus)} CUDA devices")
+        try:
+            num_gpus = len(cuda.gpus)
+        except Exception as error:  # the driver's share no other base
+            raise BackendUnavailableError(f"numba-cuda cannot use the GPUs here ({error}): {_FORKED}") from error
+        if self._index >= num_gpus:
+            raise BackendUnavailableError(f"device {device!r}: this machine has {num_gpus} CUDA devices")
         self.spec = spec
         self.device = device
         self._cuda = cuda
@@ -43,8 +55,11 @@ class NumbaCudaBackend(Backend):
         self._tensors = tensors
         self._ops = CudaOps()
         self._lock = threading.Lock()
+        self._pid = os.getpid()
 
     def _run(self, batch: PackedBatch, outputs: Sequence[str]) -> Outputs:
+        if os.getpid() != self._pid:
+            raise BackendUnavailableError(f"this process was forked from the one that loaded the model: {_FORKED}")
         with self._lock, self._cuda.gpus[self._index]:
             results = run_encoder(self._ops, self.spec, self._tensors, batch, outputs)
             return {name: np.array(results[name].copy_to_host()) for name in outputs}  # type: ignore[attr-defined]
@@ -56,7 +71,23 @@ def unavailable_reason() -> str | None:
         return "numba-cuda is not installed: install edgebert[cuda]"
     from numba import cuda
 
+    if reason := _compiler_refuses():
+        return reason
     if not cuda.is_available():
         error = cuda.cuda_error() or "NVVM, which compiles the kernels, is missing: install edgebert[cuda]"
         return f"numba-cuda finds no driver, GPU or compiler it can use ({' '.join(error.split())})"
+    return None
+
+
+def _compiler_refuses() -> str | None:
+    """Why numba-cuda cannot compile any kernel, or None: its compiler names functions that a newer NumPy may lack."""
+    try:
+        import_module("numba.cuda.np.arrayobj")
+    except AttributeError as error:
+        return (
+            f"numba-cuda {version('numba-cuda')} does not work with the installed NumPy {np.__version__} ({error}): "
+            "install edgebert[cuda] again, which takes a NumPy that works"
+        )
+    except ImportError:  # the simulator has no compiler
+        pass
     return None
