@@ -39,7 +39,7 @@ class PackedBatch:
         Raises:
             InvalidInputError: a row without tokens, ids that are not integers, or types that do not fit the ids.
         """
-        lengths = np.fromiter((len(row) for row in input_ids), np.int64, len(input_ids))
+        lengths = _lengths("input_ids", input_ids)
         if (lengths == 0).any():
             row = int(np.flatnonzero(lengths == 0)[0])
             raise InvalidInputError(
@@ -53,7 +53,7 @@ class PackedBatch:
         if token_type_ids is None:
             types = np.zeros_like(ids)
         else:
-            if [len(row) for row in token_type_ids] != lengths.tolist():
+            if not np.array_equal(_lengths("token_type_ids", token_type_ids), lengths):
                 raise InvalidInputError("token_type_ids must have the same row lengths as input_ids")
             types = _flatten("token_type_ids", token_type_ids)
         return cls(ids, types, cu_seqlens)
@@ -131,6 +131,13 @@ def join_ranges(starts: NDArray[Any], lengths: NDArray[Any]) -> I64:
 def unpad(values: NDArray[np.float32], mask: I64) -> NDArray[np.float32]:
     """Rows of the real tokens: [n, max_seqlen, ...] with mask [n, max_seqlen] -> [total_tokens, ...]."""
     return np.ascontiguousarray(values[mask.astype(bool)])
+
+
+def _lengths(name: str, rows: Rows) -> NDArray[np.int64]:
+    try:
+        return np.fromiter((len(row) for row in rows), np.int64, len(rows))
+    except TypeError:
+        raise InvalidInputError(f"{name} must be a list of rows, each a list of integers, got {rows!r:.100}") from None
 
 
 def _flatten(name: str, rows: Rows) -> I32:

@@ -12,7 +12,7 @@ from typing import Any, Literal, overload
 
 import numpy as np
 
-from edgebert.artifact.reader import read_artifact
+from edgebert.artifact.reader import find_model_file, read_artifact
 from edgebert.artifact.spec import EncoderSpec
 from edgebert.backends.base import Backend, Outputs
 from edgebert.backends.registry import load_backend
@@ -40,9 +40,7 @@ def load(path: str | os.PathLike[str], backend: str = "auto", device: str = "cpu
     """
     if not isinstance(path, (str, os.PathLike)):
         raise InvalidInputError(f"expected the path of a model file, got {type(path).__name__}")
-    file = Path(path)
-    if file.is_dir():
-        file = file / "model.onnx"
+    file = find_model_file(path)
     loaded = load_backend(file, backend, device, threads)
     return Model(loaded, _read_tokenizer(file, loaded.spec), (os.path.abspath(path), backend, device, threads))
 
@@ -204,6 +202,8 @@ class Model:
             raise InvalidInputError(
                 f"forward takes a PackedBatch, got {type(batch).__name__}: use PackedBatch.from_lists(input_ids)"
             )
+        if outputs is not None and (isinstance(outputs, str) or not isinstance(outputs, Iterable)):
+            raise InvalidInputError(f"outputs must be a list of names, got {outputs!r}")
         return self.backend.run(batch, self.spec.outputs if outputs is None else tuple(outputs))
 
     def answer_each(self, inputs: Sequence[Any], **options: Any) -> tuple[Sequence[Any], Bools]:
@@ -222,7 +222,7 @@ class Model:
         Raises:
             InvalidInputError: it does not fit the head; the message says which calls do.
         """
-        if task is not None and task not in INPUTS:
+        if task is not None and (not isinstance(task, str) or task not in INPUTS):
             raise InvalidInputError(f"unknown task {task!r}: expected one of {', '.join(INPUTS)}")
         fitting = TASKS_OF_HEAD[self.task]
         if self.task == "embedding" and not self.spec.has_sequence_head:  # hidden states, not pooled

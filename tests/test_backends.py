@@ -283,11 +283,14 @@ def test_refuses_unknown_names(make_file: Callable[..., Path]) -> None:
         InvalidInputError, match="unknown backend 'tpu': expected auto, native, numba, onnxruntime, numpy"
     ):
         load_backend(path, "tpu")
+    for backend in (None, 3, ["native"], b"native"):
+        with pytest.raises(InvalidInputError, match="unknown backend"):
+            load_backend(path, backend)  # type: ignore[arg-type]
     for device in ("gpu", "cuda:", "cuda:-1", "CPU", None):
         with pytest.raises(InvalidInputError, match="unknown device"):
             load_backend(path, "numpy", device)  # type: ignore[arg-type]
-    for threads in (0, -1, 1.5, True):
-        with pytest.raises(InvalidInputError, match="threads must be a positive integer"):
+    for threads in (0, -1, 1.5, True, "2", 1025, 2**31, 2**64):
+        with pytest.raises(InvalidInputError, match="threads must be an integer from 1 to 1024, or None"):
             load_backend(path, "numpy", threads=threads)  # type: ignore[arg-type]
 
 

@@ -75,6 +75,9 @@ def test_split_keeps_the_budget(max_tokens: int, expected: list[tuple[int, int]]
         ([[-1]], None, r"\[0, 2\*\*31\)"),
         ([[2**31]], None, r"\[0, 2\*\*31\)"),
         ([[1, 2]], [[0]], "same row lengths"),
+        ([[1, 2]], [0, 0], "token_type_ids must be a list of rows"),
+        ([1, 2], None, "input_ids must be a list of rows"),
+        (None, None, "input_ids must be a list of rows"),
         ([[[1, 2]]], None, "integers"),
     ],
 )

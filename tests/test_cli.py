@@ -190,7 +190,7 @@ def test_run_answers_as_the_model(make_file: Callable[..., Path], capsys: pytest
         (["missing.onnx", "a"], "does not exist"),
         (["FILE", "a", "--backend", "tpu"], "unknown backend 'tpu'"),
         (["FILE", "a", "--device", "cuda", "--backend", "numpy"], "not on 'cuda:0'"),
-        (["FILE", "a", "--threads", "0"], "threads must be a positive integer"),
+        (["FILE", "a", "--threads", "0"], "threads must be an integer from 1 to 1024"),
         (["FILE", "a", "--max-length", "0"], "max_length must be an integer"),
         (["FILE", "a", "--prompt-name", "query"], "unknown prompt_name 'query': this file has none"),
         (["FILE", "a", "--pairs"], "text 0 has no tab"),

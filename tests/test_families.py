@@ -385,3 +385,13 @@ def test_pickled_code_is_not_run(tmp_path: Path) -> None:
     with pytest.raises(ModelFormatError, match="cannot be read"):
         load_checkpoint(tmp_path)
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors", "pytorch_model.bin"])
+def test_a_git_lfs_pointer_is_called_one(tmp_path: Path, name: str) -> None:
+    make_checkpoint(tmp_path)
+    if name == "pytorch_model.bin":
+        (tmp_path / "model.safetensors").unlink()
+    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n")
+    with pytest.raises(ModelFormatError, match=f"{name}: a Git LFS pointer.*`git lfs pull`"):
+        load_checkpoint(tmp_path)

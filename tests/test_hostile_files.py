@@ -48,7 +48,7 @@ def test_what_is_not_there_is_refused(tmp_path: Path) -> None:
         with pytest.raises(ModelFormatError):
             read_artifact(path)
     for argument in (None, 3, ["model.onnx"]):
-        with pytest.raises(InvalidInputError, match="path or the bytes"):
+        with pytest.raises(InvalidInputError, match="expected the path of a model file"):
             read_artifact(argument)  # type: ignore[arg-type]
 
 

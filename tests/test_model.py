@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
 import re
 import warnings
@@ -238,9 +239,73 @@ def test_load_says_what_it_loaded(make_file: Callable[..., Path], tmp_path: Path
     assert model.backend.detail in repr(model)
     with pytest.raises(ModelFormatError, match="does not exist"):
         edgebert.load(tmp_path / "missing.onnx")
-    for bad in (None, b"model.onnx", 3):
-        with pytest.raises(InvalidInputError, match="expected the path of a model file"):
-            edgebert.load(bad)  # type: ignore[arg-type]
+
+
+class BytesPath:
+    def __fspath__(self) -> bytes:
+        return b"model.onnx"
+
+
+@pytest.mark.parametrize("bad", [None, b"model.onnx", 3, BytesPath()])
+def test_load_takes_paths_alone(backend: str, bad: Any) -> None:
+    with pytest.raises(InvalidInputError, match="expected the path of a model file"):
+        edgebert.load(bad, backend)
+
+
+def test_load_says_why_there_is_no_model(backend: str, tmp_path: Path) -> None:
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "cloned").mkdir()
+    (tmp_path / "cloned" / "model.onnx").write_text(pointer)
+    (tmp_path / "pointer.onnx").write_text(pointer)
+    (tmp_path / "nothing.onnx").touch()
+    (tmp_path / "text.onnx").write_text("hello")
+    os.mkfifo(tmp_path / "pipe.onnx")
+    (tmp_path / "loop.onnx").symlink_to("loop.onnx")
+    for name, message in (
+        ("empty", "empty/model.onnx does not exist"),
+        ("cloned", "cloned/model.onnx: a Git LFS pointer.*`git lfs pull`"),
+        ("pointer.onnx", "pointer.onnx: a Git LFS pointer.*`git lfs pull`"),
+        ("nothing.onnx", "nothing.onnx is empty"),
+        ("text.onnx", "not an ONNX file"),
+        ("pipe.onnx", "pipe.onnx is not a regular file"),
+        ("loop.onnx", "loop.onnx' cannot be read"),
+        ("x" * 5000, "cannot be read .*File name too long"),
+        ("\0", "cannot be read"),
+    ):
+        with pytest.raises(ModelFormatError, match=message):
+            edgebert.load(tmp_path / name, backend)
+
+
+def test_load_says_that_a_file_may_not_be_read(backend: str, make_file: Callable[..., Path]) -> None:
+    path = make_file()
+    edgebert.load(path, backend)
+    user = os.geteuid()
+    for what in (path, path.parent):  # of what is in a closed folder one cannot even tell whether it is there
+        what.chmod(0)
+        try:
+            if user == 0:  # who may read everything
+                os.seteuid(65534)
+            with pytest.raises(ModelFormatError, match="Permission denied"):
+                edgebert.load(path, backend)
+        finally:
+            os.seteuid(user)
+            what.chmod(0o700)
+
+
+def test_refuses_options_of_other_types(make_file: Callable[..., Path]) -> None:
+    model = edgebert.load(make_file())
+    batch = PackedBatch.from_lists([[1, 2]])
+    for task in (3, ["embedding"]):
+        with pytest.raises(InvalidInputError, match="unknown task"):
+            model("a", task=task)  # type: ignore[arg-type]
+    with pytest.raises(InvalidInputError, match="unknown prompt_name"):
+        model.encode("a", prompt_name=["query"])
+    for outputs in (3, "sentence_embedding"):
+        with pytest.raises(InvalidInputError, match="outputs must be a list of names"):
+            model.forward(batch, outputs)  # type: ignore[arg-type]
+    with pytest.raises(InvalidInputError, match="unknown output 3"):
+        model.forward(batch, [3])  # type: ignore[list-item]
 
 
 def test_threads_may_share_a_model(backend: str, make_file: Callable[..., Path]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import ctypes.util
 import gc
 import os
 import subprocess
@@ -46,7 +47,14 @@ def test_the_library_is_in_the_package() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "message"), [("/nonexistent/lib.so", "cannot be loaded"), (sys.executable, "cannot be loaded")]
+    ("value", "message"),
+    [
+        ("/nonexistent/lib.so", "cannot open"),
+        (sys.executable, "cannot be loaded"),
+        ("/", "Is a directory"),
+        (__file__, "invalid ELF header"),
+        (ctypes.util.find_library("m"), "eb_version"),
+    ],
 )
 def test_a_library_that_is_none_is_explained(value: str, message: str) -> None:
     code = "from edgebert.backends import native; print(native.unavailable_reason())"
@@ -60,6 +68,7 @@ def test_a_library_that_is_none_is_explained(value: str, message: str) -> None:
     )
     assert message in result.stdout
     assert value in result.stdout
+    assert "EDGEBERT_LIBRARY names it: correct or unset that" in result.stdout
 
 
 def test_an_unknown_isa_is_refused_by_name(data: bytes) -> None:

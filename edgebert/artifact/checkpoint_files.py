@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from edgebert.artifact.reader import IS_LFS_POINTER, LFS_POINTER
 from edgebert.errors import EdgeBertError, ModelFormatError, UnsupportedModelError
 from edgebert.quant import F32
 
@@ -105,7 +106,14 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError:
         raise ModelFormatError(f"{path} is missing") from None
     except (ValueError, RecursionError) as error:
+        _refuse_lfs_pointer(path)
         raise ModelFormatError(f"{path} is not valid JSON: {error}") from None
+
+
+def _refuse_lfs_pointer(path: Path) -> None:
+    with path.open("rb") as file:
+        if file.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise ModelFormatError(f"{path}: {IS_LFS_POINTER}")
 
 
 def read_weights(folder: Path) -> dict[str, F32]:
@@ -128,6 +136,7 @@ def read_weights(folder: Path) -> dict[str, F32]:
         for name in names:
             if Path(name).name != name or not (folder / name).is_file():
                 raise ModelFormatError(f"{index} names {name!r}, which is missing: download the checkpoint again")
+            _refuse_lfs_pointer(folder / name)
             tensors.update(read(folder / name))
         return tensors
     raise ModelFormatError(f"{folder}: no model.safetensors or pytorch_model.bin")

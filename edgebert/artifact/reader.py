@@ -13,6 +13,7 @@ import json
 import math
 import mmap
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,8 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "s64": np.dtype("<i8"),
 }
 CONSTANT_PREFIX = "const."
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"  # what such a file begins with
+IS_LFS_POINTER = "a Git LFS pointer, which stands for the file in a repository: get the file itself with `git lfs pull`"
 MAX_FIELDS = 1 << 17  # of one message; a file of ours has a few thousand
 MAX_DIMS = 8
 _OPSET = 17
@@ -82,11 +85,21 @@ def read_artifact(
     """
     if isinstance(path_or_bytes, (bytes, bytearray, memoryview)):
         return _parse(memoryview(path_or_bytes).cast("B"), None, verify)
-    if not isinstance(path_or_bytes, (str, os.PathLike)):
-        raise InvalidInputError(f"expected the path or the bytes of a model file, got {type(path_or_bytes).__name__}")
-    path = Path(path_or_bytes)
-    path = path / "model.onnx" if path.is_dir() else path
+    path = find_model_file(path_or_bytes)
     return _parse(_map_file(path), path, verify)
+
+
+def find_model_file(path: str | os.PathLike[str]) -> Path:
+    """The file that a path stands for: itself, or `model.onnx` in a folder. Whether it is there is not looked at.
+
+    Raises:
+        InvalidInputError: it is not a path.
+    """
+    try:
+        file = Path(path)
+    except TypeError:
+        raise InvalidInputError(f"expected the path of a model file, got {type(path).__name__}") from None
+    return file / "model.onnx" if os.path.isdir(file) else file  # unlike Path's, never an error
 
 
 def hash_graph(graph: bytes | memoryview) -> str:
@@ -108,7 +121,9 @@ def hash_graph(graph: bytes | memoryview) -> str:
 
 def _map_file(path: Path) -> memoryview:
     try:
-        with path.open("rb") as file:
+        with open(path, "rb", opener=_open_without_waiting) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise ModelFormatError(f"{path} is not a regular file: give the path of an exported model")
             if os.fstat(file.fileno()).st_size == 0:
                 raise ModelFormatError(f"{path} is empty: {_REMEDY}")
             return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
@@ -118,11 +133,17 @@ def _map_file(path: Path) -> memoryview:
         raise ModelFormatError(f"{str(path)!r} cannot be read ({error}): give the path of an exported model") from None
 
 
+def _open_without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # a pipe would wait for its writer
+
+
 def _parse(data: memoryview, path: Path | None, verify: bool) -> Artifact:
     where = str(path) if path else "the model"
     try:
         if not len(data):
             raise ModelFormatError(f"empty: {_REMEDY}")
+        if data[: len(LFS_POINTER)] == LFS_POINTER:
+            raise ModelFormatError(IS_LFS_POINTER)
         graph, metadata, opsets = _model_parts(data)
         if graph is None:
             raise ModelFormatError(f"not an ONNX model (it has no graph): {_REMEDY}")

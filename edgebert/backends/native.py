@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 import edgebert
-from edgebert.artifact.reader import read_artifact
+from edgebert.artifact.reader import find_model_file, read_artifact
 from edgebert.artifact.spec import EncoderSpec
 from edgebert.backends.base import Backend, Outputs
 from edgebert.batch import PackedBatch
@@ -156,8 +156,7 @@ def load(
     if isinstance(path, bytes):
         status = library.eb_load_memory(path, len(path), options, ctypes.byref(model))
     else:
-        file = Path(path) / "model.onnx" if Path(path).is_dir() else Path(path)
-        status = library.eb_load(os.fsencode(file), options, ctypes.byref(model))
+        status = library.eb_load(os.fsencode(find_model_file(path)), options, ctypes.byref(model))
     _check(library, status)
     return NativeBackend(spec, library, model, device)
 
@@ -210,17 +209,17 @@ def load_library(kind: str = "cpu") -> ctypes.CDLL:
         BackendUnavailableError: it is not there, cannot be loaded, or is of another version.
     """
     path = _find_library(_LIBRARIES[kind])
+    variable = _LIBRARIES[kind].variable
+    remedy = f"{variable} names it: correct or unset that" if os.environ.get(variable) else "reinstall edgebert"
     try:
         library = ctypes.CDLL(str(path))
         _declare(library)
     except (OSError, AttributeError) as error:
-        raise BackendUnavailableError(
-            f"the native library {path} cannot be loaded ({error}): reinstall edgebert"
-        ) from None
+        raise BackendUnavailableError(f"the native library {path} cannot be loaded ({error}): {remedy}") from None
     version = library.eb_version().decode()
     if version != edgebert.__version__:
         raise BackendUnavailableError(
-            f"the native library {path} has version {version}, edgebert has {edgebert.__version__}: reinstall edgebert"
+            f"the native library {path} has version {version}, edgebert has {edgebert.__version__}: {remedy}"
         )
     return library
 

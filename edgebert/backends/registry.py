@@ -26,6 +26,8 @@ _BACKENDS = {
     "numpy": _Entry("edgebert.backends.numpy_backend", ("cpu",)),
 }
 
+_MAX_THREADS = 1024  # as in the C API
+
 
 def available_backends(device: str = "cpu") -> dict[str, str | None]:
     """The backends that have a device, best first, with None if it can be used on it here, else the reason why not."""
@@ -46,16 +48,18 @@ def load_backend(
         threads: CPU threads; None takes the CPUs that this process may use.
 
     Raises:
-        InvalidInputError: an unknown backend or device name, or a count of threads that is not positive.
+        InvalidInputError: an unknown backend or device name, or a bad count of threads.
         BackendUnavailableError: the backend or the device is missing here.
         ModelFormatError: the file is missing, damaged or changed.
     """
     device = _parse_device(device)
-    if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
-        raise InvalidInputError(f"threads must be a positive integer or None, got {threads!r}")
+    if threads is not None and (
+        not isinstance(threads, int) or isinstance(threads, bool) or not 1 <= threads <= _MAX_THREADS
+    ):
+        raise InvalidInputError(f"threads must be an integer from 1 to {_MAX_THREADS}, or None, got {threads!r}")
     if backend == "auto":
         return _load_best(path, device, threads)
-    if backend not in _BACKENDS:
+    if not isinstance(backend, str) or backend not in _BACKENDS:
         raise InvalidInputError(f"unknown backend {backend!r}: expected auto, {', '.join(_BACKENDS)}")
     if backend not in _backends_for(device):
         reason: str | None = f"it runs on {', '.join(_BACKENDS[backend].devices)}, not on {device!r}"

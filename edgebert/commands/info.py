@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from edgebert.commands.printing import print_report
@@ -18,12 +17,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Run the command."""
-    from edgebert.artifact.reader import read_artifact
+    from edgebert.artifact.reader import find_model_file, read_artifact
 
-    artifact = read_artifact(args.file)
+    path = find_model_file(args.file)
+    artifact = read_artifact(path)
     spec = artifact.spec
-    path = Path(args.file)
-    path = path / "model.onnx" if path.is_dir() else path
     heads, widths = ({getattr(layer, name) for layer in spec.layers} for name in ("num_heads", "intermediate_size"))
     fields: dict[str, Any] = {
         "file": f"{path}, {path.stat().st_size / 1e6:.1f} MB, graph verified",

@@ -71,7 +71,7 @@ def find_prompt(spec: EncoderSpec, prompt_name: str | None, prompt: str | None) 
     name = spec.default_prompt_name if prompt_name is None else prompt_name
     if name is None:
         return ""
-    if name not in spec.prompts:
+    if not isinstance(name, str) or name not in spec.prompts:
         known = ", ".join(sorted(spec.prompts)) or "none"
         raise InvalidInputError(f"unknown prompt_name {name!r}: this file has {known}")
     return spec.prompts[name]

@@ -18,6 +18,7 @@ namespace {
 
 constexpr size_t kMaxFileSize = size_t{1} << 31;  // a protobuf message ends below 2 GiB
 constexpr size_t kMaxSpecSize = size_t{1} << 22;
+constexpr std::string_view kLfsPointer = "version https://git-lfs.github.com/spec/";
 
 std::string_view metadata(const OnnxModel& model, const std::string& key) {
   const auto it = model.metadata.find(key);
@@ -70,6 +71,11 @@ ModelFile read_model_file(std::string_view bytes) {
   if (bytes.size() >= kMaxFileSize) {
     throw Error(EB_MODEL_FORMAT, "the file has " + std::to_string(bytes.size()) +
                                      " bytes, an ONNX file has less than 2 GiB: re-export with --int8");
+  }
+  if (bytes.substr(0, kLfsPointer.size()) == kLfsPointer) {
+    throw Error(
+        EB_MODEL_FORMAT,
+        "a Git LFS pointer, which stands for the file in a repository: get the file itself with `git lfs pull`");
   }
   const OnnxModel model = parse_onnx(bytes);
   const std::string_view spec_json = metadata(model, "edgebert.spec");

@@ -27,6 +27,9 @@ int main(void) {
   check(eb_load("/nonexistent/model.onnx", NULL, NULL) == EB_INVALID_INPUT, "NULL model");
   check(eb_load_memory(NULL, 0, NULL, &model) == EB_INVALID_INPUT, "NULL data");
   check(eb_load_memory("", 0, NULL, &model) == EB_MODEL_FORMAT, "empty file");
+  const char pointer[] = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n";
+  check(eb_load_memory(pointer, sizeof pointer - 1, NULL, &model) == EB_MODEL_FORMAT, "a Git LFS pointer");
+  check(strstr(eb_last_error(), "git lfs pull") != NULL, "the error says how to get the file");
   check(eb_load_memory("x", 1, &options, &model) == EB_INVALID_INPUT, "negative threads");
   options.num_threads = 1;
   options.isa = "no_such_isa";
