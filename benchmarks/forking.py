@@ -11,6 +11,7 @@ import argparse
 import hashlib
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -69,13 +70,17 @@ def check_backend(model: Path, backend: str, requests: int) -> dict[str, int]:
         *("--max-requests", str(REQUESTS_OF_A_WORKER), "benchmarks.forking:application()"),
     ]
     with tempfile.TemporaryFile("w+") as log:
-        server = subprocess.Popen(command, cwd=ROOT, stderr=log)
+        server = subprocess.Popen(command, cwd=ROOT, stderr=log, start_new_session=True)
         try:
             with ThreadPoolExecutor(WORKERS * THREADS) as clients:
                 answers = list(clients.map(lambda i: ask(address, i % len(TEXTS)), range(requests)))
         finally:
             server.terminate()
-            server.wait(SECONDS)
+            try:
+                server.wait(2 * SECONDS)
+            except subprocess.TimeoutExpired:  # workers that hang
+                os.killpg(server.pid, signal.SIGKILL)
+                server.wait()
         log.seek(0)
         said = log.read()
     return {
@@ -108,13 +113,16 @@ def digest(model: edgebert.Model, text: str) -> str:
 def application() -> Callable[..., Iterable[bytes]]:
     """What gunicorn loads before it forks: an application, and a thread that never stops running its model."""
     model = edgebert.load(os.environ[MODEL], os.environ[BACKEND], threads=2)
-    batch = PackedBatch.from_lists([[1] * 100] * 40)
+    batch = PackedBatch.from_lists([[1] * 60] * 200)
+    is_running = threading.Event()
 
     def keep_running() -> None:
         while True:
             model.forward(batch)
+            is_running.set()
 
     threading.Thread(target=keep_running, daemon=True).start()
+    is_running.wait()
 
     def answer(environment: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         start_response("200 OK", [("Content-Type", "text/plain")])

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from edgebert.artifact.reader import IS_LFS_POINTER, LFS_POINTER
+from edgebert.artifact.reader import LFS_ADVICE, LFS_POINTER
 from edgebert.errors import EdgeBertError, ModelFormatError, UnsupportedModelError
 from edgebert.quant import F32
 
@@ -113,7 +113,7 @@ def read_json(path: Path) -> Any:
 def _refuse_lfs_pointer(path: Path) -> None:
     with path.open("rb") as file:
         if file.read(len(LFS_POINTER)) == LFS_POINTER:
-            raise ModelFormatError(f"{path}: {IS_LFS_POINTER}")
+            raise ModelFormatError(f"{path}: {LFS_ADVICE}")
 
 
 def read_weights(folder: Path) -> dict[str, F32]:

@@ -36,7 +36,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
 }
 CONSTANT_PREFIX = "const."
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"  # what such a file begins with
-IS_LFS_POINTER = "a Git LFS pointer, which stands for the file in a repository: get the file itself with `git lfs pull`"
+LFS_ADVICE = "a Git LFS pointer, which stands for the file in a repository: get the file itself with `git lfs pull`"
 MAX_FIELDS = 1 << 17  # of one message; a file of ours has a few thousand
 MAX_DIMS = 8
 _OPSET = 17
@@ -143,7 +143,7 @@ def _parse(data: memoryview, path: Path | None, verify: bool) -> Artifact:
         if not len(data):
             raise ModelFormatError(f"empty: {_REMEDY}")
         if data[: len(LFS_POINTER)] == LFS_POINTER:
-            raise ModelFormatError(IS_LFS_POINTER)
+            raise ModelFormatError(LFS_ADVICE)
         graph, metadata, opsets = _model_parts(data)
         if graph is None:
             raise ModelFormatError(f"not an ONNX model (it has no graph): {_REMEDY}")
