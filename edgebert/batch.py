@@ -83,9 +83,20 @@ class PackedBatch:
         """Tokens of the longest sequence; 0 for an empty batch."""
         return int(self.lengths.max(initial=0))
 
-    def position_ids(self) -> I32:
-        """int32 [total_tokens]: 0, 1, 2, … from the start of each sequence."""
-        return np.arange(self.total_tokens, dtype=np.int32) - np.repeat(self.cu_seqlens[:-1], self.lengths)
+    def position_ids(self, offset: int = 0, padding_id: int | None = None) -> I32:
+        """int32 [total_tokens]: offset, offset + 1, … from the start of each sequence.
+
+        With a `padding_id`, tokens of that id are not counted and have offset - 1, as transformers'
+        `create_position_ids_from_input_ids` numbers tokens for RoBERTa's kind.
+        """
+        if padding_id is None:
+            rows = np.arange(offset, offset + self.total_tokens, dtype=np.int32)
+            return rows - np.repeat(self.cu_seqlens[:-1], self.lengths)
+        is_counted = self.input_ids != padding_id
+        counts = np.cumsum(is_counted, dtype=np.int32)
+        before = counts[self.cu_seqlens[:-1]] - is_counted[self.cu_seqlens[:-1]]
+        positions: I32 = (counts - np.repeat(before, self.lengths)) * is_counted + np.int32(offset - 1)
+        return positions
 
     def pad(self, pad_token_id: int = 0) -> tuple[I64, I64, I64]:
         """(input_ids, attention_mask, token_type_ids), each int64 [n, max_seqlen], padded on the right."""
@@ -109,6 +120,14 @@ class PackedBatch:
             counts = np.diff(bounds)[indices]
             chosen = chosen[join_ranges(bounds[:-1][indices], counts)] + np.repeat(cu_seqlens[:-1] - starts, counts)
         return PackedBatch(self.input_ids[rows], self.token_type_ids[rows], cu_seqlens, chosen)
+
+    def join(self, other: PackedBatch) -> PackedBatch:
+        """These sequences and then another batch's, whole: where token outputs are wanted is not kept."""
+        return PackedBatch(
+            np.concatenate([self.input_ids, other.input_ids]),
+            np.concatenate([self.token_type_ids, other.token_type_ids]),
+            np.concatenate([self.cu_seqlens, self.total_tokens + other.cu_seqlens[1:]]).astype(np.int32),
+        )
 
     def split(self, max_tokens: int) -> Iterator[tuple[int, int]]:
         """Ranges (first, last) of consecutive sequences with at most `max_tokens` tokens, or one sequence, each."""

@@ -30,6 +30,7 @@ def random_spec(
     num_token_types: int = 2,
     embedding_size: int | None = None,
     position_offset: int = 0,
+    has_padding_position: bool = False,
     smoothed: bool = True,
     pooling: str = "mean",
     normalize: bool = True,
@@ -62,6 +63,8 @@ def random_spec(
         ),
         activation=activation,
         position_offset=position_offset,
+        has_padding_position=has_padding_position,
+        pad_token_id=position_offset - 1 if has_padding_position else 0,
         max_length=num_positions - position_offset,
         embedding_dtype=dtype,
         pooling="cls" if is_sequence_task else pooling if task == "embedding" else "none",
@@ -136,8 +139,13 @@ def random_artifact(
 
 
 def random_batch(spec: EncoderSpec, lengths: Sequence[int], seed: int = 0) -> PackedBatch:
-    """Random ids (and types) in sequences of the given lengths."""
+    """Random ids (and types) in sequences of the given lengths; about every fourth is the pad token where that counts.
+
+    Where it does, the first sequence is nothing but pad tokens.
+    """
     rng = np.random.default_rng(seed)
-    ids = [rng.integers(0, spec.vocab_size, n).tolist() for n in lengths]
+    ids = [rng.integers(0, spec.vocab_size, n) for n in lengths]
+    if spec.has_padding_position:
+        ids = [np.where(rng.random(len(row)) < (0.25 if i else 1), spec.pad_token_id, row) for i, row in enumerate(ids)]
     types = [rng.integers(0, max(1, spec.num_token_types), n).tolist() for n in lengths]
-    return PackedBatch.from_lists(ids, types)
+    return PackedBatch.from_lists([row.tolist() for row in ids], types)

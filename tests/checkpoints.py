@@ -75,12 +75,17 @@ def make_checkpoint(
     return model
 
 
-def random_batch(model: transformers.PreTrainedModel, lengths: Sequence[int] = (7, 1, 30, 2, 17)) -> PackedBatch:
-    """Random ids, never the pad token (transformers' RoBERTa gives it a position of its own), and token types."""
+def random_batch(model: transformers.PreTrainedModel, lengths: Sequence[int] = (7, 1, 30, 2, 17, 9, 3)) -> PackedBatch:
+    """Random ids and token types; the pad token, to which some give a position of its own, begins the first sequence,
+    is inside the third, ends the last but one, and is all of the last.
+    """
     rng = np.random.default_rng(1)
     types = getattr(model.config, "type_vocab_size", 1)
+    ids = [rng.integers(5, VOCAB_SIZE, length) for length in lengths]
+    for i, places in ((0, [0]), (2, [4, 5, 17]), (-2, [-2, -1]), (-1, slice(None))):
+        ids[i][places] = model.config.pad_token_id
     return PackedBatch.from_lists(
-        [rng.integers(5, VOCAB_SIZE, length).tolist() for length in lengths],
+        [row.tolist() for row in ids],
         [rng.integers(0, types, length).tolist() for length in lengths],
     )
 

@@ -34,6 +34,7 @@ SHAPES: list[dict[str, Any]] = [
     {},
     {"num_token_types": 1, "activation": "gelu_tanh", "pooling": "cls", "normalize": False},
     {"num_token_types": 0, "embedding_size": 16, "position_offset": 2, "activation": "relu"},
+    {"num_token_types": 1, "position_offset": 3, "has_padding_position": True, "family": "roberta"},
     # sub-blocks pruned to nothing, odd sizes
     {"layers": ((0, 8, 40), (2, 8, 0), (3, 5, 17), (0, 1, 0)), "smoothed": False, "dense_size": 7},
 ]

@@ -34,6 +34,7 @@ CASES: dict[str, dict[str, Any]] = {
     "pruned": {"layers": ((2, 7, 33), (0, 8, 40), (3, 5, 0), (0, 4, 0)), "hidden": 27},
     "no-layers": {"layers": ()},
     "text-classification": {"task": "text-classification", "num_token_types": 0, "position_offset": 2},
+    "padding-position": {"position_offset": 2, "has_padding_position": True, "num_token_types": 1, "family": "roberta"},
     "token-classification": {"task": "token-classification", "embedding_size": 12, "activation": "relu"},
     "question-answering": {"task": "question-answering", "layers": ((3, 32, 130),), "hidden": 96},
     "fill-mask": {"task": "fill-mask", "activation": "gelu_tanh", "embedding_size": 20},
@@ -42,6 +43,7 @@ CASES: dict[str, dict[str, Any]] = {
     "int8-attention": {"attention_dtype": "s8", "layers": ((2, 32, 40), (3, 7, 33)), "hidden": 64},
 }
 
+INVARIANT = ("embedding", "pruned", "pretraining", "question-answering", "int8-attention", "padding-position")
 OTHERS = [name for name in BACKENDS if name != "numpy"]
 
 
@@ -89,7 +91,7 @@ def test_agrees_with_the_oracle(name: str, case: str, int8: bool, tmp_path: Path
 @pytest.mark.parametrize("int8", [False, True], ids=["f32", "int8"])
 def test_every_isa_agrees_with_the_oracle(isa: str, int8: bool, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
-    for case in ("pruned", "pretraining", "question-answering", "int8-attention"):
+    for case in ("pruned", "pretraining", "question-answering", "int8-attention", "padding-position"):
         random_artifact(path, int8=int8, num_positions=514, **CASES[case])
         oracle, native = load_backend(path, "numpy"), load_backend(path, "native")
         assert isa in native.detail
@@ -114,7 +116,7 @@ def assert_invariant(load: Callable[[int], Backend], lengths: Sequence[int]) -> 
 
 
 @pytest.mark.parametrize("int8", [False, True], ids=["f32", "int8"])
-@pytest.mark.parametrize("case", ["embedding", "pruned", "pretraining", "question-answering", "int8-attention"])
+@pytest.mark.parametrize("case", INVARIANT)
 def test_numpy_gives_the_same_bits_in_any_batch(case: str, int8: bool, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     random_artifact(path, int8=int8, **CASES[case])
@@ -122,7 +124,7 @@ def test_numpy_gives_the_same_bits_in_any_batch(case: str, int8: bool, tmp_path:
 
 
 @pytest.mark.parametrize("int8", [False, True], ids=["f32", "int8"])
-@pytest.mark.parametrize("case", ["embedding", "pruned", "pretraining", "question-answering", "int8-attention"])
+@pytest.mark.parametrize("case", INVARIANT)
 def test_native_gives_the_same_bits_in_any_batch(isa: str, case: str, int8: bool, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     random_artifact(path, int8=int8, num_positions=514, **CASES[case])

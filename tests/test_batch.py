@@ -24,6 +24,17 @@ def test_packs_end_to_end() -> None:
     assert PackedBatch.from_lists([np.array(row) for row in ROWS]).input_ids.tolist() == batch.input_ids.tolist()
 
 
+def test_positions_that_do_not_count_a_padding_id() -> None:
+    """RoBERTa's, here with padding_idx 1: pad tokens at the start, inside, at the end, everywhere and nowhere."""
+    rows = [[1, 7, 8], [7, 1, 1, 8], [7, 8, 1], [1, 1], [7], [7, 8]]
+    expected = [[1, 2, 3], [2, 1, 1, 3], [2, 3, 1], [1, 1], [2], [2, 3]]
+    positions = PackedBatch.from_lists(rows).position_ids(offset=2, padding_id=1)
+    assert positions.tolist() == sum(expected, [])
+    assert positions.dtype == np.int32
+    assert PackedBatch.from_lists(rows[1:3]).position_ids(offset=2).tolist() == [2, 3, 4, 5, 2, 3, 4]
+    assert PackedBatch.from_lists([]).position_ids(offset=2, padding_id=1).tolist() == []
+
+
 def test_empty_batch() -> None:
     batch = PackedBatch.from_lists([])
     assert (batch.num_sequences, batch.total_tokens, batch.max_seqlen) == (0, 0, 0)
@@ -46,6 +57,14 @@ def test_take(indices: list[int]) -> None:
     expected = PackedBatch.from_lists([ROWS[i] for i in indices], [TYPES[i] for i in indices])
     for name in ("input_ids", "token_type_ids", "cu_seqlens"):
         assert getattr(taken, name).tolist() == getattr(expected, name).tolist()
+
+
+def test_join() -> None:
+    batch = PackedBatch.from_lists(ROWS, TYPES)
+    joined = batch.take([0]).join(batch.take([])).join(batch.take([1, 2]))
+    for name in ("input_ids", "token_type_ids", "cu_seqlens"):
+        assert getattr(joined, name).tolist() == getattr(batch, name).tolist()
+        assert getattr(joined, name).dtype == np.int32
 
 
 def test_take_keeps_the_output_tokens() -> None:

@@ -33,7 +33,7 @@ needs_cuda = pytest.mark.skipif(
 LENGTHS = (1, 2, 15, 16, 17, 33, 63, 64, 65, 70)
 
 SUPPORTED = {name: case for name, case in CASES.items() if case.get("attention_dtype") != "s8"}
-INVARIANT = ("embedding", "pruned", "pretraining", "question-answering")
+INVARIANT = ("embedding", "pruned", "pretraining", "question-answering", "padding-position")
 
 
 # What is missing

@@ -92,6 +92,31 @@ def test_fp32_equals_transformers(case: Case, tmp_path: Path) -> None:
         assert_close(loaded.forward(batch), expected)
 
 
+@pytest.mark.parametrize("int8", [False, True], ids=["f32", "int8"])
+def test_the_graph_counts_positions_as_transformers_in_padded_batches(int8: bool, tmp_path: Path) -> None:
+    """Padding on either side, beside texts that hold the pad token; the config's pad token is not the tokenizer's."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    model = make_checkpoint(tmp_path / "source", "roberta", pad_token_id=4)
+    edgebert.export(tmp_path / "source", tmp_path / "model.onnx", task="embedding:none", int8=int8)
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    batch = random_batch(model)
+    expected = edgebert.load(tmp_path / "model.onnx", backend="numpy").forward(batch)["last_hidden_state"]
+    ids, mask, _ = batch.pad(4)
+    right = {"input_ids": ids, "attention_mask": mask}
+    left = {
+        name: np.stack([np.roll(row, -n) for row, n in zip(rows, batch.lengths, strict=True)])
+        for name, rows in right.items()
+    }
+    for feed in (right, left):
+        [padded] = session.run(["last_hidden_state"], feed)
+        found = padded[feed["attention_mask"].astype(bool)]
+        if int8:
+            a, b = found.ravel(), expected.ravel()
+            assert a @ b >= 0.998 * np.linalg.norm(a) * np.linalg.norm(b)
+        else:
+            assert_close({"last_hidden_state": found}, run_transformers(model, batch))
+
+
 @pytest.mark.parametrize("case", HEADS, ids=str)
 def test_int8_passes_the_gate(case: Case, tmp_path: Path) -> None:
     model = make_checkpoint(tmp_path / "source", case.family, case.task, **case.config)

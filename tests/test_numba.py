@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from artifacts import random_artifact, random_batch, random_spec, random_tensors
 from conftest import BACKENDS
-from test_backends import CASES, LENGTHS, assert_agree, assert_invariant, assert_same_bits, outputs_of
+from test_backends import CASES, INVARIANT, LENGTHS, assert_agree, assert_invariant, assert_same_bits, outputs_of
 
 from edgebert import quant
 from edgebert.backends import numpy_ops
@@ -205,7 +205,7 @@ def test_the_neon_form_compiles_to_dot_products() -> None:
 
 
 @pytest.mark.parametrize("int8", [False, True], ids=["f32", "int8"])
-@pytest.mark.parametrize("case", ["embedding", "pruned", "pretraining", "question-answering", "int8-attention"])
+@pytest.mark.parametrize("case", INVARIANT)
 def test_gives_the_same_bits_in_any_batch(case: str, int8: bool, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     random_artifact(path, int8=int8, num_positions=514, **CASES[case])

@@ -53,12 +53,14 @@ for pooling in ("cls", "mean"):
     close(ops.pool(put(qkv), cu_seqlens, pooling), oracle.pool(qkv, cu_seqlens, pooling))
 close(ops.normalize(put(x)), oracle.normalize(x))
 
-spec = random_spec(layers=((1, 3, 4),), hidden=4, vocab_size=7, num_positions=6)
-tensors = random_tensors(spec)
-model, batch = NumbaCudaBackend(spec, tensors, "cuda:0"), random_batch(spec, (3, 1))
-found, expected = model.run(batch, spec.outputs), NumpyBackend(spec, tensors).run(batch, spec.outputs)
-for name, values in expected.items():
-    assert np.abs(found[name] - values).max() <= 1e-5 * np.abs(values).max(), name
+small = {"layers": ((1, 3, 4),), "hidden": 4, "vocab_size": 7, "num_positions": 6}
+for case in ({"position_offset": 2, "has_padding_position": True}, {}):
+    spec = random_spec(**small, **case)
+    tensors = random_tensors(spec)
+    model, batch = NumbaCudaBackend(spec, tensors, "cuda:0"), random_batch(spec, (3, 1) if not case else (1, 4))
+    found, expected = model.run(batch, spec.outputs), NumpyBackend(spec, tensors).run(batch, spec.outputs)
+    for name, values in expected.items():
+        assert np.abs(found[name] - values).max() <= 1e-5 * np.abs(values).max(), name
 alone = model.run(batch.take([1]), spec.outputs)
 assert np.array_equal(alone["sentence_embedding"][0], found["sentence_embedding"][1])
 try:

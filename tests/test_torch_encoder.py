@@ -23,6 +23,7 @@ SPECS: dict[str, dict[str, Any]] = {
     "sequence": {"task": "text-classification"},
     "relu-head": {"task": "text-classification", "family": "distilbert", "num_token_types": 0, "activation": "relu"},
     "offset-one-type": {"task": "text-classification", "family": "roberta", "num_token_types": 1, "position_offset": 2},
+    "padding-position": {"family": "roberta", "position_offset": 2, "has_padding_position": True},
     "token": {"task": "token-classification", "num_labels": 5, "activation": "gelu_tanh"},
     "question-answering": {"task": "question-answering"},
     "fill-mask": {"task": "fill-mask"},

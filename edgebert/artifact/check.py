@@ -190,19 +190,25 @@ def _around(a: list[Any], b: list[Any]) -> str:
 
 
 def probe_batch(spec: EncoderSpec, tokenizer_json: str | None) -> PackedBatch:
-    """The sequences every file is checked with: short texts and a pair, or random ids where there is no tokenizer."""
+    """The sequences every file is checked with: short texts and a pair, or random ids where there is no tokenizer.
+
+    Then one of them again with the pad token at its start, inside it and at its end: some families count positions by
+    it.
+    """
     if tokenizer_json is not None:
         tokenizer = Tokenizer.for_spec(tokenizer_json, spec)
-        return tokenizer.tokenize(_TEXTS)[0]
-    rng = np.random.default_rng(0)
-    lengths = [min(length, spec.max_length) for length in _LENGTHS]
-    # never the pad token: transformers' RoBERTa gives it a position of its own
-    choices = np.delete(np.arange(spec.vocab_size), spec.pad_token_id) if spec.vocab_size > 1 else np.zeros(1, np.int64)
-    types = max(1, spec.num_token_types)
-    return PackedBatch.from_lists(
-        [rng.choice(choices, length).tolist() for length in lengths],
-        [np.sort(rng.integers(0, types, length)).tolist() for length in lengths],
-    )
+        batch = tokenizer.tokenize(_TEXTS)[0]
+    else:
+        rng = np.random.default_rng(0)
+        lengths = [min(length, spec.max_length) for length in _LENGTHS]
+        types = max(1, spec.num_token_types)
+        batch = PackedBatch.from_lists(
+            [rng.integers(0, spec.vocab_size, length).tolist() for length in lengths],
+            [np.sort(rng.integers(0, types, length)).tolist() for length in lengths],
+        )
+    padded = batch.take([0])
+    padded.input_ids[[0, padded.total_tokens // 2, -1]] = spec.pad_token_id
+    return batch.join(padded)
 
 
 def encode_probe(batch: PackedBatch, outputs: Outputs, spec: EncoderSpec) -> str:
@@ -244,13 +250,7 @@ def _batch_to_run(artifact: Artifact) -> tuple[PackedBatch, dict[str, F32] | Non
             raise ValueError(f"{own.num_sequences} sequences, not {_NUM_STORED}")
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, InvalidInputError) as error:
         raise ModelFormatError(f"edgebert.probe is damaged ({error!r}): re-export the model") from None
-    rest = batch.take(range(_NUM_STORED, batch.num_sequences))
-    joined = PackedBatch(
-        np.concatenate([own.input_ids, rest.input_ids]),
-        np.concatenate([own.token_type_ids, rest.token_type_ids]),
-        np.concatenate([own.cu_seqlens, own.total_tokens + rest.cu_seqlens[1:]]).astype(np.int32),
-    )
-    return joined, stored
+    return own.join(batch.take(range(_NUM_STORED, batch.num_sequences))), stored
 
 
 def _stored_part(spec: EncoderSpec, name: str, first: PackedBatch, values: F32) -> F32:

@@ -65,7 +65,7 @@ class _Family:
     mlm_activation: str | None  # None: the config's hidden_act
     config: Mapping[str, str] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
-    has_position_padding: bool = False  # positions start after the pad token's own row
+    has_padding_position: bool = False  # the pad token's row comes first, and positions count the others alone
 
 
 _BERT_ENCODER = {
@@ -110,7 +110,7 @@ def _roberta(class_prefix: str) -> _Family:
         mlm=("lm_head.dense", "lm_head.layer_norm", "lm_head.decoder", "lm_head.bias"),
         mlm_activation="gelu_erf",
         defaults={"pad_token_id": 1},
-        has_position_padding=True,
+        has_padding_position=True,
     )
 
 
@@ -426,7 +426,7 @@ def _body_spec(config: dict[str, Any], table: _Family, family: str, task: str) -
     embedding_size = size("embedding_size") if family == "electra" else hidden_size
     layer = LayerSpec(num_heads, hidden_size // num_heads, size("intermediate_size"))
     num_token_types = 0 if family == "distilbert" else size("type_vocab_size")
-    position_offset = size("pad_token_id") + 1 if table.has_position_padding else 0
+    position_offset = size("pad_token_id") + 1 if table.has_padding_position else 0
     num_positions = size("max_position_embeddings")
     if position_offset >= num_positions:
         raise UnsupportedModelError(f"{num_positions} positions leave none after the pad token's {position_offset}")
@@ -442,6 +442,7 @@ def _body_spec(config: dict[str, Any], table: _Family, family: str, task: str) -
         activation=HIDDEN_ACTS[act],
         layer_norm_eps=1e-12 if family == "distilbert" else float(value("layer_norm_eps")),
         position_offset=position_offset,
+        has_padding_position=table.has_padding_position,
         max_length=num_positions - position_offset,
         pad_token_id=size("pad_token_id"),
         mlm_activation=(table.mlm_activation or HIDDEN_ACTS[act])

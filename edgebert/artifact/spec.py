@@ -82,6 +82,7 @@ class EncoderSpec:
     activation: str = "gelu_erf"
     layer_norm_eps: float = 1e-12
     position_offset: int = 0  # row of the position table that the first token takes (RoBERTa: 2)
+    has_padding_position: bool = False  # pad_token_id takes the row before, and others count up without it (RoBERTa)
     max_length: int = 512  # tokens, special tokens included
     embedding_dtype: str = "f32"
     attention_dtype: str = "f32"
@@ -111,6 +112,11 @@ class EncoderSpec:
     def usable_positions(self) -> int:
         """Longest sequence, in tokens, that the position table can hold."""
         return self.num_positions - self.position_offset
+
+    @property
+    def position_padding_id(self) -> int | None:
+        """The id that positions do not count; None if they count every token."""
+        return self.pad_token_id if self.has_padding_position else None
 
     @property
     def has_token_types(self) -> bool:
@@ -223,7 +229,7 @@ class EncoderSpec:
         size("embedding_size", self.embedding_size, 1, MAX_INNER_SIZE)
         size("num_positions", self.num_positions, 1, 2**20)
         size("num_token_types", self.num_token_types, 0, 2**10)
-        size("position_offset", self.position_offset, 0, self.num_positions - 1)
+        size("position_offset", self.position_offset, 1 if self.has_padding_position else 0, self.num_positions - 1)
         size("max_length", self.max_length, 1, self.usable_positions)
         size("dense_size", self.dense_size, 0, MAX_INNER_SIZE)
         size("pad_token_id", self.pad_token_id, 0, self.vocab_size - 1)
@@ -243,7 +249,7 @@ class EncoderSpec:
                 choice(f"layers[{i}].smoothed", name, LINEARS)
                 if layer.dtype(name) != "s8":
                     raise ModelFormatError(f"edgebert.spec: layers[{i}].{name} is smoothed but its weight is not s8")
-        for name in ("normalize", "portable"):
+        for name in ("has_padding_position", "normalize", "portable"):
             if not isinstance(getattr(self, name), bool):
                 raise ModelFormatError(f"edgebert.spec: {name} must be true or false, got {getattr(self, name)!r}")
         if not isinstance(self.prompts, dict) or not all(isinstance(prompt, str) for prompt in self.prompts.values()):

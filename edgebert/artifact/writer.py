@@ -211,18 +211,29 @@ def _embed(g: _Graph, spec: EncoderSpec, ids_shape: str) -> str:
     elif spec.num_token_types:
         row = "embeddings.token_type.weight"
         x = g.add("Add", x, dequantize(row, "embeddings.token_type.scale") if is_s8 else row)
-    # positions count up from the offset, so their rows are a slice of the table
-    start = g.constant("position_offset", [spec.position_offset], np.int64)
-    length = g.add("Gather", ids_shape, g.constant("sequence_axis", [1], np.int64))
-    end = g.add("Add", length, start)
-    first_axis = g.constant("first_axis", [0], np.int64)
-    positions = g.add("Slice", "embeddings.position.weight", start, end, first_axis)
-    if is_s8:
-        scale = g.add("Slice", "embeddings.position.scale", start, end, first_axis)
-        positions = dequantize(positions, column(scale))
+    if spec.has_padding_position:
+        positions = look_up("position", _position_ids(g, spec))
+    else:  # they count up from the offset, so their rows are a slice of the table
+        start = g.constant("position_offset", [spec.position_offset], np.int64)
+        length = g.add("Gather", ids_shape, g.constant("sequence_axis", [1], np.int64))
+        end = g.add("Add", length, start)
+        first_axis = g.constant("first_axis", [0], np.int64)
+        positions = g.add("Slice", "embeddings.position.weight", start, end, first_axis)
+        if is_s8:
+            scale = g.add("Slice", "embeddings.position.scale", start, end, first_axis)
+            positions = dequantize(positions, column(scale))
     x = _layer_norm(g, spec, g.add("Add", x, positions), "embeddings.layer_norm")
     x = g.add("Reshape", x, g.constant("embedding_rows", [-1, spec.embedding_size], np.int64))
     return _linear(g, x, "embeddings.projection") if spec.embedding_size != spec.hidden_size else x
+
+
+def _position_ids(g: _Graph, spec: EncoderSpec) -> str:
+    """`PackedBatch.position_ids` with a padding id in nodes: int64 [batch, sequence]."""
+    is_padding = g.add("Equal", "input_ids", g.constant("padding_id", spec.pad_token_id, np.int64))
+    is_counted = g.add("Cast", g.add("Not", is_padding), to=ONNX_DTYPES["s64"])
+    counts = g.add("CumSum", is_counted, g.constant("count_axis", 1, np.int64))
+    before = g.constant("padding_position", spec.position_offset - 1, np.int64)
+    return g.add("Add", g.add("Mul", counts, is_counted), before)
 
 
 def _build_layer(g: _Graph, spec: EncoderSpec, i: int, x: str, padding: str, ids_shape: str) -> str:

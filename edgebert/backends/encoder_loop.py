@@ -132,8 +132,7 @@ def run_encoder(
     if spec.num_token_types:
         types = batch.token_type_ids if spec.has_token_types else np.zeros_like(batch.token_type_ids)
         lookups.append((table("token_type"), types))
-    positions = batch.position_ids() + np.int32(spec.position_offset)
-    lookups.append((table("position"), positions))
+    lookups.append((table("position"), batch.position_ids(spec.position_offset, spec.position_padding_id)))
     x = ops.embed_layernorm(lookups, norm("embeddings.layer_norm"))
     if spec.embedding_size != spec.hidden_size:
         x = linear("embeddings.projection", x)

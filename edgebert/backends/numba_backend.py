@@ -73,7 +73,7 @@ class NumbaBackend(Backend):
             run, ids = workspace.prepare(batch.cu_seqlens, slices, [result.ctypes.data for result in results.values()])
             ids[0] = batch.input_ids
             ids[1] = batch.token_type_ids if self.spec.has_token_types else 0
-            np.add(batch.position_ids(), self.spec.position_offset, out=ids[2], casting="unsafe")
+            ids[2] = batch.position_ids(self.spec.position_offset, self.spec.position_padding_id)
             self._team.run(run)
         return results
 

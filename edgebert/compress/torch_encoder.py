@@ -175,8 +175,14 @@ class TorchEncoder(nn.Module):
                 x = x + self._rows("token_type", types[0])
             else:
                 x = x + self._rows("token_type", functional.embedding(token_type_ids, types))
+        positions = self.tensor("embeddings.position.weight")
         first = spec.position_offset
-        x = x + self._rows("position", self.tensor("embeddings.position.weight")[first : first + input_ids.shape[1]])
+        if spec.has_padding_position:
+            is_counted = (input_ids != spec.pad_token_id).long()
+            rows = functional.embedding(is_counted.cumsum(1) * is_counted + first - 1, positions)
+        else:
+            rows = positions[first : first + input_ids.shape[1]]
+        x = x + self._rows("position", rows)
         x = self._drop(self._layer_norm("embeddings.layer_norm", x))
         return x if spec.embedding_size == spec.hidden_size else self._linear("embeddings.projection", x)
 

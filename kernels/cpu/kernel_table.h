@@ -43,11 +43,10 @@ struct EmbeddingTable {
 struct EmbedArgs {
   EmbeddingTable word, position, token_type;
   int num_token_types;
-  int position_offset;
   LayerNormWeights norm;
   const int32_t* input_ids;
   const int32_t* token_type_ids;  // nullptr: zeros
-  const int32_t* position_ids;    // from the start of each sequence
+  const int32_t* position_ids;    // rows of the table
   float* out;
   int out_stride;
 };

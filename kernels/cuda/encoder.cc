@@ -498,7 +498,7 @@ void Encoder::Impl::fill_inputs(const eb_batch& batch, const Slice& slice, const
   for (int s = 0; s < slice.num_sequences; ++s) {
     const int first = batch.cu_seqlens[slice.first_sequence + s] - slice.first_token;
     const int last = batch.cu_seqlens[slice.first_sequence + s + 1] - slice.first_token;
-    for (int t = first; t < last; ++t) in.position_ids[t] = spec_.position_offset + t - first;
+    spec_.find_positions(in.input_ids + first, last - first, in.position_ids + first);
     in.cu_seqlens[s + 1] = last;
   }
   for (int i = 0; i < shape.chosen; ++i)

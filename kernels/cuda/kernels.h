@@ -61,7 +61,7 @@ struct EmbedLayerNormArgs {
   LayerNorm norm;                    // of the tables' width
   const int32_t* input_ids;          // [tokens]
   const int32_t* token_type_ids;     // [tokens], or nullptr: zeros
-  const int32_t* position_ids;       // [tokens], the spec's position offset added already
+  const int32_t* position_ids;       // [tokens], rows of the table
   int tokens;
   Rows out;  // f32, f16 or bf16
 };

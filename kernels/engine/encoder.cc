@@ -147,7 +147,7 @@ class Encoder::Impl {
   Workplace& workplace() {
     return workplace_.get([this] { return std::make_unique<Workplace>(num_threads_); });
   }
-  static void place(Workspace& workspace, const eb_batch& batch, const Slice& slice);
+  void place(Workspace& workspace, const eb_batch& batch, const Slice& slice) const;
   void reserve(Workspace& workspace, int tokens, int sequences, int max_seqlen, int threads) const;
 
   const EncoderSpec spec_;
@@ -236,7 +236,6 @@ struct Encoder::Impl::Loader {
     to.embed_.position = table("position");
     to.embed_.num_token_types = spec.num_token_types;
     if (spec.num_token_types) to.embed_.token_type = table("token_type");
-    to.embed_.position_offset = spec.position_offset;
     to.embed_.norm = layer_norm("embeddings.layer_norm");
     to.projection_ = linear("embeddings.projection");
     for (size_t i = 0; i < spec.layers.size(); ++i) {
@@ -327,13 +326,15 @@ void Encoder::Impl::reserve(Workspace& workspace, int tokens, int sequences, int
   workspace.scratch_stride = scratch_stride;
 }
 
-// Where each sequence of the slice begins, and each token's position in its sequence.
-void Encoder::Impl::place(Workspace& workspace, const eb_batch& batch, const Slice& slice) {
+// Where each sequence of the slice begins, and each token's row of the position table.
+void Encoder::Impl::place(Workspace& workspace, const eb_batch& batch, const Slice& slice) const {
   for (int s = 0; s <= slice.num_sequences; ++s)
     workspace.cu_seqlens[s] = batch.cu_seqlens[slice.first_sequence + s] - slice.first_token;
-  for (int s = 0; s < slice.num_sequences; ++s)
-    for (int t = workspace.cu_seqlens[s]; t < workspace.cu_seqlens[s + 1]; ++t)
-      workspace.position_ids[t] = t - workspace.cu_seqlens[s];
+  for (int s = 0; s < slice.num_sequences; ++s) {
+    const int first = workspace.cu_seqlens[s];
+    spec_.find_positions(batch.input_ids + slice.first_token + first, workspace.cu_seqlens[s + 1] - first,
+                         workspace.position_ids + first);
+  }
 }
 
 // ---- One forward pass of a slice, on a team -----------------------------------------------------------------------

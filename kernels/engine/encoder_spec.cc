@@ -149,6 +149,14 @@ void check_head(const EncoderSpec& spec) {
 
 }  // namespace
 
+void EncoderSpec::find_positions(const int32_t* input_ids, int num_tokens, int32_t* position_ids) const {
+  int next = position_offset;
+  for (int t = 0; t < num_tokens; ++t) {
+    const bool is_padding = has_padding_position && input_ids[t] == pad_token_id;
+    position_ids[t] = is_padding ? position_offset - 1 : next++;
+  }
+}
+
 EncoderSpec parse_encoder_spec(std::string_view text) {
   const Json json = parse_json(text);
   Members members(json, "");
@@ -171,10 +179,12 @@ EncoderSpec parse_encoder_spec(std::string_view text) {
   spec.embedding_size = members.take_size("embedding_size", 1, kMaxInnerSize);
   spec.num_positions = members.take_size("num_positions", 1, 1 << 20);
   spec.num_token_types = members.take_size("num_token_types", 0, 1 << 10);
-  spec.position_offset = members.take_size("position_offset", 0, spec.num_positions - 1, 0);
+  spec.has_padding_position = members.take_bool("has_padding_position");
+  spec.position_offset = spec.has_padding_position ? members.take_size("position_offset", 1, spec.num_positions - 1)
+                                                   : members.take_size("position_offset", 0, spec.num_positions - 1, 0);
   members.take_size("max_length", 1, spec.usable_positions(), 1);  // where texts are cut, in the layers above
   spec.dense_size = members.take_size("dense_size", 0, kMaxInnerSize, 0);
-  members.take_size("pad_token_id", 0, spec.vocab_size - 1, 0);
+  spec.pad_token_id = members.take_size("pad_token_id", 0, spec.vocab_size - 1, 0);
   spec.activation = ffn_activations[members.take_choice("activation", {"gelu_erf", "gelu_tanh", "relu"}, 0)];
   spec.dense_activation = static_cast<Activation>(members.take_choice("dense_activation", activations, 0));
   spec.mlm_activation = static_cast<Activation>(members.take_choice("mlm_activation", activations, 0));

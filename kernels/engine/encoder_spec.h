@@ -2,6 +2,7 @@
 // The Python twin with the field-by-field documentation is edgebert/artifact/spec.py.
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -42,6 +43,8 @@ struct EncoderSpec {
   int num_positions = 0;
   int num_token_types = 0;
   int position_offset = 0;
+  bool has_padding_position = false;
+  int pad_token_id = 0;
   int num_labels = 0;
   int dense_size = 0;
   float layer_norm_eps = 0;
@@ -55,6 +58,8 @@ struct EncoderSpec {
   std::vector<LayerSpec> layers;
 
   int usable_positions() const { return num_positions - position_offset; }
+  // Rows of the position table for the tokens of one sequence; PackedBatch.position_ids in edgebert/batch.py.
+  void find_positions(const int32_t* input_ids, int num_tokens, int32_t* position_ids) const;
   bool has_sequence_head() const {
     return task == Task::kEmbedding
                ? pooling != Pooling::kNone

@@ -498,7 +498,7 @@ void test_embed_layernorm() {
     rng.seed(5);
     bits.start();
     for (const int width : {5, 16, 40}) {
-      const int vocab = 11, positions = 9, types = 2, tokens = 6, offset = 2;
+      const int vocab = 11, positions = 9, types = 2, tokens = 6;
       const int rows_of[] = {vocab, positions, types};
       std::vector<float> f32[3], scale[3];
       std::vector<int8_t> s8[3];
@@ -510,7 +510,7 @@ void test_embed_layernorm() {
         }
       }
       const std::vector<float> weight = random_vector(width, 1, 0.1f), bias = random_vector(width, 0, 0.1f);
-      const int32_t ids[] = {0, 10, 3, 3, 7, 1}, type_ids[] = {0, 1, 1, 0, 1, 0}, position_ids[] = {0, 1, 2, 0, 1, 6};
+      const int32_t ids[] = {0, 10, 3, 3, 7, 1}, type_ids[] = {0, 1, 1, 0, 1, 0}, position_ids[] = {2, 3, 4, 2, 3, 8};
       Matrix outs[2] = {Matrix(tokens, width), Matrix(tokens, width)};
       for (const bool is_s8 : {false, true}) {
         EmbedArgs args{};
@@ -519,7 +519,6 @@ void test_embed_layernorm() {
           *to[t] = is_s8 ? EmbeddingTable{nullptr, s8[t].data(), scale[t].data()}
                          : EmbeddingTable{f32[t].data(), nullptr, nullptr};
         args.num_token_types = types;
-        args.position_offset = offset;
         args.norm = {weight.data(), bias.data(), width, 1e-12f};
         args.input_ids = ids;
         args.token_type_ids = type_ids;
@@ -532,8 +531,7 @@ void test_embed_layernorm() {
       const auto want = [&](int r, int c) {
         std::vector<double> row(width);
         for (int i = 0; i < width; ++i)
-          row[i] = (f32[0][ids[r] * width + i] + f32[2][type_ids[r] * width + i]) +
-                   f32[1][(offset + position_ids[r]) * width + i];
+          row[i] = (f32[0][ids[r] * width + i] + f32[2][type_ids[r] * width + i]) + f32[1][position_ids[r] * width + i];
         return norm_of_row(row, c, weight, bias, 1e-12);
       };
       expect_close(outs[0], want, 2e-6, "embed_layernorm");

@@ -161,6 +161,9 @@ void test_spec() {
   refused("\"vocab_size\":3,", "", "vocab_size is missing");
   refused("\"max_length\":4", "\"max_length\":5", "max_length must be an integer in [1, 4]");
   refused("\"num_positions\":4", "\"position_offset\":4,\"num_positions\":4", "position_offset");
+  refused("\"num_positions\":4", "\"has_padding_position\":true,\"num_positions\":4", "position_offset is missing");
+  refused("\"num_positions\":4", "\"has_padding_position\":true,\"position_offset\":0,\"num_positions\":4",
+          "in [1, 3]");
   refused("\"task\":\"fill-mask\"", "\"task\":\"translation\"", "task must be one of");
   refused("\"task\":\"fill-mask\"", "\"task\":\"next-sentence\",\"labels\":[\"a\",\"b\"]", "pooling must be cls");
   refused("\"task\":\"fill-mask\"", "\"task\":\"token-classification\"", "number of labels");

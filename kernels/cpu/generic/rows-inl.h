@@ -150,7 +150,7 @@ inline void embed_layernorm(const EmbedArgs& args, int row_begin, int row_end) {
     for_vectors(width, [&](int c, int lanes) {
       F32x16 v = table_lanes(args.word, args.input_ids[row], width, c, lanes);
       if (args.num_token_types) v = add(v, table_lanes(args.token_type, type, width, c, lanes));
-      v = add(v, table_lanes(args.position, args.position_offset + args.position_ids[row], width, c, lanes));
+      v = add(v, table_lanes(args.position, args.position_ids[row], width, c, lanes));
       store(out + c, v);
       sums = add(sums, v);
     });
