@@ -27,8 +27,10 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
 import edgebert
-from edgebert.artifact.checkpoint import Checkpoint, load_checkpoint
+from edgebert.artifact.checkpoint import HIDDEN_ACTS, Checkpoint, load_checkpoint
 from edgebert.artifact.names import weight_tensors
+from edgebert.artifact.spec import FFN_ACTIVATIONS
+from edgebert.backends import numpy_ops
 from edgebert.backends.numpy_backend import NumpyBackend
 from edgebert.batch import PackedBatch
 from edgebert.errors import ModelFormatError, UnsupportedModelError
@@ -53,6 +55,7 @@ class Case(NamedTuple):
 HEADS = [Case(family, task, {}) for family in FAMILIES for task in TASKS]
 HEADS += [Case("bert", task, {}) for task in ("next-sentence", "pretraining")]
 VARIANTS = [Case(family, "fill-mask", {"activation": act}) for family in FAMILIES for act in ("gelu_new", "relu")]
+VARIANTS += [Case("bert", "fill-mask", {"activation": act}) for act in HIDDEN_ACTS]
 VARIANTS += [
     Case("bert", "embedding", {"type_vocab_size": 1}),
     Case("roberta", "embedding", {"type_vocab_size": 2}),
@@ -90,6 +93,20 @@ def test_fp32_equals_transformers(case: Case, tmp_path: Path) -> None:
         loaded = edgebert.load(tmp_path / "model.onnx", backend=backend)
         assert loaded.spec == checkpoint.spec
         assert_close(loaded.forward(batch), expected)
+
+
+def test_every_name_of_an_activation_that_the_engines_compute() -> None:
+    """Of all names that transformers knows, exactly those whose values are one of ours."""
+    x = torch.cat([torch.linspace(-6, 6, 10001), torch.linspace(-30, 30, 10001)])
+    found = {}
+    for name in transformers.activations.ACT2FN:
+        with torch.no_grad():
+            expected = transformers.activations.ACT2FN[name](x).float().numpy()
+        for kind in FFN_ACTIVATIONS:
+            # against the smaller range's largest value, so that a difference there is not lost beside 30
+            if np.abs(numpy_ops.activate(x.numpy(), kind) - expected).max() <= 1e-5 * 6:
+                found[name] = kind
+    assert found == HIDDEN_ACTS
 
 
 @pytest.mark.parametrize("int8", [False, True], ids=["f32", "int8"])
@@ -283,7 +300,9 @@ def test_family_and_task_by_hand(tmp_path: Path) -> None:
         ({"is_decoder": True}, None, "is_decoder"),
         ({"add_cross_attention": True}, None, "add_cross_attention"),
         ({"position_embedding_type": "relative_key"}, None, "'relative_key' is not supported; supported: absolute"),
-        ({"hidden_act": "silu"}, None, "hidden_act 'silu' is not supported; supported: gelu, gelu_new"),
+        ({"hidden_act": "silu"}, None, "hidden_act 'silu' is not supported; supported: gelu, gelu_python, gelu_new"),
+        ({"hidden_act": "quick_gelu"}, None, "hidden_act 'quick_gelu' is not supported"),
+        ({"hidden_act": "gelu_10"}, None, "hidden_act 'gelu_10' is not supported"),
         ({"pruned_heads": {"0": [1]}}, None, "pruned_heads"),
         ({"num_attention_heads": 5}, None, "not a multiple of the 5 attention heads"),
         ({}, "summarization", "task 'summarization' is not supported; supported: embedding"),

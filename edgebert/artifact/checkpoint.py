@@ -22,7 +22,17 @@ from edgebert.artifact.spec import FAMILIES, POOLINGS, PROBLEM_TYPES, TASKS, Enc
 from edgebert.errors import ModelFormatError, UnsupportedModelError
 from edgebert.quant import F32
 
-HIDDEN_ACTS = {"gelu": "gelu_erf", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}
+# Names of transformers' ACT2FN for what the engines compute; gelu_10 clips, quick_gelu is another function.
+HIDDEN_ACTS = {
+    "gelu": "gelu_erf",
+    "gelu_python": "gelu_erf",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_accurate": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_python_tanh": "gelu_tanh",
+    "relu": "relu",
+}
 ARCHITECTURES = {
     "Model": "embedding",
     "ForSequenceClassification": "text-classification",
