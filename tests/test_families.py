@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
 import edgebert
-from edgebert.artifact.checkpoint import HIDDEN_ACTS, Checkpoint, load_checkpoint
+from edgebert.artifact.checkpoint import CROSS_ENCODER_ACTIVATIONS, HIDDEN_ACTS, Checkpoint, load_checkpoint
 from edgebert.artifact.names import weight_tensors
 from edgebert.artifact.spec import FFN_ACTIVATIONS
 from edgebert.backends import numpy_ops
@@ -214,6 +214,89 @@ def test_length_limit(max_seq_length: int | None, model_max_length: int | None, 
     files = {"sentence_bert_config": {"max_seq_length": max_seq_length}}
     add_sentence_modules(tmp_path, MEAN, **files, tokenizer_config={"model_max_length": model_max_length})
     assert load_checkpoint(tmp_path).spec.max_length == expected
+
+
+# Cross-encoders
+
+IDENTITY, TANH = "torch.nn.modules.linear.Identity", "torch.nn.modules.activation.Tanh"
+
+
+def add_cross_encoder_files(folder: Path, **settings: Any) -> None:
+    """What release 6 of sentence-transformers writes beside a cross-encoder."""
+    write_json(
+        folder / "modules.json", [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.Transformer"}]
+    )
+    write_json(folder / "config_sentence_transformers.json", {"model_type": "CrossEncoder"} | settings)
+
+
+@pytest.mark.parametrize(
+    ("config", "settings", "expected"),
+    [
+        ({}, None, None),
+        ({"sentence_transformers": {"activation_fn": IDENTITY, "version": "5.0.0"}}, None, "none"),
+        ({"sentence_transformers": {"activation_fn": "torch.nn.Sigmoid"}}, None, "sigmoid"),
+        ({"sbert_ce_default_activation_function": TANH}, None, "tanh"),
+        (
+            {"sentence_transformers": {"activation_fn": TANH}, "sbert_ce_default_activation_function": IDENTITY},
+            None,
+            "tanh",
+        ),
+        ({"sentence_transformers": {"version": "5.0.0"}}, None, None),
+        ({"sentence_transformers": {"activation_fn": IDENTITY}}, {"activation_fn": TANH}, "tanh"),
+        ({"sentence_transformers": {"activation_fn": IDENTITY}}, {"activation_fn": None}, "none"),
+        (
+            {},
+            {"activation_fn": "torch.nn.modules.activation.Softmax", "prompts": {}, "default_prompt_name": None},
+            "softmax",
+        ),
+    ],
+)
+def test_the_activation_of_a_cross_encoder(
+    config: dict[str, Any], settings: dict[str, Any] | None, expected: str | None, tmp_path: Path
+) -> None:
+    make_checkpoint(tmp_path / "source", "bert", "text-classification")
+    change_config(tmp_path / "source", **config)
+    if settings is not None:
+        add_cross_encoder_files(tmp_path / "source", **settings)
+    assert load_checkpoint(tmp_path / "source").spec.rank_function == expected
+    # the exported folder says the same, where every release of sentence-transformers looks
+    edgebert.export(tmp_path / "source", tmp_path / "folder")
+    written = json.loads((tmp_path / "folder" / "config.json").read_text())
+    paths = {
+        written.get("sentence_transformers", {}).get("activation_fn"),
+        written.get("sbert_ce_default_activation_function"),
+    }
+    assert paths == {next((path for path, name in CROSS_ENCODER_ACTIVATIONS.items() if name == expected), None)}
+
+
+@pytest.mark.parametrize("name", ["torch.nn.modules.activation.GELU", "my_package.Sigmoid", "Sigmoid", 3])
+def test_another_activation_of_a_cross_encoder_is_refused(name: object, tmp_path: Path) -> None:
+    make_checkpoint(tmp_path, "bert", "text-classification")
+    change_config(tmp_path, sentence_transformers={"activation_fn": name})
+    with pytest.raises(UnsupportedModelError, match=f"activation function {name!r} is not supported; supported: torch"):
+        load_checkpoint(tmp_path)
+
+
+def test_what_cross_encoders_have_that_is_refused(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path)
+    add_sentence_modules(tmp_path, MEAN, config_sentence_transformers={"model_type": "CrossEncoder"})
+    with pytest.raises(UnsupportedModelError, match="a CrossEncoder of the modules 'Transformer, Pooling' is not supp"):
+        load_checkpoint(tmp_path)
+    add_cross_encoder_files(tmp_path, prompts={"query": "query: "}, default_prompt_name="query")
+    with pytest.raises(UnsupportedModelError, match="a CrossEncoder's default_prompt_name 'query' is not supported"):
+        load_checkpoint(tmp_path, task="text-classification")
+
+
+def test_length_limit_of_a_cross_encoder(tmp_path: Path) -> None:
+    """sentence-transformers reads sentence_bert_config.json only where there is modules.json."""
+    make_checkpoint(tmp_path, "bert", "text-classification")
+    write_json(tmp_path / "tokenizer_config.json", {"model_max_length": 20})
+    write_json(tmp_path / "sentence_bert_config.json", {"max_seq_length": 16})
+    assert load_checkpoint(tmp_path).spec.max_length == 20
+    add_cross_encoder_files(tmp_path)
+    assert load_checkpoint(tmp_path).spec.max_length == 16
+    write_json(tmp_path / "sentence_bert_config.json", {"transformer_task": "sequence-classification"})
+    assert load_checkpoint(tmp_path).spec.max_length == 20
 
 
 # How a checkpoint may be saved

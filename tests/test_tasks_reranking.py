@@ -8,8 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from artifacts import random_spec, random_tensors
 
 import edgebert
+from edgebert.artifact.spec import PROBLEM_TYPES
+from edgebert.artifact.writer import build_model
 from edgebert.errors import InvalidInputError
 from edgebert.tasks import embedding
 
@@ -41,6 +44,75 @@ def test_ranks_by_a_label(make_file: Callable[..., Path]) -> None:
         answers = model({"text": QUERY, "text_pair": DOCUMENTS[entry["corpus_id"]]}, top_k=None)
         assert entry["score"] == {answer["label"]: answer["score"] for answer in answers}["LABEL_2"]
     assert [entry["score"] for entry in found] == sorted((entry["score"] for entry in found), reverse=True)
+
+
+SCORES: dict[str, Callable[[Any], Any]] = {
+    "none": lambda logits: logits,
+    "sigmoid": lambda logits: 1 / (1 + np.exp(-logits)),
+    "tanh": np.tanh,
+    "softmax": lambda logits: np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True),
+}
+
+
+@pytest.fixture
+def make_ranker(tmp_path: Path, tokenizer_json: str) -> Callable[..., tuple[edgebert.Model, Any]]:
+    """A function that makes (a cross-encoder, its logits for (QUERY, each of DOCUMENTS), f64 [n, labels])."""
+
+    def make(num_labels: int, shift: float = 0.0, **spec: Any) -> tuple[edgebert.Model, Any]:
+        made = random_spec(task="text-classification", num_labels=num_labels).replace(**spec)
+        tensors = random_tensors(made)
+        tensors["head.out.bias"][0] += np.float32(shift)
+        (tmp_path / "model.onnx").write_bytes(build_model(made, tensors, {"edgebert.tokenizer": tokenizer_json}))
+        model = edgebert.load(tmp_path / "model.onnx", "numpy")
+        assert model.tokenizer is not None
+        batch, _ = model.tokenizer.tokenize([(QUERY, text) for text in DOCUMENTS])
+        return model, model.forward(batch)["logits"].astype(np.float64)
+
+    return make
+
+
+@pytest.mark.parametrize("shift", [0.0, 40.0, -120.0])
+@pytest.mark.parametrize("function", SCORES)
+@pytest.mark.parametrize("num_labels", [1, 2, 3])
+def test_the_stated_function_makes_the_scores_and_the_logits_the_order(
+    num_labels: int, function: str, shift: float, make_ranker: Callable[..., tuple[edgebert.Model, Any]]
+) -> None:
+    """As CrossEncoder; but where its scores are all 0 or 1, documents keep the order of their logits."""
+    model, logits = make_ranker(num_labels, shift, rank_function=function)
+    found = model.rank(QUERY, DOCUMENTS, label="LABEL_0")
+    lead = logits[:, 0]
+    if function == "softmax":  # p / (1 - p) = exp(x_0) / sum of the others'
+        lead = lead - np.log(np.exp(logits[:, 1:]).sum(axis=1)) if num_labels > 1 else 0 * lead
+    order = sorted(range(len(DOCUMENTS)), key=lambda i: -lead[i])
+    assert [entry["corpus_id"] for entry in found] == order
+    scores = SCORES[function](logits)[:, 0]
+    assert [entry["score"] for entry in found] == pytest.approx([scores[e["corpus_id"]] for e in found], rel=1e-5)
+    raw = model.rank(QUERY, DOCUMENTS, label="LABEL_0", function_to_apply="none")  # the caller's wins
+    assert [entry["score"] for entry in raw] == pytest.approx(sorted(logits[:, 0], reverse=True), rel=1e-6)
+
+
+@pytest.mark.parametrize("problem_type", PROBLEM_TYPES)
+def test_a_single_label_has_its_sigmoid_where_nothing_is_stated(
+    problem_type: str, make_ranker: Callable[..., tuple[edgebert.Model, Any]]
+) -> None:
+    """CrossEncoder's default, whatever transformers' pipeline makes of the problem type."""
+    model, logits = make_ranker(1, problem_type=problem_type)
+    scores = [entry["score"] for entry in model.rank(QUERY, DOCUMENTS)]
+    assert scores == pytest.approx(sorted(SCORES["sigmoid"](logits[:, 0]), reverse=True), rel=1e-5)
+
+
+def test_pairs_are_scored_as_the_pipeline_of_transformers_whatever_is_stated(
+    make_ranker: Callable[..., tuple[edgebert.Model, Any]],
+) -> None:
+    model, logits = make_ranker(1, rank_function="none")
+    pairs = [(QUERY, text) for text in DOCUMENTS]
+    for options, function in (
+        ({}, "sigmoid"),
+        ({"function_to_apply": "none"}, "none"),
+        ({"function_to_apply": "tanh"}, "tanh"),
+    ):
+        found = [answer["score"] for answer in model(pairs, **options)]
+        assert found == pytest.approx(SCORES[function](logits[:, 0]).tolist(), rel=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,13 @@ ARCHITECTURES = {
     "ForPreTraining": "pretraining",
 }
 NEXT_SENTENCE_LABELS = ("is_next", "not_next")  # logit 0: the second sentence follows the first
+# Classes of torch that a cross-encoder may name as its activation -> spec.RANK_FUNCTIONS.
+CROSS_ENCODER_ACTIVATIONS = {
+    "torch.nn.modules.linear.Identity": "none",
+    "torch.nn.modules.activation.Sigmoid": "sigmoid",
+    "torch.nn.modules.activation.Tanh": "tanh",
+    "torch.nn.modules.activation.Softmax": "softmax",
+}
 TEXT_FILES = (
     "config.json",
     "tokenizer.json",
@@ -260,12 +267,14 @@ def load_checkpoint(source: str | Path, task: str | None = None, family: str | N
         if pooling == "pooler":
             head |= {"dense_size": spec.hidden_size, "dense_activation": "tanh"}
     spec = spec.replace(**head, **_task_head(config, table, task, raw), **_prompts(root, task))
+    if task == "text-classification":
+        spec = spec.replace(rank_function=_rank_function(config, root, modules))
     tensors = _canonical_tensors(spec, table, raw, dense)
     tokenizer = read_tokenizer(folder, family, config, spec.has_token_types)
     spec = spec.replace(
         max_length=_max_length(spec, root, folder), mask_token=tokenizer.mask_token if tokenizer else None
     )
-    lowercases = task == "embedding" and bool(_sentence_config(root).get("do_lower_case"))
+    lowercases = bool(_sentence_config(root, task).get("do_lower_case"))
     return Checkpoint(
         spec=spec,
         tensors=tensors,
@@ -519,6 +528,12 @@ def _read_modules(root: Path) -> list[tuple[str, str]]:
         raise ModelFormatError(f"{path}: expected a list of objects with `type` and `path`") from None
     if not modules or modules[0][0] != "Transformer":
         _refuse("the first module of modules.json", modules[0][0] if modules else None, ["Transformer"])
+    settings = read_object(root / "config_sentence_transformers.json", {})
+    if settings.get("model_type") == "CrossEncoder":
+        if len(modules) > 1:
+            _refuse("a CrossEncoder of the modules", ", ".join(kind for kind, _ in modules), ["Transformer"])
+        if settings.get("default_prompt_name") is not None:
+            _refuse("a CrossEncoder's default_prompt_name", settings["default_prompt_name"], ["none"])
     for _, folder in modules:
         if Path(folder).is_absolute() or ".." in Path(folder).parts:
             raise ModelFormatError(f"{path}: module path {folder!r} leaves the folder")
@@ -550,6 +565,26 @@ def _sentence_head(root: Path, modules: list[tuple[str, str]]) -> tuple[dict[str
     bias = weights.get("linear.bias", np.zeros(weight.shape[1], np.float32))
     head |= {"dense_size": weight.shape[1], "dense_activation": activations[activation]}
     return head, {"weight": weight, "bias": bias}
+
+
+def _rank_function(config: dict[str, Any], root: Path, modules: list[tuple[str, str]]) -> str | None:
+    """What sentence-transformers' CrossEncoder makes of the logits, None where the checkpoint does not say.
+
+    Its release 6 writes that beside modules.json, 4 and 5 into config.json, and those before there by another name.
+    """
+    settings = read_object(root / "config_sentence_transformers.json", {}) if modules else {}
+    name = settings.get("activation_fn")
+    if name is None:
+        stated = config.get("sentence_transformers")
+        stated = stated if isinstance(stated, dict) else {}
+        name = stated.get("activation_fn", config.get("sbert_ce_default_activation_function"))
+    if name is None:
+        return None
+    found = {path.rpartition(".")[2]: function for path, function in CROSS_ENCODER_ACTIVATIONS.items()}
+    package, _, kind = str(name).rpartition(".")
+    if not package.startswith("torch.nn") or kind not in found:
+        _refuse("the cross-encoder's activation function", name, CROSS_ENCODER_ACTIVATIONS)
+    return found[kind]
 
 
 def _pooling_mode(config: dict[str, Any], root: Path) -> str:
@@ -586,8 +621,13 @@ def _prompts(root: Path, task: str) -> dict[str, Any]:
     return {"prompts": prompts, "default_prompt_name": default}
 
 
-def _sentence_config(root: Path) -> dict[str, Any]:
-    """sentence_bert_config.json; older releases wrote the family's name into the file name."""
+def _sentence_config(root: Path, task: str) -> dict[str, Any]:
+    """sentence_bert_config.json; older releases wrote the family's name into the file name.
+
+    {} where sentence-transformers reads none: of a cross-encoder without modules.json.
+    """
+    if task != "embedding" and not (root / "modules.json").is_file():
+        return {}
     paths = sorted(root.glob("sentence_*_config.json")) + sorted(root.glob("0_Transformer/sentence_*_config.json"))
     return read_object(paths[0]) if paths else {}
 
@@ -610,7 +650,7 @@ def _tokenizer_json(spec: EncoderSpec, tokenizer: CheckpointTokenizer, lowercase
 
 def _max_length(spec: EncoderSpec, root: Path, folder: Path) -> int:
     """The limit that sentence-transformers' config states, else the tokenizer's, as far as the positions go."""
-    limit = _sentence_config(root).get("max_seq_length") if spec.task == "embedding" else None
+    limit = _sentence_config(root, spec.task).get("max_seq_length")
     if limit is None:
         settings = read_object(folder / "tokenizer_config.json", {})
         limit = settings.get("model_max_length", settings.get("max_len"))  # 1e30 where transformers knows no limit

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgebert.artifact.checkpoint import ARCHITECTURES, Checkpoint
+from edgebert.artifact.checkpoint import ARCHITECTURES, CROSS_ENCODER_ACTIVATIONS, Checkpoint
 from edgebert.artifact.spec import EncoderSpec
 from edgebert.tokenizer import Tokenizer
 
@@ -99,6 +99,13 @@ def _model_config(spec: EncoderSpec, source: dict[str, Any]) -> dict[str, Any]:
         config["label2id"] = {label: i for i, label in enumerate(spec.labels)}
     if spec.task == "text-classification":
         config["problem_type"] = spec.problem_type
+        # where CrossEncoder of sentence-transformers looks, before its release 4 under the second name
+        for key in ("sentence_transformers", "sbert_ce_default_activation_function"):
+            config.pop(key, None)
+        for path, function in CROSS_ENCODER_ACTIVATIONS.items():
+            if function == spec.rank_function:
+                config["sentence_transformers"] = {"activation_fn": path}
+                config["sbert_ce_default_activation_function"] = path
     return config
 
 

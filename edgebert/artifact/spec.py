@@ -26,6 +26,7 @@ ACTIVATIONS = ("gelu_erf", "gelu_tanh", "relu", "tanh", "identity")
 FFN_ACTIVATIONS = ("gelu_erf", "gelu_tanh", "relu")
 POOLINGS = ("mean", "cls", "none")
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
+RANK_FUNCTIONS = ("none", "sigmoid", "tanh", "softmax")
 LINEARS = ("qkv", "attention_output", "ffn_up", "ffn_down")
 DTYPES = ("f32", "s8")
 ATTENTION_DTYPES = ("f32", "bf16", "s8")
@@ -93,6 +94,7 @@ class EncoderSpec:
     mlm_activation: str = "identity"
     labels: tuple[str, ...] = ()
     problem_type: str = "single_label_classification"
+    rank_function: str | None = None  # what makes a cross-encoder's logits scores; None: its checkpoint does not say
     portable: bool = False  # int8 weights kept in +-63
     pad_token_id: int = 0
     mask_token: str | None = None  # what stands for a token to be filled in; None: [MASK] or <mask>
@@ -224,6 +226,8 @@ class EncoderSpec:
         choice("embedding_dtype", self.embedding_dtype, DTYPES)
         choice("attention_dtype", self.attention_dtype, ATTENTION_DTYPES)
         choice("problem_type", self.problem_type, PROBLEM_TYPES)
+        if self.rank_function is not None:
+            choice("rank_function", self.rank_function, RANK_FUNCTIONS)
         size("vocab_size", self.vocab_size, 1, 2**24)
         size("hidden_size", self.hidden_size, 1, MAX_INNER_SIZE)
         size("embedding_size", self.embedding_size, 1, MAX_INNER_SIZE)

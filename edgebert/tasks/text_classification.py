@@ -15,7 +15,12 @@ from edgebert.tokenizer import Text
 if TYPE_CHECKING:
     from edgebert.runner import TextRunner
 
-FUNCTIONS: dict[str, Callable[[F32], F32]] = {"softmax": softmax, "sigmoid": sigmoid, "none": lambda logits: logits}
+FUNCTIONS: dict[str, Callable[[F32], F32]] = {
+    "softmax": softmax,
+    "sigmoid": sigmoid,
+    "none": lambda logits: logits,
+    "tanh": np.tanh,
+}
 
 
 def answer(
@@ -28,7 +33,7 @@ def answer(
         inputs: a text, a pair as {"text": …, "text_pair": …}, or several of these; among several a pair may also be
             a tuple or list of two.
         top_k: how many labels a text gets, best first; None for all. Left out: the best one, not in a list.
-        function_to_apply: "softmax", "sigmoid" or "none"; None takes what the file's kind of labels asks for.
+        function_to_apply: "softmax", "sigmoid", "tanh" or "none"; None takes what the file's kind of labels asks for.
 
     Returns:
         A list of {"label": str, "score": float}, one a text (also for a single str); with `top_k` a list of such

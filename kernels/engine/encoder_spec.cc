@@ -199,6 +199,7 @@ EncoderSpec parse_encoder_spec(std::string_view text) {
   spec.is_attention_s8 = attention_dtype == 1;
   members.take_choice("problem_type", {"single_label_classification", "multi_label_classification", "regression"}, 0);
   members.take_bool("portable");
+  members.take("rank_function");  // for the layers above
 
   const Json* eps = members.take("layer_norm_eps");
   const double eps_value = eps == nullptr ? 1e-12 : eps->kind == Json::Kind::kNumber ? eps->number : -1;
@@ -207,7 +208,7 @@ EncoderSpec parse_encoder_spec(std::string_view text) {
 
   const size_t num_labels = count_strings("labels", members.take("labels"));
   spec.num_labels = static_cast<int>(num_labels);  // fits: the text is below 4 MiB
-  members.take("mask_token");                      // for the layers above, as these
+  members.take("mask_token");                      // these three as well
   members.take("prompts");
   members.take("default_prompt_name");
 
