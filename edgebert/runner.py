@@ -24,6 +24,28 @@ BATCH_TOKENS = 4096  # tokens of one micro-batch, unless a single text has more
 MAX_LOGITS = 1 << 25  # of a vocabulary, that one micro-batch gives
 
 
+def check_id(token_id: int, where: str, tokenizer: Tokenizer, spec: EncoderSpec) -> None:
+    """Refuse a token that the model has no row for: one that was added to the tokenizer, but not to the model.
+
+    Raises:
+        InvalidInputError: it is such a token; names it, and `where` it was found.
+    """
+    if token_id >= spec.vocab_size:
+        raise InvalidInputError(
+            f"{where}: the tokenizer gives {tokenizer.id_to_token(token_id)!r} the id {token_id}, and the model "
+            f"has the ids 0 to {spec.vocab_size - 1} alone: leave that token out, or give the model a row for it "
+            "(resize_token_embeddings in transformers), train it, and export it again"
+        )
+
+
+def check_ids(batch: PackedBatch, text_of_row: Sequence[int] | I64, tokenizer: Tokenizer, spec: EncoderSpec) -> None:
+    """`check_id` of every token of a batch; `text_of_row` says of each of its rows which text it is from."""
+    if batch.input_ids.max(initial=0) >= spec.vocab_size:
+        token = int(np.argmax(batch.input_ids >= spec.vocab_size))
+        row = int(np.searchsorted(batch.cu_seqlens, token, side="right")) - 1
+        check_id(int(batch.input_ids[token]), f"text {text_of_row[row]}", tokenizer, spec)
+
+
 @dataclass
 class TextRunner:
     """What a task needs to run texts, with the options that all tasks have in common.
@@ -69,19 +91,23 @@ class TextRunner:
         Raises:
             InvalidInputError: it has none.
         """
-        if self.tokenizer.mask_id is None:
+        mask_id = self.tokenizer.mask_id
+        if mask_id is None:
             raise InvalidInputError("the file's tokenizer has no mask token, neither [MASK] nor <mask>")
-        return self.tokenizer.mask_id
+        check_id(mask_id, "the mask token", self.tokenizer, self.spec)
+        return mask_id
 
     def tokenize(self, texts: Sequence[Text]) -> tuple[PackedBatch, list[Window]]:
         """Rows with their offsets, each text truncated or in windows; notes which texts were truncated."""
         batch, windows, self.is_truncated = self.tokenizer.tokenize_windows(texts, self.max_length, self.stride)
+        check_ids(batch, [window.text for window in windows], self.tokenizer, self.spec)
         return batch, windows
 
     def run_texts(self, texts: Sequence[Text], output: str) -> F32:
         """A sequence output, f32 [n, width], one row a text or pair; of a text in windows the mean of theirs."""
         if self.stride is None:
             batch, self.is_truncated = self.tokenizer.tokenize(texts, self.max_length)
+            check_ids(batch, range(len(texts)), self.tokenizer, self.spec)
             return self._run_sequences(batch, output)
         batch, windows = self.tokenize(texts)
         rows = self._run_sequences(batch, output)

@@ -69,6 +69,16 @@ def tokenizer_json() -> str:
     return str(tokenizer.to_str())
 
 
+@pytest.fixture(scope="session")
+def wider_tokenizer_json(tokenizer_json: str) -> str:
+    """The same with <new>, of the id len(WORDS): a token that was added to the tokenizer alone."""
+    import tokenizers
+
+    tokenizer = tokenizers.Tokenizer.from_str(tokenizer_json)
+    tokenizer.add_special_tokens(["<new>"])
+    return str(tokenizer.to_str())
+
+
 @pytest.fixture
 def make_file(tmp_path: Path, tokenizer_json: str) -> Callable[..., Path]:
     """A function that writes a random model file with a tokenizer; its arguments are those of `random_artifact`."""

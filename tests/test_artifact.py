@@ -496,6 +496,33 @@ def test_calibration_that_cannot_be_used_is_refused(checkpoint: Path, tmp_path: 
             edgebert.export(checkpoint, tmp_path / "model.onnx", **argument)
 
 
+@pytest.mark.parametrize("texts", ["a\n<new> b\nthe router", "<new>\n"])
+def test_a_tokenizer_with_tokens_that_the_model_lacks_is_exported_and_told(
+    checkpoint: Path, wider_tokenizer_json: str, texts: str, tmp_path: Path
+) -> None:
+    source = shutil.copytree(checkpoint, tmp_path / "source")
+    (source / "tokenizer.json").write_text(wider_tokenizer_json, encoding="utf-8")
+    assert "tokens_without_row" not in edgebert.export(checkpoint, tmp_path / "model.onnx")
+    report = edgebert.export(source, tmp_path / "model.onnx")
+    assert report["tokens_without_row"] == ["<new>"]
+    assert edgebert.load(tmp_path / "model.onnx")("the router")
+    # int8 is calibrated on the texts that the model takes, and there must be some
+    (tmp_path / "texts.txt").write_text(texts, encoding="utf-8")
+    if "router" in texts:
+        report = edgebert.export(source, tmp_path / "model.onnx", int8=True, calibrate=tmp_path / "texts.txt")
+        assert report["quantization"]["calibration_tokens"] == 3 + 4
+    else:
+        with pytest.raises(InvalidInputError, match="text 0: the tokenizer gives '<new>' the id"):
+            edgebert.export(source, tmp_path / "model.onnx", int8=True, calibrate=tmp_path / "texts.txt")
+
+
+def test_the_probe_is_of_tokens_that_the_model_has(wider_tokenizer_json: str) -> None:
+    spec = random_spec(vocab_size=3)  # not even the tokenizer's special tokens
+    batch = probe_batch(spec, wider_tokenizer_json)
+    assert batch.input_ids.max() == 2
+    assert NumpyBackend(spec, random_tensors(spec)).run(batch, spec.outputs)
+
+
 def test_metadata_appended_to_a_file_belongs_to_it() -> None:
     data = random_artifact()
     text = json.dumps({"note": "ü" * 1000})

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from artifacts import random_spec
+from conftest import WORDS
 
 from edgebert.artifact.checkpoint import Checkpoint
 from edgebert.compress.data import Answer, hold_out, load_dataset
@@ -28,6 +29,23 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 def checkpoint_for(tokenizer_json: str, **spec: Any) -> Checkpoint:
     return Checkpoint(random_spec(**spec), {}, tokenizer_json, {}, {}, Path())
+
+
+@pytest.mark.parametrize("task", ["text-classification", "token-classification", "question-answering"])
+def test_a_token_that_the_model_has_no_row_for_is_named(task: str, wider_tokenizer_json: str, tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = {
+        "text-classification": [{"text": text, "label": text} for text in ("a", "a <new>")],
+        "token-classification": [{"tokens": text.split(), "tags": text.split()} for text in ("a", "a <new>")],
+        "question-answering": [
+            {"question": "a", "context": text, "answers": {"text": ["a"], "answer_start": [0]}}
+            for text in ("a " * 99, "a <new>")
+        ],
+    }[task]
+    dataset = load_dataset(write_rows(tmp_path / "rows.jsonl", rows), task)
+    checkpoint = checkpoint_for(wider_tokenizer_json, task=task, vocab_size=len(WORDS))
+    checkpoint.spec = checkpoint.spec.replace(labels=dataset.labels)
+    with pytest.raises(InvalidInputError, match=f"text 1: the tokenizer gives '<new>' the id {len(WORDS)}"):
+        encode(dataset, checkpoint, max_length=20)
 
 
 def test_all_formats_give_the_same(tmp_path: Path) -> None:

@@ -133,6 +133,45 @@ def test_refuses_bad_options(make_file: Callable[..., Path]) -> None:
         model.forward([[1, 2]])  # type: ignore[arg-type]
 
 
+NEW = len(WORDS)
+LACKS = (
+    rf"the tokenizer gives '<new>' the id {NEW}, and the model has the ids 0 to {NEW - 1} alone: leave that token out"
+)
+
+
+@pytest.mark.parametrize(
+    ("task", "call", "where"),
+    [
+        ("embedding", lambda model: model.encode(["a", "a <new> b"]), "text 1"),
+        ("embedding", lambda model: model.encode(["a " * 99, "a", "<new>"], stride=2), "text 2"),
+        ("text-classification", lambda model: model({"text": "a", "text_pair": "<new>"}), "text 0"),
+        ("text-classification", lambda model: model.rank("a", ["b", "<new>"], label="LABEL_0"), "text 1"),
+        ("token-classification", lambda model: model(["a", "b", "b <new>"]), "text 2"),
+        ("question-answering", lambda model: model(question="a <new>", context="b"), "text 0"),
+        ("fill-mask", lambda model: model(["[MASK]", "<new> [MASK]"]), "text 1"),
+        ("fill-mask", lambda model: model("[MASK]", targets=["a", "<new>"]), "target '<new>'"),
+        ("fill-mask", lambda model: model.rescore(["a", "<new>"]), "text 1"),
+    ],
+)
+def test_a_token_that_the_model_has_no_row_for_is_named(
+    task: str, call: Callable[[Any], Any], where: str, make_file: Callable[..., Path], wider_tokenizer_json: str
+) -> None:
+    model = edgebert.load(make_file(task=task, vocab_size=NEW, tokenizer_json=wider_tokenizer_json), "numpy")
+    with pytest.raises(InvalidInputError, match=f"^{where}: {LACKS}"):
+        call(model)
+    wider = edgebert.load(make_file(task=task, vocab_size=NEW + 1, tokenizer_json=wider_tokenizer_json), "numpy")
+    call(wider)
+
+
+def test_a_mask_token_that_the_model_has_no_row_for_is_named(
+    make_file: Callable[..., Path], tokenizer_json: str
+) -> None:
+    assert WORDS[-1] == "[MASK]"
+    model = edgebert.load(make_file(task="fill-mask", vocab_size=NEW - 1, tokenizer_json=tokenizer_json), "numpy")
+    with pytest.raises(InvalidInputError, match=r"^the mask token: the tokenizer gives '\[MASK\]' the id"):
+        model.rescore("a")
+
+
 def test_a_file_without_tokenizer_takes_ids(make_file: Callable[..., Path]) -> None:
     model = edgebert.load(make_file(tokenizer_json=None), "numpy")
     assert model.tokenizer is None

@@ -198,6 +198,8 @@ def probe_batch(spec: EncoderSpec, tokenizer_json: str | None) -> PackedBatch:
     if tokenizer_json is not None:
         tokenizer = Tokenizer.for_spec(tokenizer_json, spec)
         batch = tokenizer.tokenize(_TEXTS)[0]
+        # tokens that a tokenizer has and its model does not are refused in texts; here another stands for them
+        np.minimum(batch.input_ids, spec.vocab_size - 1, out=batch.input_ids)
     else:
         rng = np.random.default_rng(0)
         lengths = [min(length, spec.max_length) for length in _LENGTHS]

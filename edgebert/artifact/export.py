@@ -26,6 +26,7 @@ from edgebert.backends.base import Outputs
 from edgebert.backends.numpy_backend import NumpyBackend
 from edgebert.batch import PackedBatch
 from edgebert.errors import EdgeBertError, InvalidInputError, ModelFormatError
+from edgebert.runner import check_ids
 from edgebert.tokenizer import Text, Tokenizer
 
 CALIBRATION_FILE = Path(__file__).parents[1] / "data" / "calibration.txt"
@@ -154,6 +155,8 @@ def export_checkpoint(
                 f"{name} {version(name)}" for name in ("torch", "transformers") if importlib.util.find_spec(name)
             ]
             report["runtimes"]["pytorch"] = ", ".join(versions)
+        if beyond := _find_tokens_without_row(checkpoint):
+            report["tokens_without_row"] = beyond
         if quantization is not None:
             report["fp32_max_relative_error_to_pytorch"] = conversion
             report["quantization"] = quantization
@@ -166,6 +169,17 @@ def export_checkpoint(
             write_folder(folder, path, spec, tensors, checkpoint)
             _move_folder(folder, target)
     return report
+
+
+def _find_tokens_without_row(checkpoint: Checkpoint) -> list[str]:
+    """The tokenizer's tokens that the model has no row for: texts with them are refused. "…" stands for all but ten."""
+    if checkpoint.tokenizer_json is None:
+        return []
+    import tokenizers
+
+    ids = tokenizers.Tokenizer.from_str(checkpoint.tokenizer_json).get_vocab(with_added_tokens=True)
+    beyond = sorted((i, token) for token, i in ids.items() if i >= checkpoint.spec.vocab_size)
+    return [token for _, token in beyond[:10]] + ["…"] * (len(beyond) > 10)
 
 
 # Calibration
@@ -185,13 +199,18 @@ def calibration_batches(checkpoint: Checkpoint, texts: Sequence[Text] | None) ->
     """The texts, or the built-in sentences (random ids where there is no tokenizer), as `quantize` takes them.
 
     Raises:
-        InvalidInputError: texts for a checkpoint without a tokenizer.
+        InvalidInputError: texts for a checkpoint without a tokenizer, or none without tokens that the model lacks.
     """
     spec = checkpoint.spec
     length = min(CALIBRATION_LENGTH, spec.max_length)
     if checkpoint.tokenizer_json is not None:
         tokenizer = Tokenizer.for_spec(checkpoint.tokenizer_json, spec)
         batch, _ = tokenizer.tokenize(texts or _read_calibration(CALIBRATION_FILE), max_length=length)
+        # without the texts that the model will refuse
+        usable = np.flatnonzero(np.maximum.reduceat(batch.input_ids, batch.cu_seqlens[:-1]) < spec.vocab_size)
+        if not usable.size:
+            check_ids(batch, range(batch.num_sequences), tokenizer, spec)
+        batch = batch.take(usable)
     elif texts is not None:
         raise InvalidInputError("the checkpoint has no tokenizer, calibration texts cannot be used: leave them out")
     else:

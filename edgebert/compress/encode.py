@@ -15,6 +15,7 @@ from edgebert.artifact.spec import EncoderSpec
 from edgebert.batch import PackedBatch
 from edgebert.compress.data import MULTI_LABEL, REGRESSION, Dataset
 from edgebert.errors import InvalidInputError, UnsupportedModelError
+from edgebert.runner import check_ids
 from edgebert.tokenizer import Tokenizer
 
 IGNORED = -100  # target of a piece that is not the first of its word
@@ -75,12 +76,9 @@ class Examples:
 
     def join(self, texts: PackedBatch) -> Examples:
         """These examples and others without a target, `width` sequences each, at the end."""
-        both = PackedBatch(
-            np.concatenate([self.batch.input_ids, texts.input_ids]),
-            np.concatenate([self.batch.token_type_ids, texts.token_type_ids]),
-            np.concatenate([self.batch.cu_seqlens, texts.cu_seqlens[1:] + self.batch.cu_seqlens[-1]]),
+        return replace(
+            self, batch=self.batch.join(texts), targets=[*self.targets, *[None] * (texts.num_sequences // self.width)]
         )
-        return replace(self, batch=both, targets=[*self.targets, *[None] * (texts.num_sequences // self.width)])
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
@@ -118,8 +116,16 @@ def encode(dataset: Dataset, checkpoint: Checkpoint, max_length: int | None = No
         max_length: tokens a row has at most, special tokens included; None takes the spec's limit.
 
     Raises:
-        InvalidInputError: a limit out of range, or a question that leaves no room for its context.
+        InvalidInputError: a limit out of range, a question that leaves no room for its context, or a token that the
+            model has no row for.
     """
+    examples = _encode(dataset, checkpoint, max_length)
+    rows = [window.example for window in examples.windows] or np.arange(examples.batch.num_sequences) // examples.width
+    check_ids(examples.batch, rows, load_tokenizer(checkpoint), checkpoint.spec)
+    return examples
+
+
+def _encode(dataset: Dataset, checkpoint: Checkpoint, max_length: int | None) -> Examples:
     tokenizer = load_tokenizer(checkpoint)
     spec = checkpoint.spec
     limit = min(max_length or spec.max_length, spec.max_length)

@@ -41,6 +41,7 @@ from edgebert.compress.stages import Stage, StageStore, hash_file
 from edgebert.compress.torch_encoder import TorchEncoder
 from edgebert.errors import EdgeBertError, InvalidInputError
 from edgebert.report import require_report
+from edgebert.runner import check_ids
 from edgebert.tokenizer import Text
 
 CALIBRATION_TEXTS = 256
@@ -259,7 +260,9 @@ class _Run:
         if not self.unlabelled:
             return examples
         count = len(self.unlabelled) // examples.width * examples.width
-        more, _ = load_tokenizer(checkpoint).tokenize(self.unlabelled[:count], max_length)
+        tokenizer = load_tokenizer(checkpoint)
+        more, _ = tokenizer.tokenize(self.unlabelled[:count], max_length)
+        check_ids(more, range(count), tokenizer, checkpoint.spec)
         return examples.join(more)
 
     def _prune(self, teacher: Stage) -> None:

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgebert.errors import InvalidInputError
+from edgebert.runner import check_id
 from edgebert.tasks.inputs import F32, I64, check_count, read_texts, softmax, warn
 
 if TYPE_CHECKING:
     from edgebert.batch import PackedBatch
     from edgebert.runner import TextRunner
-    from edgebert.tokenizer import Tokenizer, Window
+    from edgebert.tokenizer import Window
 
 Prediction = dict[str, Any]
 
@@ -40,7 +41,7 @@ def answer(
     """
     check_count("top_k", top_k)
     is_single, items = read_texts(texts)
-    target_ids = None if targets is None else _find_targets(runner.tokenizer, targets)
+    target_ids = None if targets is None else _find_targets(runner, targets)
     batch, windows = runner.tokenize(items)
     masks = _find_masks(runner, batch, windows)
     num_masks = np.bincount([text for _, text in masks], minlength=len(items))
@@ -87,7 +88,8 @@ def _find_best(scores: F32, top_k: int, target_ids: I64 | None) -> list[tuple[in
     return list(zip(ids.tolist(), scores[ids].tolist(), strict=True))
 
 
-def _find_targets(tokenizer: Tokenizer, targets: str | Iterable[str]) -> I64:
+def _find_targets(runner: TextRunner, targets: str | Iterable[str]) -> I64:
+    tokenizer = runner.tokenizer
     _, words = read_texts(targets)
     ids = []
     for word in words:
@@ -98,6 +100,7 @@ def _find_targets(tokenizer: Tokenizer, targets: str | Iterable[str]) -> I64:
                 raise InvalidInputError(f"target {word!r} gives no token")
             token_id = pieces[0]
             warn(f"target {word!r} is not in the vocabulary: {tokenizer.id_to_token(token_id)!r} stands for it")
+        check_id(token_id, f"target {word!r}", tokenizer, runner.spec)
         ids.append(token_id)
     if not ids:
         raise InvalidInputError("expected a target at least, got none")
