@@ -295,6 +295,7 @@ def test_length_limit_of_a_cross_encoder(tmp_path: Path) -> None:
     assert load_checkpoint(tmp_path).spec.max_length == 20
     add_cross_encoder_files(tmp_path)
     assert load_checkpoint(tmp_path).spec.max_length == 16
+    assert load_checkpoint(tmp_path, task="embedding:none").spec.max_length == 16
     write_json(tmp_path / "sentence_bert_config.json", {"transformer_task": "sequence-classification"})
     assert load_checkpoint(tmp_path).spec.max_length == 20
 

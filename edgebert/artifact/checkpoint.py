@@ -624,9 +624,9 @@ def _prompts(root: Path, task: str) -> dict[str, Any]:
 def _sentence_config(root: Path, task: str) -> dict[str, Any]:
     """sentence_bert_config.json; older releases wrote the family's name into the file name.
 
-    {} where sentence-transformers reads none: of a cross-encoder without modules.json.
+    {} where sentence-transformers reads none: for other tasks, and for a cross-encoder without modules.json.
     """
-    if task != "embedding" and not (root / "modules.json").is_file():
+    if task != "embedding" and (task != "text-classification" or not (root / "modules.json").is_file()):
         return {}
     paths = sorted(root.glob("sentence_*_config.json")) + sorted(root.glob("0_Transformer/sentence_*_config.json"))
     return read_object(paths[0]) if paths else {}
