@@ -106,11 +106,12 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError:
         raise ModelFormatError(f"{path} is missing") from None
     except (ValueError, RecursionError) as error:
-        _refuse_lfs_pointer(path)
+        refuse_lfs_pointer(path)
         raise ModelFormatError(f"{path} is not valid JSON: {error}") from None
 
 
-def _refuse_lfs_pointer(path: Path) -> None:
+def refuse_lfs_pointer(path: Path) -> None:
+    """Raise ModelFormatError if the file is a Git LFS pointer, which stands for one that was not downloaded."""
     with path.open("rb") as file:
         if file.read(len(LFS_POINTER)) == LFS_POINTER:
             raise ModelFormatError(f"{path}: {LFS_ADVICE}")
@@ -136,7 +137,7 @@ def read_weights(folder: Path) -> dict[str, F32]:
         for name in names:
             if Path(name).name != name or not (folder / name).is_file():
                 raise ModelFormatError(f"{index} names {name!r}, which is missing: download the checkpoint again")
-            _refuse_lfs_pointer(folder / name)
+            refuse_lfs_pointer(folder / name)
             tensors.update(read(folder / name))
         return tensors
     raise ModelFormatError(f"{folder}: no model.safetensors or pytorch_model.bin")

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from edgebert.artifact.checkpoint_files import read_object
+from edgebert.artifact.checkpoint_files import read_object, refuse_lfs_pointer
 from edgebert.artifact.reference import has_transformers, load_tokenizer
 from edgebert.errors import ModelFormatError, UnsupportedModelError
 
-_VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model", "*.spm", "bpe.codes")
+_VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "*.model", "*.spm", "bpe.codes")
 _ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 _SETTINGS = ("lowercase", "strip_accents", "handle_chinese_chars", "add_prefix_space", "trim_offsets")
 
@@ -54,17 +54,21 @@ def read_tokenizer(
         UnsupportedModelError: a class or setting that is not understood, or that two releases read differently.
     """
     settings = read_object(folder / "tokenizer_config.json", {})
-    if not any(next(folder.glob(pattern), None) for pattern in _VOCABULARIES):
+    vocabularies = [path for pattern in _VOCABULARIES for path in folder.glob(pattern)]
+    if not vocabularies:
         return None
+    for path in vocabularies:
+        refuse_lfs_pointer(path)
     if has_transformers():
         return _read_with_transformers(folder, family, config)
     return _read_files(folder, family, config, settings, has_token_types)
 
 
 def _read_with_transformers(folder: Path, family: str, config: dict[str, Any]) -> CheckpointTokenizer:
+    expected = _count_entries(folder)
     loaded = load_tokenizer(folder, family, config)
     parts = json.loads(loaded.backend_tokenizer.to_str())
-    num_entries, expected = len(parts["model"]["vocab"]), _count_entries(folder)
+    num_entries = len(parts["model"]["vocab"])
     if num_entries < expected:  # release 5 makes up a tokenizer of five tokens where it looks for another file
         raise UnsupportedModelError(
             f"transformers' {type(loaded).__name__} reads {num_entries} of the {expected} entries of the vocabulary in "
