@@ -3,13 +3,15 @@
 Each variant is a tiny random checkpoint in a folder of its own, with a tokenizer that differs in one thing. In every
 Python given, this file is run as a script: it loads the folder as that release of transformers does, exports it as
 EdgeBERT does beside that release and again as if none were installed, and compares ids, types, offsets and logits of a
-text set. An export equals transformers in all of them, or is refused by name. With `--mutations N`, each family has
-N more variants, whose config.json or tokenizer_config.json had values changed at random.
+text set, and a cross-encoder's order and scores with sentence-transformers' where that is installed. An export equals
+them in everything, or is refused by name. With `--mutations N`, each family has N more variants, whose config.json or
+tokenizer_config.json had values changed at random.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import logging
 import os
@@ -23,11 +25,21 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 Files = dict[str, Any]  # what to write into a checkpoint's folder, by file name
 
-TOLERANCE = 1e-5  # of the largest logit
+
+class Variant(NamedTuple):
+    """A checkpoint: a random model of a family, and files beside it."""
+
+    name: str
+    family: str
+    files: Files
+    num_labels: int = 3
+
+
+TOLERANCE = 1e-5  # of the largest logit or score
 LENGTH = 24  # model_max_length of the variants: some texts are too long
 TEXTS: list[str | tuple[str, str]] = [
     "the router is slow",
@@ -48,6 +60,7 @@ TEXTS: list[str | tuple[str, str]] = [
     ("the modem is slow " * 9, "restart the router " * 9),
     ("The Café", ""),
 ]
+QUERY, DOCUMENTS = "slow router", ["restart the modem", "is the router slow", "the router is slow", "東京"]
 FAMILIES = {
     "bert": "Bert",
     "distilbert": "DistilBert",
@@ -74,7 +87,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         variants = [*list_variants(), *list_mutations(make_model(work, "bert").parent, args.mutations)]
-        variants = [variant for variant in variants if args.only in variant[0]]
+        variants = [variant for variant in variants if args.only in variant.name]
         names = list(write_variants(work, variants))
         (work / "names.json").write_text(json.dumps(names))
         for python in args.python:
@@ -107,11 +120,11 @@ def main() -> int:
 # Variants
 
 
-def write_variants(work: Path, variants: Iterable[tuple[str, str, Files]]) -> Iterator[str]:
+def write_variants(work: Path, variants: Iterable[Variant]) -> Iterator[str]:
     """Write variants into a folder each below `work`, and give the folders' names."""
-    for name, family, files in variants:
+    for name, family, files, num_labels in variants:
         folder = work / name
-        shutil.copytree(make_model(work, family), folder)
+        shutil.copytree(make_model(work, family, num_labels), folder)
         for file, value in files.items():
             if file == "config.json" and not isinstance(value, str):
                 value = json.loads((folder / file).read_text()) | value
@@ -120,11 +133,11 @@ def write_variants(work: Path, variants: Iterable[tuple[str, str, Files]]) -> It
 
 
 @cache
-def make_model(work: Path, family: str) -> Path:
+def make_model(work: Path, family: str, num_labels: int = 3) -> Path:
     import torch
     import transformers
 
-    sizes: dict[str, Any] = {"vocab_size": 700, "max_position_embeddings": 40, "num_labels": 3}
+    sizes: dict[str, Any] = {"vocab_size": 700, "max_position_embeddings": 40, "num_labels": num_labels}
     if family == "distilbert":
         sizes |= {"dim": 32, "n_heads": 4, "n_layers": 2, "hidden_dim": 48}
     else:
@@ -133,17 +146,18 @@ def make_model(work: Path, family: str) -> Path:
         sizes |= {"type_vocab_size": 1, "pad_token_id": 1}
     torch.manual_seed(0)
     config = getattr(transformers, f"{FAMILIES[family]}Config")(**sizes, initializer_range=0.3)
-    folder = work / "models" / family
+    folder = work / "models" / (family if num_labels == 3 else f"{family} {num_labels}")
     getattr(transformers, f"{FAMILIES[family]}ForSequenceClassification")(config).save_pretrained(folder)
     return folder
 
 
-def list_variants() -> Iterator[tuple[str, str, Files]]:
+def list_variants() -> Iterator[Variant]:
     """(name, family, files) of each variant."""
     yield from list_word_pieces()
     yield from list_declared_tokens()
     yield from list_byte_pairs()
     yield from list_unigrams()
+    yield from list_cross_encoders()
 
 
 def with_settings(files: Files, **settings: Any) -> Files:
@@ -154,7 +168,7 @@ def of_class(name: str | None) -> dict[str, str]:
     return {} if name is None else {"tokenizer_class": name}
 
 
-def list_word_pieces() -> Iterator[tuple[str, str, Files]]:
+def list_word_pieces() -> Iterator[Variant]:
     json_file, vocab_file = {"tokenizer.json": word_piece()}, {"vocab.txt": "\n".join(word_pieces()) + "\n"}
     cased, bare = {"tokenizer.json": word_piece(lowercase=False)}, {"tokenizer.json": word_piece(has_template=False)}
     classes = [None, "BertTokenizer", "BertTokenizerFast", "DistilBertTokenizer", "ElectraTokenizer"]
@@ -163,19 +177,21 @@ def list_word_pieces() -> Iterator[tuple[str, str, Files]]:
     for name in classes:
         chosen, prefix = of_class(name), name or "no class"
         for kind, files in (("json", json_file), ("json cased", cased), ("json without template", bare)):
-            yield f"{prefix}, {kind}", "bert", with_settings(files, **chosen)
+            yield Variant(f"{prefix}, {kind}", "bert", with_settings(files, **chosen))
         settings = {"do_lower_case": False, "strip_accents": False, "tokenize_chinese_chars": False}
         for key, value in settings.items():
-            yield f"{prefix}, json, {key} {value}", "bert", with_settings(json_file, **chosen, **{key: value})
-        yield f"{prefix}, json, split specials", "bert", with_settings(json_file, **chosen, split_special_tokens=True)
-        yield f"{prefix}, vocab", "bert", with_settings(vocab_file, **chosen)
-        yield f"{prefix}, vocab, cased", "bert", with_settings(vocab_file, **chosen, do_lower_case=False)
-        yield f"{prefix} in config, json", "bert", with_settings(json_file) | {"config.json": chosen}
-        yield f"{prefix} in config, vocab", "bert", with_settings(vocab_file) | {"config.json": chosen}
+            yield Variant(f"{prefix}, json, {key} {value}", "bert", with_settings(json_file, **chosen, **{key: value}))
+        yield Variant(
+            f"{prefix}, json, split specials", "bert", with_settings(json_file, **chosen, split_special_tokens=True)
+        )
+        yield Variant(f"{prefix}, vocab", "bert", with_settings(vocab_file, **chosen))
+        yield Variant(f"{prefix}, vocab, cased", "bert", with_settings(vocab_file, **chosen, do_lower_case=False))
+        yield Variant(f"{prefix} in config, json", "bert", with_settings(json_file) | {"config.json": chosen})
+        yield Variant(f"{prefix} in config, vocab", "bert", with_settings(vocab_file) | {"config.json": chosen})
     for family in ("distilbert", "electra"):
         for name in (None, "DistilBertTokenizer", "ElectraTokenizer", "BertTokenizer", "PreTrainedTokenizerFast"):
             for kind, files in (("json", json_file), ("json cased", cased), ("vocab", vocab_file)):
-                yield f"{family}, {name or 'no class'}, {kind}", family, with_settings(files, **of_class(name))
+                yield Variant(f"{family}, {name or 'no class'}, {kind}", family, with_settings(files, **of_class(name)))
     left = {"direction": "Left", "max_length": 12, "strategy": "LongestFirst", "stride": 0}
     fixed = {"strategy": {"Fixed": 16}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0}
     changes: dict[str, Any] = {
@@ -187,15 +203,15 @@ def list_word_pieces() -> Iterator[tuple[str, str, Files]]:
     for name in ("BertTokenizer", "PreTrainedTokenizerFast"):
         for key, value in changes.items():
             files = {"tokenizer.json": word_piece() | {key: value}}
-            yield f"{name}, other {key} in json", "bert", with_settings(files, **of_class(name))
-        yield (
+            yield Variant(f"{name}, other {key} in json", "bert", with_settings(files, **of_class(name)))
+        yield Variant(
             f"{name}, other prefix in json",
             "bert",
             with_settings({"tokenizer.json": word_piece(prefix="@@")}, **of_class(name)),
         )
 
 
-def list_declared_tokens() -> Iterator[tuple[str, str, Files]]:
+def list_declared_tokens() -> Iterator[Variant]:
     """Tokens, names of special ones, and sides, in each of the places that may declare them."""
     extra = ["[E1]", "[/E1]"]
     flags = {"lstrip": False, "rstrip": False, "normalized": False, "single_word": False, "special": True}
@@ -242,12 +258,12 @@ def list_declared_tokens() -> Iterator[tuple[str, str, Files]]:
         ("PreTrainedTokenizerFast", "json", json_file),
     ):
         for what, chosen in settings.items():
-            yield f"{name}, {kind}, {what}", "bert", with_settings(base, **of_class(name), **chosen)
+            yield Variant(f"{name}, {kind}, {what}", "bert", with_settings(base, **of_class(name), **chosen))
         for what, more in files.items():
-            yield f"{name}, {kind}, {what}", "bert", with_settings(base | more, **of_class(name))
+            yield Variant(f"{name}, {kind}, {what}", "bert", with_settings(base | more, **of_class(name)))
 
 
-def list_byte_pairs() -> Iterator[tuple[str, str, Files]]:
+def list_byte_pairs() -> Iterator[Variant]:
     stored = byte_pairs()
     merges = "".join(f"{left} {right}\n" for left, right in stored["model"]["merges"])
     merged = {"vocab.json": stored["model"]["vocab"], "merges.txt": "#version: 0.2\n" + merges}
@@ -269,22 +285,22 @@ def list_byte_pairs() -> Iterator[tuple[str, str, Files]]:
                 ("json with prefix space", {"tokenizer.json": byte_pairs(add_prefix_space=True)}),
                 ("merges", merged),
             ):
-                yield (
+                yield Variant(
                     f"byte pairs, {name or 'no class'}, {kind}, {what}",
                     "roberta",
                     with_settings(files, **of_class(name), **chosen),
                 )
         mapped = {"special_tokens_map.json": {"mask_token": mask}}
         prefix = f"byte pairs, {name or 'no class'}"
-        yield f"{prefix}, merges, mask in map", "roberta", with_settings(merged | mapped, **of_class(name))
-        yield (
+        yield Variant(f"{prefix}, merges, mask in map", "roberta", with_settings(merged | mapped, **of_class(name)))
+        yield Variant(
             f"{prefix}, json without template",
             "roberta",
             with_settings({"tokenizer.json": stored | {"post_processor": None}}, **of_class(name)),
         )
 
 
-def list_unigrams() -> Iterator[tuple[str, str, Files]]:
+def list_unigrams() -> Iterator[Variant]:
     whole = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}
     changes: dict[str, Any] = {
         "as it is": {},
@@ -308,12 +324,33 @@ def list_unigrams() -> Iterator[tuple[str, str, Files]]:
         prefix = f"unigram, {family}, {name or 'no class'}"
         for what, change in changes.items():
             files = {"tokenizer.json": unigram() | change}
-            yield f"{prefix}, {what}", family, with_settings(files, **of_class(name))
+            yield Variant(f"{prefix}, {what}", family, with_settings(files, **of_class(name)))
         for what, chosen in settings.items():
-            yield f"{prefix}, {what}", family, with_settings({"tokenizer.json": unigram()}, **of_class(name), **chosen)
+            yield Variant(
+                f"{prefix}, {what}", family, with_settings({"tokenizer.json": unigram()}, **of_class(name), **chosen)
+            )
 
 
-def list_mutations(models: Path, count: int) -> Iterator[tuple[str, str, Files]]:
+def list_cross_encoders() -> Iterator[Variant]:
+    """A single logit, and what sentence-transformers makes of it by its releases' keys."""
+    linear, activation = "torch.nn.modules.linear", "torch.nn.modules.activation"
+    names = [f"{linear}.Identity", f"{activation}.Sigmoid", f"{activation}.Tanh", f"{activation}.GELU"]
+    files = {"tokenizer.json": word_piece()}
+    for family in ("bert", "electra", "distilbert"):
+        for name in [None, *names]:
+            keys: dict[str, dict[str, Any]] = {"no key": {}}
+            if name:
+                keys = {"new key": {"sentence_transformers": {"activation_fn": name, "version": "5.0.0"}}}
+                keys["old key"] = {"sbert_ce_default_activation_function": name}
+            for key, config in keys.items():
+                what = f"cross-encoder, {family}, {str(name).rpartition('.')[2]}, {key}"
+                yield Variant(what, family, with_settings(files) | {"config.json": config}, 1)
+    for problem in ("regression", "single_label_classification"):
+        config = {"problem_type": problem}
+        yield Variant(f"cross-encoder, bert, {problem}", "bert", with_settings(files) | {"config.json": config}, 1)
+
+
+def list_mutations(models: Path, count: int) -> Iterator[Variant]:
     """Of every family, configurations with values taken away, added and changed; the same ones each time."""
     odd: list[Any] = [
         None,
@@ -396,7 +433,7 @@ def list_mutations(models: Path, count: int) -> Iterator[tuple[str, str, Files]]
                 else:
                     changed[key] = draw.choice(odd)
             files = {"tokenizer.json": tokenizer, "tokenizer_config.json": settings}
-            yield f"mutated {family} {i}", family, {**files, "config.json": json.dumps(config)}
+            yield Variant(f"mutated {family} {i}", family, {**files, "config.json": json.dumps(config)})
 
 
 # Tokenizers
@@ -529,6 +566,10 @@ def run_reference(folder: Path) -> list[dict[str, Any]]:
             if i is not None and isinstance(text, str)
         ]
         rows.append({"ids": ids, "types": types or [0] * len(ids), "offsets": offsets, "logits": logits})
+    if model.config.num_labels == 1 and importlib.util.find_spec("sentence_transformers"):
+        from sentence_transformers import CrossEncoder
+
+        rows[0]["ranks"] = CrossEncoder(str(folder), device="cpu").rank(QUERY, DOCUMENTS)
     return rows
 
 
@@ -564,6 +605,14 @@ def compare(folder: Path, expected: list[dict[str, Any]] | str) -> str:
                 return f"different: {key} of {text!r:.40}: {value} and {row[key]}"
         if row["logits"] is not None and np.abs(logits - row["logits"]).max() > TOLERANCE * largest:
             return f"different: logits of {text!r:.40}"
+    if ranks := expected[0].get("ranks"):
+        found = model.rank(QUERY, DOCUMENTS)
+        places, scores = zip(*((rank["corpus_id"], rank["score"]) for rank in found), strict=True)
+        expected_scores = [float(rank["score"]) for rank in ranks]
+        if list(places) != [rank["corpus_id"] for rank in ranks] or not np.allclose(
+            scores, expected_scores, rtol=0, atol=TOLERANCE * np.abs(expected_scores).max()
+        ):
+            return f"different: ranks {found} and {ranks}"
     return "equal"
 
 

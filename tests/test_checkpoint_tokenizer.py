@@ -83,7 +83,7 @@ VARIANTS = {
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_equals_transformers(name: str, parity: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    [variant] = [variant for variant in parity.list_variants() if variant[0] == name]
+    [variant] = [variant for variant in parity.list_variants() if variant.name == name]
     [folder] = parity.write_variants(tmp_path, [variant])
     expected = parity.run_reference(tmp_path / folder)
     assert parity.compare(tmp_path / folder, expected) == "equal"
@@ -103,7 +103,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_refuses_other_classes_by_name(name: str, parity: Any, tmp_path: Path) -> None:
-    [variant] = [variant for variant in parity.list_variants() if variant[0] == name]
+    [variant] = [variant for variant in parity.list_variants() if variant.name == name]
     [folder] = parity.write_variants(tmp_path, [variant])
     with pytest.raises(UnsupportedModelError, match=REFUSED[name]):
         load_checkpoint(tmp_path / folder)
@@ -111,7 +111,7 @@ def test_refuses_other_classes_by_name(name: str, parity: Any, tmp_path: Path) -
 
 @pytest.mark.usefixtures("without_transformers")
 def test_refuses_by_name_what_it_cannot_read_alone(parity: Any, tmp_path: Path) -> None:
-    [variant] = [variant for variant in parity.list_variants() if variant[0] == "HerbertTokenizer, json"]
+    [variant] = [variant for variant in parity.list_variants() if variant.name == "HerbertTokenizer, json"]
     [folder] = parity.write_variants(tmp_path, [variant])
     with pytest.raises(UnsupportedModelError, match="'HerbertTokenizer' is not one of BertTokenizer, Distil"):
         load_checkpoint(tmp_path / folder)
@@ -122,14 +122,14 @@ def test_mutated_configurations(family: str, parity: Any, tmp_path: Path) -> Non
     """Each is exported with transformers' outputs, or refused with an error of ours."""
     mutations = list(parity.list_mutations(tmp_path / "models", 15))
     for variant in mutations:
-        if variant[1] == family:
+        if variant.family == family:
             [folder] = parity.write_variants(tmp_path, [variant])
             try:
                 expected = parity.run_reference(tmp_path / folder)
             except Exception as error:  # transformers' own, of any kind
                 expected = str(error)
             found = parity.compare(tmp_path / folder, expected)
-            assert found.startswith(("equal", "refused", "alone")), (variant[0], found)
+            assert found.startswith(("equal", "refused", "alone")), (variant.name, found)
 
 
 def test_sentencepiece_model_alone_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
