@@ -241,6 +241,17 @@ def test_truncation_on_the_left_stays_in_an_exported_folder(exported: Path) -> N
     assert ids != tokenizer.tokenize([text[:20]])[0].input_ids.tolist()
 
 
+def test_types_of_pairs_stay_zero_in_an_exported_folder(exported: Path) -> None:
+    write_json(exported / "tokenizer_config.json", {"model_input_names": ["input_ids", "attention_mask"]})
+    edgebert.export(exported, exported / "out")
+    tokenizer = edgebert.load(exported / "out", "numpy").tokenizer
+    assert tokenizer is not None
+    batch, _ = tokenizer.tokenize([("the router", "is slow")])
+    found = transformers.AutoTokenizer.from_pretrained(exported / "out")("the router", "is slow")
+    assert found["input_ids"] == batch.input_ids.tolist()
+    assert found["token_type_ids"] == batch.token_type_ids.tolist() == [0] * batch.total_tokens
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

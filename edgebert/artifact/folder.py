@@ -128,18 +128,24 @@ def _write_tokenizer_config(folder: Path, spec: EncoderSpec, checkpoint: Checkpo
         if isinstance(stated, str):
             special[role] = stated
     config |= special | {"model_max_length": spec.max_length}
-    returns_types = spec.has_token_types and Tokenizer.for_spec(str(checkpoint.tokenizer_json), spec).gives_types
-    config["model_input_names"] = ["input_ids", *["token_type_ids"] * returns_types, "attention_mask"]
+    config["model_input_names"] = ["input_ids", *["token_type_ids"] * spec.has_token_types, "attention_mask"]
     # Names and forms that only some releases of transformers write are left out: others cannot read them.
     if not str(config.get("tokenizer_class", "")).endswith(("Tokenizer", "TokenizerFast")):
         config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    gives_types = Tokenizer.for_spec(str(checkpoint.tokenizer_json), spec).gives_types
+    if (
+        spec.has_token_types
+        and not gives_types
+        and config["tokenizer_class"].startswith(("Bert", "Electra", "DistilBert"))
+    ):
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"  # those classes give pairs types whatever the JSON says
     parts = json.loads(str(checkpoint.tokenizer_json))
     if (parts.get("normalizer") or {}).get("type") == "BertNormalizer":
         # transformers' BERT classes overwrite the normalizer's settings with these, or with defaults
         for name, key in _NORMALIZER_SETTINGS.items():
             config[name] = parts["normalizer"][key]
         is_bert = parts["model"]["type"] == "WordPiece" and parts["pre_tokenizer"] == {"type": "BertPreTokenizer"}
-        if is_bert and spec.has_token_types and config["tokenizer_class"] == "PreTrainedTokenizerFast":
+        if is_bert and gives_types and spec.has_token_types and config["tokenizer_class"] == "PreTrainedTokenizerFast":
             config["tokenizer_class"] = "BertTokenizer"  # the general class of transformers.js drops pairs' types
     if isinstance(config.get("extra_special_tokens"), list):
         config["additional_special_tokens"] = config.pop("extra_special_tokens")
