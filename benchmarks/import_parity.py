@@ -582,7 +582,7 @@ def compare(folder: Path, expected: list[dict[str, Any]] | str) -> str:
     try:
         edgebert.export(folder, folder / "model.onnx")
     except edgebert.EdgeBertError as error:
-        return f"refused: {error}".replace(str(folder), "FOLDER")
+        return f"refused: {error}".replace(str(folder), "FOLDER")[:140]
     except Exception as error:
         return f"raw: {type(error).__name__}: {error}"
     if isinstance(expected, str):
