@@ -169,6 +169,9 @@ def test_native_include_rules() -> None:
     for path in (KERNELS / "engine").iterdir():
         foreign = ("cuda/",) if path.name == "encoder.cc" else ("cuda/", "cpu/")
         assert not [name for name in _includes(path) if name.startswith(foreign)], path
+    for path in (KERNELS / "text").iterdir():
+        other = [name for name in _includes(path) if "/" in name and not name.startswith("text/")]
+        assert set(other) <= {"engine/status.h", "engine/api_guard.h"}, path
     for path in (KERNELS / "cuda").iterdir():
         assert not [name for name in _includes(path) if name.startswith("cpu/")], path
     allowed = {

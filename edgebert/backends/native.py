@@ -128,7 +128,7 @@ class NativeBackend(Backend):
             output.name, output.data, output.capacity = self._names[name], array.ctypes.data, array.size
         status = self._library.eb_run(self._model, args, arguments.outputs, len(results))
         self._idle_arguments.append(arguments)
-        _check(self._library, status)
+        check(self._library, status)
         return results
 
 
@@ -157,7 +157,7 @@ def load(
         status = library.eb_load_memory(path, len(path), options, ctypes.byref(model))
     else:
         status = library.eb_load(os.fsencode(find_model_file(path)), options, ctypes.byref(model))
-    _check(library, status)
+    check(library, status)
     return NativeBackend(spec, library, model, device)
 
 
@@ -263,7 +263,8 @@ def _names(value: bytes) -> list[str]:
     return value.decode().split(",")
 
 
-def _check(library: ctypes.CDLL, status: int) -> None:
+def check(library: ctypes.CDLL, status: int) -> None:
+    """Raise the exception that a status stands for, with the thread's last message; none for success."""
     if status:
         message = library.eb_last_error().decode(errors="replace")
         raise _ERRORS.get(status, EdgeBertError)(message)

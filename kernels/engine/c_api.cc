@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "edgebert.h"
+#include "engine/api_guard.h"
 #include "engine/encoder.h"
 #include "engine/model_file.h"
 #include "engine/status.h"
@@ -25,30 +26,6 @@ namespace {
 constexpr int kMaxThreads = 1024;
 
 thread_local char last_error[2048] = "";
-
-eb_status report(eb_status status, const char* message) noexcept {
-  std::snprintf(last_error, sizeof last_error, "%s", message);
-  return status;
-}
-
-// Runs `body`; an exception becomes a status and the thread's last error.
-template <typename Body>
-eb_status guard(const Body& body) noexcept {
-  try {
-    body();
-    return EB_OK;
-  } catch (const Error& error) {
-    return report(error.status(), error.what());
-  } catch (const std::bad_alloc&) {
-    return report(EB_OUT_OF_MEMORY, "out of memory: use smaller batches, or a smaller model");
-  } catch (const std::exception& error) {
-    return report(EB_INTERNAL, error.what());
-  } catch (...) {
-    return report(EB_INTERNAL, "an unknown error");
-  }
-}
-
-[[noreturn]] void fail(const std::string& what) { throw Error(EB_INVALID_INPUT, what); }
 
 std::string range(int last) { return "0 to " + std::to_string(last); }
 
@@ -154,6 +131,12 @@ void load_model(std::string_view bytes, const eb_options* options, eb_model** mo
 }
 
 }  // namespace
+
+eb_status report(eb_status status, const char* message) noexcept {
+  std::snprintf(last_error, sizeof last_error, "%s", message);
+  return status;
+}
+
 }  // namespace edgebert
 
 using edgebert::fail;

@@ -79,6 +79,61 @@ EB_API int32_t eb_model_threads(const eb_model* model);
 EB_API size_t eb_model_workspace_bytes(const eb_model* model);
 EB_API eb_status eb_run(eb_model* model, const eb_batch* batch, eb_output* outputs, int32_t num_outputs);
 
+/* Tokenizers, in libedgebert alone. One is made of the JSON of the tokenizers library, as a model file carries it under
+ * "edgebert.tokenizer", and gives that library's ids, types, offsets and words. What it cannot give to the letter it
+ * refuses with EB_UNSUPPORTED when it is loaded, and names it. It may be used from several threads at once. */
+typedef struct eb_tokenizer eb_tokenizer;
+
+typedef enum eb_offset_unit {
+  EB_OFFSETS_NONE = 0,
+  EB_OFFSETS_BYTES = 1, /* of UTF-8 */
+  EB_OFFSETS_CODE_POINTS = 2,
+  EB_OFFSETS_UTF16 = 3
+} eb_offset_unit;
+
+/* Rows of one text, or of a pair of two. Text i is bytes text_bounds[i] .. text_bounds[i + 1] - 1 of data; row i has
+ * texts row_bounds[i] .. row_bounds[i + 1] - 1. */
+typedef struct eb_texts {
+  const char* data;           /* UTF-8 */
+  const int64_t* text_bounds; /* [texts + 1] */
+  const int32_t* row_bounds;  /* [num_rows + 1], or NULL: each row is one text */
+  int32_t num_rows;
+} eb_texts;
+
+typedef struct eb_tokenize_options {
+  int32_t max_length;        /* tokens a row has at most, special tokens included; 0: no limit */
+  int32_t stride;            /* tokens that a window of the last text has in common with the one before it; -1: no
+                                windows, what is too long is cut off */
+  int32_t cuts_last_text;    /* 0: of a pair the longer text gives way first; 1, and with windows: the last alone */
+  int32_t cuts_left;         /* 0: the end is cut off; 1: the beginning; not with windows */
+  int32_t no_special_tokens; /* 1: rows have the texts' tokens alone */
+  int32_t offset_unit;       /* eb_offset_unit; with one, word_ids come too */
+  int32_t num_threads;       /* 0: as eb_default_threads() */
+} eb_tokenize_options;
+
+/* What comes out: sequences as eb_batch takes them, one a row, or one a window. */
+typedef struct eb_tokens {
+  int32_t num_sequences;
+  int32_t num_rows;              /* of the input */
+  const int32_t* input_ids;      /* [total_tokens] */
+  const int32_t* token_type_ids; /* [total_tokens] */
+  const int32_t* cu_seqlens;     /* [num_sequences + 1] */
+  const int32_t* offsets;        /* [total_tokens, 2], begin and end in the text; 0, 0 for special tokens; or NULL */
+  const int32_t* word_ids;       /* [total_tokens], counted in each text; -1 for special tokens; or NULL */
+  const int32_t* rows;           /* [num_sequences], the input row that each is of */
+  const int32_t* last_texts;     /* [num_sequences, 2], the tokens of each that are the last text's: first, and count */
+  const int32_t* owned;          /* [num_sequences, 2], begin and end among those: tokens that no other window has
+                                    further from its edges; every token is owned once */
+  const uint8_t* is_truncated;   /* [num_rows], whether tokens were cut off that no window has */
+} eb_tokens;
+
+EB_API eb_status eb_tokenizer_load(const void* json, size_t size, eb_tokenizer** tokenizer);
+EB_API void eb_tokenizer_free(eb_tokenizer* tokenizer);
+/* options may be NULL: whole rows, special tokens, no offsets. The result is valid until eb_tokens_free. */
+EB_API eb_status eb_tokenize(const eb_tokenizer* tokenizer, const eb_texts* texts, const eb_tokenize_options* options,
+                             eb_tokens** tokens);
+EB_API void eb_tokens_free(eb_tokens* tokens);
+
 #ifdef __cplusplus
 }
 #endif

@@ -1,0 +1,281 @@
+#include "text/json_cursor.h"
+
+#include "text/unicode.h"
+
+namespace edgebert::text {
+namespace {
+
+constexpr int kMaxPower = 308;
+
+// 10^exponent to the nearest double, as a literal would be.
+double power_of_ten(int exponent) {
+  static const std::vector<double> powers = [] {
+    // Up to 10^22 products are exact. Beyond, a long double or two factors might round twice: ask the C library.
+    std::vector<double> found;
+    for (int i = 0; i <= kMaxPower; ++i) found.push_back(std::stod("1e" + std::to_string(i)));
+    return found;
+  }();
+  return powers[static_cast<size_t>(exponent)];
+}
+
+}  // namespace
+
+void JsonCursor::fail(const std::string& what) const {
+  throw Error(EB_MODEL_FORMAT, "the tokenizer is not valid JSON, or not a tokenizer's (" + what + " at byte " +
+                                   std::to_string(at_) + "): re-export the model");
+}
+
+void JsonCursor::expect(char c) {
+  if (!accept(c)) fail(std::string("expected ") + c);
+}
+
+void JsonCursor::expect_word(std::string_view word) {
+  if (text_.substr(at_, word.size()) != word) fail("expected " + std::string(word));
+  at_ += word.size();
+}
+
+void JsonCursor::enter(char c) {
+  expect(c);
+  if (++depth_ > kMaxDepth) fail("more than " + std::to_string(kMaxDepth) + " nested levels");
+}
+
+char JsonCursor::peek() {
+  skip_space();
+  return at();
+}
+
+std::string_view JsonCursor::read_string(std::string* scratch) {
+  expect('"');
+  const size_t begin = at_;
+  for (; at_ < text_.size(); ++at_) {
+    const char c = text_[at_];
+    if (c == '"') return text_.substr(begin, at_++ - begin);
+    if (c == '\\') break;
+    if (static_cast<unsigned char>(c) < 0x20) fail("control character in a string");
+  }
+  scratch->assign(text_.substr(begin, at_ - begin));
+  while (at() != '"') {
+    if (at_ == text_.size()) fail("unterminated string");
+    if (static_cast<unsigned char>(at()) < 0x20) fail("control character in a string");
+    if (at() == '\\') {
+      ++at_;
+      read_escape(scratch);
+    } else {
+      *scratch += text_[at_++];
+    }
+  }
+  ++at_;
+  return *scratch;
+}
+
+void JsonCursor::read_escape(std::string* out) {
+  static constexpr std::string_view kEscapes = "\"\\/bfnrt", kCharacters = "\"\\/\b\f\n\r\t";
+  const char c = at();
+  if (c == 'u') {
+    ++at_;
+    uint32_t code = read_hex4();
+    if (code >= 0xD800 && code < 0xDC00) {
+      expect_word("\\u");
+      const uint32_t low = read_hex4();
+      if (low < 0xDC00 || low > 0xDFFF) fail("a lone surrogate");
+      code = 0x10000 + ((code - 0xD800) << 10) + (low - 0xDC00);
+    } else if (code >= 0xDC00 && code <= 0xDFFF) {
+      fail("a lone surrogate");
+    }
+    char bytes[4];
+    out->append(bytes, static_cast<size_t>(encode(code, bytes)));
+    return;
+  }
+  const size_t index = at_ < text_.size() ? kEscapes.find(c) : std::string_view::npos;
+  if (index == std::string_view::npos) fail("an unknown escape");
+  *out += kCharacters[index];
+  ++at_;
+}
+
+uint32_t JsonCursor::read_hex4() {
+  uint32_t code = 0;
+  for (int i = 0; i < 4; ++i, ++at_) {
+    const char c = at();
+    const int digit = c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : c - 'A' + 10;
+    if (digit < 0 || digit > 15 || (c > '9' && c < 'A')) fail("expected four hexadecimal digits");
+    code = code << 4 | static_cast<uint32_t>(digit);
+  }
+  return code;
+}
+
+double JsonCursor::read_number() {
+  skip_space();
+  const bool is_negative = at() == '-';
+  if (is_negative) ++at_;
+  if (at() < '0' || at() > '9') fail("expected a number");
+  constexpr uint64_t kMost = ~uint64_t{0};
+  uint64_t digits = 0;
+  int exponent = 0;
+  bool is_full = false;  // more digits than 64 bits hold: the rest counts for its places alone
+  const auto gather = [&](int each_place) {
+    if (at() < '0' || at() > '9') fail("expected a digit");
+    for (; at() >= '0' && at() <= '9'; ++at_) {
+      const auto digit = static_cast<uint64_t>(at() - '0');
+      if (is_full || digits > (kMost - digit) / 10) {
+        is_full = true;
+        if (each_place == 0 && exponent < kMaxPower * 4) ++exponent;
+        continue;
+      }
+      digits = digits * 10 + digit;
+      exponent += each_place;
+    }
+  };
+  if (at() == '0') {
+    ++at_;
+  } else {
+    gather(0);
+  }
+  if (at() == '.') {
+    ++at_;
+    gather(-1);
+  }
+  if (at() == 'e' || at() == 'E') {
+    ++at_;
+    const bool is_down = at() == '-';
+    if (at() == '-' || at() == '+') ++at_;
+    if (at() < '0' || at() > '9') fail("expected a digit");
+    int written = 0;
+    for (; at() >= '0' && at() <= '9'; ++at_) written = written < 100000 ? written * 10 + (at() - '0') : written;
+    exponent += is_down ? -written : written;
+  }
+  double value = static_cast<double>(digits);
+  while (value != 0 && exponent < -kMaxPower) {
+    value /= power_of_ten(kMaxPower);
+    exponent += kMaxPower;
+  }
+  if (value != 0) {
+    if (exponent > kMaxPower) fail("a number out of range");
+    value = exponent < 0 ? value / power_of_ten(-exponent) : value * power_of_ten(exponent);
+    if (value > 1.7976931348623157e308) fail("a number out of range");
+  }
+  return is_negative ? -value : value;
+}
+
+uint32_t JsonCursor::read_index(uint32_t limit) {
+  skip_space();
+  const size_t begin = at_;
+  uint64_t value = 0;
+  for (; at() >= '0' && at() <= '9'; ++at_) {
+    value = value * 10 + static_cast<uint64_t>(at() - '0');
+    if (value > limit) fail("a number out of range");
+  }
+  if (at_ == begin || at() == '.' || at() == 'e' || at() == 'E') fail("expected an integer of at least 0");
+  return static_cast<uint32_t>(value);
+}
+
+bool JsonCursor::read_bool() {
+  const bool value = peek() == 't';
+  expect_word(value ? "true" : "false");
+  return value;
+}
+
+bool JsonCursor::accept_null() {
+  if (peek() != 'n') return false;
+  expect_word("null");
+  return true;
+}
+
+std::string_view JsonCursor::skip() {
+  skip_space();
+  const size_t begin = at_;
+  std::string scratch;
+  switch (peek()) {
+    case '{':
+      read_object([&](std::string_view) { skip(); });
+      break;
+    case '[':
+      read_array([&] { skip(); });
+      break;
+    case '"':
+      read_string(&scratch);
+      break;
+    case 't':
+    case 'f':
+      read_bool();
+      break;
+    case 'n':
+      accept_null();
+      break;
+    default:
+      read_number();
+  }
+  return text_.substr(begin, at_ - begin);
+}
+
+void JsonCursor::finish() {
+  skip_space();
+  if (at_ != text_.size()) fail("text after the value");
+}
+
+JsonObject::JsonObject(std::string_view text, std::string what) : what_(std::move(what)) {
+  JsonCursor cursor(text);
+  cursor.read_object([&](std::string_view key) {
+    std::string name(key);
+    if (find(name) != nullptr) fail("has \"" + name + "\" twice");
+    const std::string_view value = cursor.skip();
+    members_.push_back({std::move(name), value, false});
+  });
+  cursor.finish();
+}
+
+void JsonObject::fail(const std::string& what) const {
+  throw Error(EB_MODEL_FORMAT, "the tokenizer's " + what_ + " " + what + ": re-export the model");
+}
+
+void JsonObject::refuse(const std::string& what) const {
+  throw Error(EB_UNSUPPORTED, "the tokenizer's " + what_ + " " + what +
+                                  ", which the native tokenizer does not reproduce: use the tokenizers library");
+}
+
+JsonObject::Member* JsonObject::find(std::string_view name) {
+  for (Member& member : members_) {
+    if (member.name == name) return &member;
+  }
+  return nullptr;
+}
+
+bool JsonObject::has(std::string_view name) const { return const_cast<JsonObject*>(this)->find(name) != nullptr; }
+
+std::string_view JsonObject::take(std::string_view name) {
+  Member* member = find(name);
+  if (member == nullptr) return "null";
+  member->is_taken = true;
+  return member->text;
+}
+
+std::string_view JsonObject::need(std::string_view name) {
+  if (!has(name)) fail("has no \"" + std::string(name) + "\"");
+  return take(name);
+}
+
+std::string JsonObject::take_string(std::string_view name) { return JsonCursor(need(name)).read_string(); }
+
+bool JsonObject::take_bool(std::string_view name) { return JsonCursor(need(name)).read_bool(); }
+
+bool JsonObject::take_bool(std::string_view name, bool otherwise) { return has(name) ? take_bool(name) : otherwise; }
+
+uint32_t JsonObject::take_index(std::string_view name, uint32_t otherwise) {
+  return has(name) ? JsonCursor(take(name)).read_index(0x7FFFFFFF) : otherwise;
+}
+
+std::vector<JsonObject> JsonObject::take_objects(std::string_view name) {
+  std::vector<JsonObject> objects;
+  JsonCursor cursor(need(name));
+  cursor.read_array([&] {
+    objects.emplace_back(cursor.skip(), what_ + "'s " + std::string(name) + "[" + std::to_string(objects.size()) + "]");
+  });
+  return objects;
+}
+
+void JsonObject::finish() const {
+  for (const Member& member : members_) {
+    if (!member.is_taken) refuse("has \"" + member.name.substr(0, 100) + "\"");
+  }
+}
+
+}  // namespace edgebert::text

@@ -1,0 +1,584 @@
+#include "text/normalizer.h"
+
+#include <algorithm>
+
+#include "text/unicode.h"
+
+namespace edgebert::text {
+namespace {
+
+std::vector<uint32_t> decode_all(std::string_view text) {
+  std::vector<uint32_t> codes;
+  for (size_t at = 0; at < text.size();) codes.push_back(decode(text.data(), &at));
+  return codes;
+}
+
+// Carries origins over to the characters that take the old ones' places; `num_removed` old ones are gone at the start.
+void transform(size_t num_removed, Scratch* scratch) {
+  std::vector<Character>& old = scratch->characters;
+  if (old.empty()) return;
+  std::vector<Character> made;
+  made.reserve(scratch->changes.size());
+  size_t at = std::min(num_removed, old.size());
+  for (const Change& change : scratch->changes) {
+    const size_t from = change.kind > 0 && at > 0 ? at - 1 : std::min(at, old.size() - 1);
+    made.push_back({change.code, old[from].origin});
+    if (change.kind <= 0) at = std::min(at + 1 + static_cast<size_t>(-change.kind), old.size());
+  }
+  old.swap(made);
+}
+
+template <class Keep>
+void filter(const Keep& keep, Scratch* scratch) {
+  auto& characters = scratch->characters;
+  characters.erase(std::remove_if(characters.begin(), characters.end(),
+                                  [&](const Character& character) { return !keep(character.code); }),
+                   characters.end());
+}
+
+template <class Map>
+void map_characters(const Map& map, Scratch* scratch) {
+  for (Character& character : scratch->characters) character.code = map(character.code);
+}
+
+// Canonical or compatible decomposition; marks in the order of their classes, each with the change it came with.
+void list_decomposed(bool is_compatible, Scratch* scratch) {
+  std::vector<Change>& changes = scratch->changes;
+  changes.clear();
+  size_t marks = 0;  // where the marks behind the last starter begin
+  const auto sort_marks = [&] {
+    if (changes.size() - marks > 1) {
+      std::stable_sort(
+          changes.begin() + static_cast<std::ptrdiff_t>(marks), changes.end(),
+          [](const Change& a, const Change& b) { return combining_class(a.code) < combining_class(b.code); });
+    }
+  };
+  uint32_t codes[kMaxDecomposition];
+  for (const Character& character : scratch->characters) {
+    const int count = decompose(character.code, is_compatible, codes);
+    for (int i = 0; i < count; ++i) {
+      if (combining_class(codes[i]) == 0) {
+        sort_marks();
+        marks = changes.size() + 1;
+      }
+      changes.push_back({codes[i], i > 0 ? 1 : 0});
+      marks = std::min(marks, changes.size());
+    }
+  }
+  sort_marks();
+}
+
+// Composes what list_decomposed left. A composed character's change is the sum of its parts', less one for each added.
+void list_composed(Scratch* scratch) {
+  std::vector<Change>& changes = scratch->changes;
+  size_t size = 0;
+  size_t starter = changes.size();  // index of the last one, in what is kept
+  int last_class = -1;              // of the last mark kept behind it; -1: none
+  for (const Change change : changes) {
+    const int mark_class = combining_class(change.code);
+    if (starter < size) {
+      const bool is_blocked = last_class >= 0 && last_class >= mark_class;
+      const uint32_t composed = is_blocked ? 0 : compose(changes[starter].code, change.code);
+      if (composed != 0) {
+        changes[starter] = {composed, changes[starter].kind + change.kind - 1};
+        continue;
+      }
+    }
+    if (mark_class == 0) {
+      starter = size;
+      last_class = -1;
+    } else if (starter < size) {
+      last_class = mark_class;
+    }
+    changes[size++] = change;
+  }
+  changes.resize(size);
+}
+
+void replace_all(const std::vector<uint32_t>& pattern, const std::vector<uint32_t>& content, Scratch* scratch) {
+  std::vector<Character>& characters = scratch->characters;
+  const size_t count = characters.size();
+  const auto match = [&](size_t at) -> size_t {
+    if (pattern.empty()) {
+      size_t end = at;
+      while (end < count && characters[end].code == ' ') ++end;
+      return end - at >= 2 ? end - at : 0;
+    }
+    if (pattern.size() > count - at) return 0;
+    for (size_t i = 0; i < pattern.size(); ++i) {
+      if (characters[at + i].code != pattern[i]) return 0;
+    }
+    return pattern.size();
+  };
+  std::vector<Character> made;
+  made.reserve(count);
+  for (size_t at = 0; at < count;) {
+    const size_t size = match(at);
+    if (size == 0) {
+      made.push_back(characters[at++]);
+      continue;
+    }
+    at += size;
+    for (const uint32_t code : content) made.push_back({code, characters[at - 1].origin});
+  }
+  characters.swap(made);
+}
+
+void strip(bool left, bool right, Scratch* scratch) {
+  std::vector<Character>& characters = scratch->characters;
+  const auto is_space = [](const Character& character) { return (class_of(character.code) & kSpace) != 0; };
+  auto begin = characters.begin(), end = characters.end();
+  if (left) begin = std::find_if_not(begin, end, is_space);
+  if (right) {
+    while (end != begin && is_space(*(end - 1))) --end;
+  }
+  characters.erase(end, characters.end());
+  characters.erase(characters.begin(), begin);
+}
+
+void prepend(const std::vector<uint32_t>& content, Scratch* scratch) {
+  std::vector<Character>& characters = scratch->characters;
+  if (characters.empty()) return;
+  const uint32_t origin = characters[0].origin;
+  std::vector<Character> made;
+  made.reserve(content.size() + characters.size());
+  for (const uint32_t code : content) made.push_back({code, origin});
+  made.insert(made.end(), characters.begin(), characters.end());
+  characters.swap(made);
+}
+
+// As the library does it: a grapheme of less than six bytes as a whole, by its shortest prefix; else each character.
+void list_precompiled(const CharsMap& map, Scratch* scratch) {
+  constexpr size_t kMaxGrapheme = 6;
+  std::vector<Change>& changes = scratch->changes;
+  const std::vector<Character>& characters = scratch->characters;
+  changes.clear();
+  const auto replace = [&](int old_count, std::string_view replacement) {
+    int count = 0;
+    for (size_t at = 0; at < replacement.size(); ++count) changes.push_back({decode(replacement.data(), &at), 0});
+    if (count > old_count) {
+      for (int i = 0; i < count - old_count; ++i) changes[changes.size() - 1 - static_cast<size_t>(i)].kind = 1;
+    } else if (count < old_count && !changes.empty()) {
+      changes.back().kind += count - old_count;
+    }
+  };
+  Graphemes graphemes;
+  char bytes[kMaxGrapheme + 4];
+  size_t begin = 0;
+  const auto finish = [&](size_t end) {
+    size_t size = 0;
+    for (size_t i = begin; i < end && size < kMaxGrapheme; ++i) {
+      size += static_cast<size_t>(encode(characters[i].code, bytes + size));
+    }
+    std::string_view replacement;
+    if (end - begin > 1 && size < kMaxGrapheme && map.find({bytes, size}, &replacement)) {
+      replace(static_cast<int>(end - begin), replacement);
+    } else {
+      for (size_t i = begin; i < end; ++i) {
+        size = static_cast<size_t>(encode(characters[i].code, bytes));
+        if (map.find({bytes, size}, &replacement)) {
+          replace(1, replacement);
+        } else {
+          changes.push_back({characters[i].code, 0});
+        }
+      }
+    }
+    begin = end;
+  };
+  for (size_t i = 0; i < characters.size(); ++i) {
+    if (graphemes.begins(characters[i].code) && i > begin) finish(i);
+  }
+  if (begin < characters.size()) finish(characters.size());
+}
+
+bool is_nmt_removed(uint32_t code) {
+  return (code >= 1 && code <= 8) || code == 0x0B || (code >= 0x0E && code <= 0x1F) || code == 0x7F || code == 0x8F ||
+         code == 0x9F;
+}
+
+bool is_nmt_space(uint32_t code) {
+  return code == 9 || code == 10 || code == 12 || code == 13 || code == 0x1680 || (code >= 0x200B && code <= 0x200F) ||
+         code == 0x2028 || code == 0x2029 || code == 0x2581 || code == 0xFEFF || code == 0xFFFD;
+}
+
+std::string decode_base64(std::string_view text, const JsonObject& owner) {
+  std::string bytes;
+  uint32_t bits = 0;
+  int num_bits = 0;
+  while (!text.empty() && text.back() == '=') text.remove_suffix(1);
+  for (const char c : text) {
+    const int value = c >= 'A' && c <= 'Z'   ? c - 'A'
+                      : c >= 'a' && c <= 'z' ? c - 'a' + 26
+                      : c >= '0' && c <= '9' ? c - '0' + 52
+                      : c == '+'             ? 62
+                      : c == '/'             ? 63
+                                             : -1;
+    if (value < 0) owner.fail("has a map that is not base64");
+    bits = bits << 6 | static_cast<uint32_t>(value);
+    num_bits += 6;
+    if (num_bits >= 8) bytes += static_cast<char>(bits >> (num_bits -= 8) & 0xFF);
+  }
+  return bytes;
+}
+
+}  // namespace
+
+CharsMap::CharsMap(std::string_view base64, const JsonObject& owner) {
+  const std::string bytes = decode_base64(base64, owner);
+  const auto word = [&](size_t at) {
+    uint32_t value = 0;
+    for (size_t i = 4; i-- > 0;) value = value << 8 | static_cast<unsigned char>(bytes[at + i]);
+    return value;
+  };
+  if (bytes.size() < 4) owner.fail("has a map without a size");
+  const size_t size = word(0);
+  if (size % 4 != 0 || size == 0 || size > bytes.size() - 4) owner.fail("has a map cut short");
+  units_.reserve(size / 4);
+  for (size_t at = 4; at < 4 + size; at += 4) units_.push_back(word(at));
+  replacements_ = bytes.substr(4 + size);
+  size_t at;
+  if (!is_utf8(replacements_, &at)) owner.fail("has a map to what is not UTF-8");
+}
+
+bool CharsMap::find(std::string_view key, std::string_view* replacement) const {
+  const auto offset = [](uint32_t unit) { return unit >> 10 << ((unit & 1u << 9) >> 6); };
+  uint32_t at = offset(units_[0]);
+  for (const char c : key) {
+    const auto byte = static_cast<unsigned char>(c);
+    if (byte == 0) return false;
+    at ^= byte;
+    if (at >= units_.size() || (units_[at] & (1u << 31 | 0xFF)) != byte) return false;
+    const bool has_leaf = (units_[at] >> 8 & 1) != 0;
+    at ^= offset(units_[at]);
+    if (!has_leaf) continue;
+    if (at >= units_.size()) return false;
+    const size_t begin = units_[at] & 0x7FFFFFFF;
+    if (begin > replacements_.size()) return false;
+    if (begin < replacements_.size() && (static_cast<unsigned char>(replacements_[begin]) & 0xC0) == 0x80) return false;
+    const size_t end = std::min(replacements_.find('\0', begin), replacements_.size());
+    *replacement = std::string_view(replacements_).substr(begin, end - begin);
+    return true;
+  }
+  return false;
+}
+
+Normalizer::Normalizer(std::string_view json) {
+  if (json != "null") {
+    JsonObject object(json, "normalizer");
+    add(&object);
+  }
+  learn_ascii();
+}
+
+void Normalizer::add(JsonObject* object) {
+  const std::string type = object->take_string("type");
+  if (type == "Sequence") {
+    std::vector<JsonObject> parts = object->take_objects("normalizers");
+    object->finish();
+    for (JsonObject& part : parts) add(&part);
+    return;
+  }
+  Step step{};
+  if (type == "BertNormalizer") {
+    step.kind = Kind::kBert;
+    step.cleans = object->take_bool("clean_text");
+    step.spaces_cjk = object->take_bool("handle_chinese_chars");
+    const std::string_view strips = object->take("strip_accents");
+    step.lowers = object->take_bool("lowercase");
+    step.strips_accents = strips == "null" ? step.lowers : JsonCursor(strips).read_bool();
+  } else if (type == "NFC") {
+    step.kind = Kind::kNfc;
+  } else if (type == "NFD") {
+    step.kind = Kind::kNfd;
+  } else if (type == "NFKC") {
+    step.kind = Kind::kNfkc;
+  } else if (type == "NFKD") {
+    step.kind = Kind::kNfkd;
+  } else if (type == "Lowercase") {
+    step.kind = Kind::kLowercase;
+  } else if (type == "StripAccents") {
+    step.kind = Kind::kStripAccents;
+  } else if (type == "Nmt") {
+    step.kind = Kind::kNmt;
+  } else if (type == "Strip") {
+    step.kind = Kind::kStrip;
+    step.strips_left = object->take_bool("strip_left");
+    step.strips_right = object->take_bool("strip_right");
+  } else if (type == "Prepend") {
+    step.kind = Kind::kPrepend;
+    step.content = decode_all(object->take_string("prepend"));
+  } else if (type == "Replace") {
+    step.kind = Kind::kReplace;
+    JsonObject pattern(object->take("pattern"), object->what() + "'s pattern");
+    step.content = decode_all(object->take_string("content"));
+    if (pattern.has("String")) {
+      step.pattern = decode_all(pattern.take_string("String"));
+      if (step.pattern.empty()) pattern.refuse("is empty");
+    } else {
+      const std::string expression = pattern.take_string("Regex");
+      if (expression != " {2,}") pattern.refuse("is the expression " + expression.substr(0, 100));
+    }
+    pattern.finish();
+  } else if (type == "Precompiled") {
+    step.kind = Kind::kPrecompiled;
+    step.map = CharsMap(object->take_string("precompiled_charsmap"), *object);
+  } else {
+    object->refuse("is of the type " + type.substr(0, 100));
+  }
+  object->finish();
+  steps_.push_back(std::move(step));
+}
+
+// Finds which ASCII characters become one ASCII character whatever stands beside them.
+void Normalizer::learn_ascii() {
+  for (const Step& step : steps_) {
+    joins_blanks_ |= step.kind == Kind::kReplace && step.pattern.empty();
+    strips_left_ |= step.strips_left;
+    strips_right_ |= step.strips_right;
+  }
+  const auto scratch = std::make_unique<Scratch>();
+  for (uint32_t code = 0; code < 128; ++code) {
+    scratch->characters = {{code, 0}};
+    unsigned char found = kNotSimple;
+    bool is_simple = true;
+    for (const Step& step : steps_) {
+      if (scratch->characters.size() != 1) break;
+      const uint32_t now = scratch->characters[0].code;
+      switch (step.kind) {
+        case Kind::kPrecompiled:  // a return and a newline are one grapheme
+          if (now == '\r') is_simple = false;
+          break;
+        case Kind::kReplace:
+          if (std::find(step.pattern.begin(), step.pattern.end(), now) != step.pattern.end()) is_simple = false;
+          continue;
+        case Kind::kStrip:
+          continue;
+        case Kind::kPrepend:
+          is_simple = false;
+          continue;
+        default:
+          break;
+      }
+      apply(step, scratch.get());
+    }
+    if (is_simple && scratch->characters.size() == 1 && scratch->characters[0].code < 128) {
+      found = static_cast<unsigned char>(scratch->characters[0].code);
+    }
+    // Blanks made after the steps that look at them would be told apart from blanks that were there before.
+    if ((joins_blanks_ || strips_left_ || strips_right_) && found != code && (class_of(found) & kSpace) != 0) {
+      found = kNotSimple;
+    }
+    ascii_[code] = found;
+  }
+}
+
+// What one character becomes; *is_ordered tells whether its marks stay where they are beside any neighbours.
+int Normalizer::normalize_character(const Step& bert, uint32_t code, uint32_t* out, bool* is_ordered) const {
+  *is_ordered = true;
+  const uint32_t bits = class_of(code);
+  if (bert.cleans) {
+    if ((bits & kControl) != 0) return 0;
+    if ((bits & kCleanSpace) != 0) code = ' ';
+  }
+  uint32_t codes[kMaxDecomposition + 2];
+  int count = 0;
+  const bool is_apart = bert.spaces_cjk && (bits & kCjk) != 0;
+  if (is_apart) codes[count++] = ' ';
+  if (bert.strips_accents) {
+    uint32_t parts[kMaxDecomposition];
+    const int num_parts = decompose(code, false, parts);
+    for (int i = 0; i < num_parts; ++i) {
+      if ((class_of(parts[i]) & kNonspacing) != 0) continue;
+      if (combining_class(parts[i]) != 0) *is_ordered = false;
+      codes[count++] = parts[i];
+    }
+  } else {
+    codes[count++] = code;
+  }
+  if (is_apart) codes[count++] = ' ';
+  int made = 0;
+  for (int i = 0; i < count; ++i) {
+    if (bert.lowers) {
+      made += to_lower(codes[i], out + made);
+    } else {
+      out[made++] = codes[i];
+    }
+  }
+  return made;
+}
+
+// BertNormalizer character by character. Returns false, with nothing appended, where marks may have to change places.
+bool Normalizer::apply_bert(std::string_view text, uint32_t origin, Scratch* scratch, Normalized* out) const {
+  constexpr size_t kMaxBytes = sizeof CachedCharacter::bytes;
+  const size_t start = out->bytes.size();
+  out->leave_identity();
+  for (size_t at = 0; at < text.size();) {
+    out->bytes.reserve_more(kMaxBytes);
+    const size_t begin = at;
+    size_t size;
+    const auto byte = static_cast<unsigned char>(text[at]);
+    if (byte < 0x80) {
+      ++at;
+      *out->bytes.end() = static_cast<char>(ascii_[byte]);
+      size = ascii_[byte] != kNotSimple ? 1 : 0;
+    } else {
+      const uint32_t code = decode(text.data(), &at);
+      CachedCharacter& cached = scratch->cached_characters[code % Scratch::kNumCharacters];
+      if (cached.code != code) {
+        uint32_t codes[2 * kMaxDecomposition + 4];
+        char bytes[4 * (2 * kMaxDecomposition + 4)];
+        bool is_ordered;
+        const int count = normalize_character(steps_[0], code, codes, &is_ordered);
+        size = 0;
+        for (int i = 0; i < count; ++i) size += static_cast<size_t>(encode(codes[i], bytes + size));
+        cached.code = code;
+        cached.is_ordered = is_ordered && size <= kMaxBytes;
+        cached.size = static_cast<uint8_t>(cached.is_ordered ? size : 0);
+        std::memcpy(cached.bytes, bytes, cached.size);
+      }
+      if (cached.is_ordered == 0) {
+        out->bytes.set_size(start);
+        if (out->has_origins) out->origins.set_size(start);
+        return false;
+      }
+      size = cached.size;
+      std::memcpy(out->bytes.end(), cached.bytes, kMaxBytes);
+    }
+    if (out->has_origins) {
+      out->origins.reserve_more(size);
+      for (size_t i = 0; i < size; ++i) out->origins.end()[i] = origin + static_cast<uint32_t>(begin);
+      out->origins.set_size(out->origins.size() + size);
+    }
+    out->bytes.set_size(out->bytes.size() + size);
+  }
+  return true;
+}
+
+void Normalizer::apply(const Step& step, Scratch* scratch) {
+  switch (step.kind) {
+    case Kind::kBert:
+      if (step.cleans) {
+        filter([](uint32_t code) { return (class_of(code) & kControl) == 0; }, scratch);
+        map_characters([](uint32_t code) { return (class_of(code) & kCleanSpace) != 0 ? uint32_t{' '} : code; },
+                       scratch);
+      }
+      if (step.spaces_cjk) {
+        scratch->changes.clear();
+        for (const Character& character : scratch->characters) {
+          const bool is_apart = (class_of(character.code) & kCjk) != 0;
+          if (is_apart) scratch->changes.push_back({' ', 0});
+          scratch->changes.push_back({character.code, is_apart ? 1 : 0});
+          if (is_apart) scratch->changes.push_back({' ', 1});
+        }
+        transform(0, scratch);
+      }
+      if (step.strips_accents) {
+        list_decomposed(false, scratch);
+        transform(0, scratch);
+        filter([](uint32_t code) { return (class_of(code) & kNonspacing) == 0; }, scratch);
+      }
+      if (!step.lowers) break;
+      [[fallthrough]];
+    case Kind::kLowercase: {
+      scratch->changes.clear();
+      uint32_t codes[kMaxLower];
+      for (const Character& character : scratch->characters) {
+        const int count = to_lower(character.code, codes);
+        for (int i = 0; i < count; ++i) scratch->changes.push_back({codes[i], i > 0 ? 1 : 0});
+      }
+      transform(0, scratch);
+      break;
+    }
+    case Kind::kNfc:
+    case Kind::kNfkc:
+      list_decomposed(step.kind == Kind::kNfkc, scratch);
+      list_composed(scratch);
+      transform(0, scratch);
+      break;
+    case Kind::kNfd:
+    case Kind::kNfkd:
+      list_decomposed(step.kind == Kind::kNfkd, scratch);
+      transform(0, scratch);
+      break;
+    case Kind::kStripAccents:
+      filter([](uint32_t code) { return (class_of(code) & kMark) == 0; }, scratch);
+      break;
+    case Kind::kNmt:
+      filter([](uint32_t code) { return !is_nmt_removed(code); }, scratch);
+      map_characters([](uint32_t code) { return is_nmt_space(code) ? uint32_t{' '} : code; }, scratch);
+      break;
+    case Kind::kReplace:
+      replace_all(step.pattern, step.content, scratch);
+      break;
+    case Kind::kStrip:
+      strip(step.strips_left, step.strips_right, scratch);
+      break;
+    case Kind::kPrepend:
+      prepend(step.content, scratch);
+      break;
+    case Kind::kPrecompiled:
+      list_precompiled(step.map, scratch);
+      transform(0, scratch);
+      break;
+  }
+}
+
+void Normalizer::apply(std::string_view text, uint32_t origin, Scratch* scratch, Normalized* out) const {
+  const size_t start = out->bytes.size();
+  if (steps_.empty()) {
+    out->bytes.append(text.data(), text.size());
+  } else {
+    out->bytes.reserve_more(text.size());
+    char* to = out->bytes.end();
+    unsigned char seen = 0;
+    size_t at = 0;
+    for (; at < text.size(); ++at) {
+      const auto byte = static_cast<unsigned char>(text[at]);
+      if (byte >= 0x80) break;
+      const unsigned char made = ascii_[byte];
+      to[at] = static_cast<char>(made);
+      seen |= made;
+    }
+    bool is_simple = at == text.size() && (seen & kNotSimple) == 0;
+    if (is_simple && at > 0) {
+      const auto is_space = [&](size_t i) { return to[i] == ' ' || (to[i] >= 9 && to[i] <= 13); };
+      if (strips_left_ && is_space(0)) is_simple = false;
+      if (strips_right_ && is_space(at - 1)) is_simple = false;
+      if (joins_blanks_ && std::string_view(to, at).find("  ") != std::string_view::npos) is_simple = false;
+    }
+    if (!is_simple) {
+      if (steps_.size() == 1 && steps_[0].kind == Kind::kBert && apply_bert(text, origin, scratch, out)) return;
+      out->leave_identity();
+      scratch->characters.clear();
+      for (at = 0; at < text.size();) {
+        const uint32_t from = origin + static_cast<uint32_t>(at);
+        scratch->characters.push_back({decode(text.data(), &at), from});
+      }
+      for (const Step& step : steps_) {
+        if (!scratch->characters.empty()) apply(step, scratch);
+      }
+      for (const Character& character : scratch->characters) {
+        char bytes[4];
+        const int size = encode(character.code, bytes);
+        out->bytes.append(bytes, static_cast<size_t>(size));
+        for (int i = 0; out->has_origins && i < size; ++i) out->origins.push(character.origin);
+      }
+      return;
+    }
+    out->bytes.set_size(start + text.size());
+  }
+  // Here every byte stands for one of the original; that they stand at the same place must still be seen to.
+  if (!out->has_origins && start != origin) out->leave_identity();
+  if (out->has_origins) {
+    out->origins.set_size(start);
+    out->origins.reserve_more(text.size());
+    for (size_t i = 0; i < text.size(); ++i) {
+      uint32_t from = origin + static_cast<uint32_t>(i);
+      if ((static_cast<unsigned char>(text[i]) & 0xC0) == 0x80) from = out->origins[start + i - 1];
+      out->origins[start + i] = from;
+    }
+    out->origins.set_size(start + text.size());
+  }
+}
+
+}  // namespace edgebert::text

@@ -1,0 +1,351 @@
+#include "text/rows.h"
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <exception>
+#include <limits>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "engine/api_guard.h"
+#include "text/unicode.h"
+
+namespace edgebert::text {
+namespace {
+
+constexpr int64_t kMaxTextBytes = int64_t{1} << 29;  // leaves room for what a normalizer adds
+constexpr int64_t kMaxTokens = std::numeric_limits<int32_t>::max();
+
+// Sequences of some of the rows.
+struct Part {
+  Buffer<int32_t> ids, types, lengths, offsets, words, rows, last_texts, owned;
+  Buffer<uint8_t> is_truncated;
+};
+
+struct Result : eb_tokens {
+  Part part;
+  Buffer<int32_t> bounds;
+};
+
+// The tokens of a row's one or two texts, before they are cut.
+struct Row {
+  std::array<Tokens, 2> texts;
+  std::array<int64_t, 2> sizes;
+  size_t num_texts;
+};
+
+class Builder {
+ public:
+  Builder(const Tokenizer& tokenizer, const eb_texts& texts, const eb_tokenize_options& options)
+      : tokenizer_(tokenizer), texts_(texts), options_(options), scratch_(tokenizer.borrow_scratch()) {}
+  ~Builder() { tokenizer_.return_scratch(std::move(scratch_)); }
+
+  void add_row(int32_t index, Part* part) {
+    const int32_t first = texts_.row_bounds == nullptr ? index : texts_.row_bounds[index];
+    const int32_t last = texts_.row_bounds == nullptr ? index + 1 : texts_.row_bounds[index + 1];
+    row_.num_texts = static_cast<size_t>(last - first);
+    for (size_t i = 0; i < row_.num_texts; ++i) read_text(index, first + static_cast<int32_t>(i), i);
+    const Layout& layout = tokenizer_.layout(row_.num_texts);
+    const int64_t num_special = options_.no_special_tokens != 0 ? 0 : layout.num_special();
+    const int64_t limit = options_.max_length > 0 ? options_.max_length : kMaxTokens;
+    const int64_t room = limit - num_special;
+    if (room < 0) {
+      fail("max_length " + std::to_string(limit) + " has no room for the " + std::to_string(num_special) +
+           " special tokens of row " + std::to_string(index) + ": raise it");
+    }
+    if (options_.stride >= 0 || options_.cuts_last_text != 0) {
+      add_windows(index, layout, room, part);
+    } else {
+      add_cut(index, layout, room, part);
+    }
+  }
+
+ private:
+  using Ranges = std::array<std::pair<int64_t, int64_t>, 2>;
+
+  void read_text(int32_t row, int32_t index, size_t place) {
+    const int64_t begin = texts_.text_bounds[index], size = texts_.text_bounds[index + 1] - begin;
+    if (size > kMaxTextBytes) {
+      fail("text " + std::to_string(row) + " has " + std::to_string(size) + " bytes, at most " +
+           std::to_string(kMaxTextBytes) + " are possible: split it");
+    }
+    const std::string_view text(texts_.data + begin, static_cast<size_t>(size));
+    size_t at;
+    if (!is_utf8(text, &at)) {
+      fail("text " + std::to_string(row) + " is not valid UTF-8 at byte " + std::to_string(at) +
+           ": decode it with errors='replace'");
+    }
+    Tokens& tokens = row_.texts[place];
+    tokens.ids.clear();
+    tokens.spans.clear();
+    tokens.words.clear();
+    tokenizer_.tokenize(text, has_offsets(), scratch_.get(), &tokens);
+    row_.sizes[place] = static_cast<int64_t>(tokens.ids.size());
+    if (options_.offset_unit > EB_OFFSETS_BYTES && !is_ascii(text)) convert(text, &tokens);
+  }
+
+  bool has_offsets() const { return options_.offset_unit != EB_OFFSETS_NONE; }
+
+  // Offsets in bytes to those in code points or UTF-16 units.
+  void convert(std::string_view text, Tokens* tokens) {
+    Buffer<uint32_t>& positions = scratch_->positions;
+    positions.clear();
+    positions.reserve_more(text.size() + 1);
+    uint32_t count = 0;
+    for (size_t at = 0; at < text.size();) {
+      const uint32_t length = length_of(text[at]);
+      positions[at] = count;
+      count += options_.offset_unit == EB_OFFSETS_UTF16 && length == 4 ? 2 : 1;
+      at += length;
+    }
+    positions[text.size()] = count;
+    for (size_t i = 0; i < tokens->spans.size(); ++i) {
+      Span& span = tokens->spans[i];
+      span = {positions[span.begin], positions[span.end]};
+    }
+  }
+
+  void add_cut(int32_t index, const Layout& layout, int64_t room, Part* part) {
+    Ranges ranges{};
+    const auto& sizes = row_.sizes;
+    std::array<int64_t, 2> keep = sizes;
+    const int64_t total = sizes[0] + (row_.num_texts == 2 ? sizes[1] : 0);
+    if (total > room) {
+      if (row_.num_texts == 1) {
+        keep[0] = room;
+      } else {
+        // When both are longer than half of the room, both get half; the spare token of an odd room goes to the longer
+        // text, on a tie to the second.
+        const int64_t shorter = std::min(std::min(sizes[0], sizes[1]), room / 2);
+        keep = {shorter, room - shorter};
+        if (sizes[0] > sizes[1]) std::swap(keep[0], keep[1]);
+      }
+    }
+    for (size_t i = 0; i < row_.num_texts; ++i) {
+      const int64_t begin = options_.cuts_left != 0 ? sizes[i] - keep[i] : 0;
+      ranges[i] = {begin, begin + keep[i]};
+    }
+    add_sequence(index, layout, ranges, {0, keep[row_.num_texts - 1]}, part);
+    part->is_truncated.push(total > room ? 1 : 0);
+  }
+
+  // The last text in windows, or its first one alone; the first of a pair stands whole in each.
+  void add_windows(int32_t index, const Layout& layout, int64_t room, Part* part) {
+    Ranges ranges{};
+    const size_t last = row_.num_texts - 1;
+    const int64_t size = row_.sizes[last];
+    if (last == 1) {
+      ranges[0] = {0, row_.sizes[0]};
+      room -= row_.sizes[0];
+    }
+    const bool has_stride = options_.stride >= 0;
+    const int64_t stride = has_stride ? options_.stride : 0, step = room - stride;
+    if (size > room && step < 1) {
+      fail("text " + std::to_string(index) + ": " + std::to_string(options_.max_length) + " tokens leave " +
+           std::to_string(std::max<int64_t>(room, 0)) + " to a window, special tokens" +
+           (last == 1 ? " and the first text of the pair" : "") + " taken off, and stride is " +
+           std::to_string(stride) + ": raise max_length or lower stride");
+    }
+    bool is_truncated = false;
+    for (int64_t begin = 0;; begin += step) {
+      const int64_t end = std::min(begin + room, size);
+      const bool is_last = !has_stride || end == size;
+      const int64_t margin = stride / 2;
+      const std::pair<int64_t, int64_t> owned = {begin > 0 ? stride - margin : 0, end - begin - (is_last ? 0 : margin)};
+      if (options_.cuts_left != 0 && !has_stride) {
+        ranges[last] = {size - end, size};
+      } else {
+        ranges[last] = {begin, end};
+      }
+      add_sequence(index, layout, ranges, owned, part);
+      if (is_last) {
+        is_truncated = end < size;
+        break;
+      }
+    }
+    part->is_truncated.push(is_truncated ? 1 : 0);
+  }
+
+  void add_special(const Layout& layout, size_t place, Part* part) {
+    if (options_.no_special_tokens != 0) return;
+    for (size_t i = 0; i < layout.special_ids[place].size(); ++i) {
+      part->ids.push(layout.special_ids[place][i]);
+      part->types.push(layout.special_types[place][i]);
+      if (!has_offsets()) continue;
+      part->offsets.push(0);
+      part->offsets.push(0);
+      part->words.push(-1);
+    }
+  }
+
+  void add_sequence(int32_t index, const Layout& layout, const Ranges& ranges, std::pair<int64_t, int64_t> owned,
+                    Part* part) {
+    const size_t start = part->ids.size();
+    size_t last = start;
+    add_special(layout, 0, part);
+    for (size_t i = 0; i < row_.num_texts; ++i) {
+      const auto begin = static_cast<size_t>(ranges[i].first);
+      const size_t count = static_cast<size_t>(ranges[i].second) - begin;
+      const Tokens& tokens = row_.texts[i];
+      last = part->ids.size() - start;
+      part->ids.append(tokens.ids.data() + begin, count);
+      part->types.reserve_more(count);
+      std::fill_n(part->types.end(), count, layout.text_types[i]);
+      part->types.set_size(part->types.size() + count);
+      if (has_offsets()) {
+        part->offsets.reserve_more(2 * count);
+        if (count > 0) std::memcpy(part->offsets.end(), tokens.spans.data() + begin, count * sizeof(Span));
+        part->offsets.set_size(part->offsets.size() + 2 * count);
+        part->words.append(tokens.words.data() + begin, count);
+      }
+      add_special(layout, i + 1, part);
+    }
+    const auto& range = ranges[row_.num_texts - 1];
+    part->lengths.push(static_cast<int32_t>(part->ids.size() - start));
+    part->rows.push(index);
+    part->last_texts.push(static_cast<int32_t>(last));
+    part->last_texts.push(static_cast<int32_t>(range.second - range.first));
+    part->owned.push(static_cast<int32_t>(owned.first));
+    part->owned.push(static_cast<int32_t>(owned.second));
+    if (part->ids.size() > static_cast<size_t>(kMaxTokens) / 2) {
+      fail("the texts give more tokens than a batch can have: use smaller batches");
+    }
+  }
+
+  const Tokenizer& tokenizer_;
+  const eb_texts& texts_;
+  const eb_tokenize_options& options_;
+  std::unique_ptr<Scratch> scratch_;
+  Row row_;
+};
+
+template <class T>
+void move_to(Buffer<T>* from, Buffer<T>* to) {
+  to->append(from->data(), from->size());
+}
+
+void append(Part* from, Part* to) {
+  move_to(&from->ids, &to->ids);
+  move_to(&from->types, &to->types);
+  move_to(&from->lengths, &to->lengths);
+  move_to(&from->offsets, &to->offsets);
+  move_to(&from->words, &to->words);
+  move_to(&from->rows, &to->rows);
+  move_to(&from->last_texts, &to->last_texts);
+  move_to(&from->owned, &to->owned);
+  move_to(&from->is_truncated, &to->is_truncated);
+}
+
+void check(const eb_texts& texts, const eb_tokenize_options& options) {
+  if (texts.num_rows < 0) fail("num_rows is " + std::to_string(texts.num_rows) + ", expected 0 or more");
+  if (options.max_length < 0) fail("max_length is negative: 0 stands for no limit");
+  if (options.offset_unit < EB_OFFSETS_NONE || options.offset_unit > EB_OFFSETS_UTF16) fail("offset_unit is unknown");
+  if (options.stride >= 0 && options.cuts_left != 0) fail("windows go from left to right: cuts_left has no meaning");
+  if (options.num_threads < 0) fail("num_threads is negative");
+  if (texts.num_rows == 0) return;
+  if (texts.text_bounds == nullptr) fail("text_bounds is NULL");
+  int32_t num_texts = texts.num_rows;
+  if (texts.row_bounds != nullptr) {
+    if (texts.row_bounds[0] != 0) fail("row_bounds[0] is not 0");
+    for (int32_t i = 0; i < texts.num_rows; ++i) {
+      const int64_t count = int64_t{texts.row_bounds[i + 1]} - texts.row_bounds[i];
+      if (count < 1 || count > 2)
+        fail("row " + std::to_string(i) + " has " + std::to_string(count) + " texts, expected 1 or 2");
+    }
+    num_texts = texts.row_bounds[texts.num_rows];
+  }
+  if (texts.text_bounds[0] < 0) fail("text_bounds[0] is negative");
+  for (int32_t i = 0; i < num_texts; ++i) {
+    if (texts.text_bounds[i + 1] < texts.text_bounds[i]) fail("text_bounds[" + std::to_string(i + 1) + "] goes back");
+  }
+  if (texts.data == nullptr && texts.text_bounds[num_texts] > 0) fail("data is NULL");
+}
+
+}  // namespace
+
+eb_tokens* tokenize_rows(const Tokenizer& tokenizer, const eb_texts& texts, const eb_tokenize_options& options) {
+  check(texts, options);
+  constexpr int64_t kChunkBytes = 1 << 16;  // of text; less is not worth a thread
+  const auto bound = [&](int32_t row) {
+    return texts.text_bounds[texts.row_bounds == nullptr ? row : texts.row_bounds[row]];
+  };
+  std::vector<int32_t> chunks = {0};
+  const int num_threads = options.num_threads > 0 ? options.num_threads : eb_default_threads();
+  if (num_threads > 1) {
+    for (int32_t row = 0; row < texts.num_rows; ++row) {
+      if (bound(row) - bound(chunks.back()) >= kChunkBytes) chunks.push_back(row);
+    }
+  }
+  if (texts.num_rows > 0) chunks.push_back(texts.num_rows);
+  const size_t num_chunks = chunks.size() - 1;
+
+  std::vector<Part> parts(num_chunks);
+  std::atomic<size_t> next{0};
+  std::mutex mutex;
+  std::exception_ptr error;
+  size_t error_chunk = num_chunks;
+  const auto work = [&] {
+    size_t chunk = 0;
+    try {
+      Builder builder(tokenizer, texts, options);
+      while ((chunk = next.fetch_add(1)) < num_chunks) {
+        for (int32_t row = chunks[chunk]; row < chunks[chunk + 1]; ++row) builder.add_row(row, &parts[chunk]);
+      }
+    } catch (...) {  // of several, that of the first text counts, as on one thread
+      const std::lock_guard<std::mutex> lock(mutex);
+      if (error == nullptr || chunk < error_chunk) {
+        error = std::current_exception();
+        error_chunk = chunk;
+      }
+    }
+  };
+  std::vector<std::thread> threads;
+  try {
+    for (size_t i = 1; i < std::min(num_chunks, static_cast<size_t>(num_threads)); ++i) threads.emplace_back(work);
+  } catch (...) {  // no more threads to be had: those there are will do
+  }
+  work();
+  for (std::thread& thread : threads) thread.join();
+  if (error != nullptr) std::rethrow_exception(error);
+
+  auto result = std::make_unique<Result>();
+  Part& whole = result->part;
+  size_t total_tokens = 0;
+  for (const Part& part : parts) total_tokens += part.ids.size();
+  if (total_tokens > static_cast<size_t>(kMaxTokens) / 2) {
+    fail("the texts give more tokens than a batch can have: use smaller batches");
+  }
+  if (num_chunks == 1) {
+    whole = std::move(parts[0]);
+  } else {
+    for (Part& part : parts) {
+      append(&part, &whole);
+      part = Part();
+    }
+  }
+  const size_t num_sequences = whole.lengths.size();
+  result->bounds.reserve_more(num_sequences + 1);
+  int32_t* bounds = result->bounds.data();
+  bounds[0] = 0;
+  for (size_t i = 0; i < num_sequences; ++i) bounds[i + 1] = bounds[i] + whole.lengths[i];
+  const bool has_offsets = options.offset_unit != EB_OFFSETS_NONE;
+  static_cast<eb_tokens&>(*result) = {static_cast<int32_t>(num_sequences),
+                                      texts.num_rows,
+                                      whole.ids.data(),
+                                      whole.types.data(),
+                                      bounds,
+                                      has_offsets ? whole.offsets.data() : nullptr,
+                                      has_offsets ? whole.words.data() : nullptr,
+                                      whole.rows.data(),
+                                      whole.last_texts.data(),
+                                      whole.owned.data(),
+                                      whole.is_truncated.data()};
+  return result.release();
+}
+
+void free_rows(eb_tokens* tokens) { delete static_cast<Result*>(tokens); }
+
+}  // namespace edgebert::text

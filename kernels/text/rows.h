@@ -1,0 +1,16 @@
+// Rows: texts and pairs to sequences with special tokens, truncated or cut into windows; on several threads.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+
+#include "edgebert.h"
+#include "text/tokenizer.h"
+
+namespace edgebert::text {
+
+// Throws Error(EB_INVALID_INPUT) for what is not text, and limits that leave no room. eb_tokens_free takes the result.
+eb_tokens* tokenize_rows(const Tokenizer& tokenizer, const eb_texts& texts, const eb_tokenize_options& options);
+void free_rows(eb_tokens* tokens);
+
+}  // namespace edgebert::text

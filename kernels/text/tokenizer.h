@@ -1,0 +1,80 @@
+// Tokenizer: the tokenizers library's JSON, read once; texts to tokens with the ids, offsets and words of that library.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "text/added_tokens.h"
+#include "text/model.h"
+#include "text/normalizer.h"
+#include "text/pre_tokenizer.h"
+#include "text/scratch.h"
+
+namespace edgebert::text {
+
+// Where a token comes from, in bytes of the text.
+struct Span {
+  uint32_t begin, end;
+};
+
+// Tokens of texts, one after another.
+struct Tokens {
+  Buffer<int32_t> ids;
+  Buffer<Span> spans;     // empty unless asked for
+  Buffer<int32_t> words;  // as the spans
+};
+
+// Where special tokens stand in a row: ids and types before the first text, between the texts and after the last.
+struct Layout {
+  std::vector<std::vector<int32_t>> special_ids, special_types;  // one more than there are texts
+  std::vector<int32_t> text_types;
+
+  int64_t num_special() const {
+    int64_t count = 0;
+    for (const auto& ids : special_ids) count += static_cast<int64_t>(ids.size());
+    return count;
+  }
+};
+
+class Tokenizer {
+ public:
+  // Throws Error: EB_MODEL_FORMAT if it is damaged, EB_UNSUPPORTED for what is not reproduced to the letter.
+  explicit Tokenizer(std::string_view json);
+
+  // Appends the tokens of a text, which is valid UTF-8, without special tokens.
+  void tokenize(std::string_view text, bool has_spans, Scratch* scratch, Tokens* tokens) const;
+
+  // Of one text, or of a pair.
+  const Layout& layout(size_t num_texts) const { return layouts_[num_texts - 1]; }
+
+  std::unique_ptr<Scratch> borrow_scratch() const;
+  void return_scratch(std::unique_ptr<Scratch> scratch) const;
+
+ private:
+  struct Trim {  // a post-processor that takes blanks off offsets
+    bool adds_prefix;
+  };
+
+  void read_added(std::string_view json);
+  void read_post_processor(std::string_view json);
+  void add_post_processor(JsonObject* object);
+  void split(std::string_view text, bool has_spans, Scratch* scratch) const;
+  template <bool kHasSpans>
+  void look_up(Scratch* scratch, Tokens* tokens) const;
+  void trim(std::string_view text, const Scratch& scratch, size_t first, Tokens* tokens) const;
+
+  std::unique_ptr<Normalizer> normalizer_;
+  std::unique_ptr<PreTokenizer> pre_tokenizer_;
+  std::unique_ptr<Model> model_;
+  AddedTokens raw_added_, normalized_added_;
+  std::vector<Trim> trims_;
+  std::vector<Layout> layouts_;
+  mutable std::mutex mutex_;
+  mutable std::vector<std::unique_ptr<Scratch>> scratches_;
+};
+
+}  // namespace edgebert::text

@@ -1,0 +1,131 @@
+#include "text/trie.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "engine/status.h"
+
+namespace edgebert::text {
+namespace {
+
+// Where units are free, as a list through the array.
+class Places {
+ public:
+  explicit Places(uint32_t block) : block_(block), size_(block) {}
+
+  // A base for children with these labels: each label's place is free.
+  template <class Grow>
+  uint32_t find_base(const std::vector<unsigned char>& labels, const Grow& grow) {
+    // A single child fits anywhere, and so fills the oldest gaps; several look where much is free, at the end, and not
+    // for long.
+    constexpr int kMaxTries = 64;
+    if (labels.size() == 1 && head_ != 0) return head_ ^ labels[0];
+    uint32_t place = tail_;
+    for (int tries = 0; place != 0 && tries < kMaxTries; ++tries, place = before_[place]) {
+      const uint32_t base = place ^ labels[0];
+      if (fits(base, labels)) return base;
+    }
+    const uint32_t begin = size_;
+    size_ += block_;
+    grow(size_);
+    next_.resize(size_);
+    before_.resize(size_);
+    is_free_.resize(size_);
+    for (uint32_t i = begin; i < size_; ++i) append(i);
+    return begin;
+  }
+
+  void take(uint32_t place) {
+    const uint32_t before = before_[place], next = next_[place];
+    (before != 0 ? next_[before] : head_) = next;
+    (next != 0 ? before_[next] : tail_) = before;
+    is_free_[place] = 0;
+  }
+
+ private:
+  bool fits(uint32_t base, const std::vector<unsigned char>& labels) const {
+    for (const unsigned char label : labels) {
+      if (is_free_[base ^ label] == 0) return false;
+    }
+    return true;
+  }
+
+  void append(uint32_t place) {
+    before_[place] = tail_;
+    next_[place] = 0;
+    (tail_ != 0 ? next_[tail_] : head_) = place;
+    tail_ = place;
+    is_free_[place] = 1;
+  }
+
+  uint32_t block_, size_, head_ = 0, tail_ = 0;  // 0: none; the first block has no free places
+  std::vector<uint32_t> next_, before_;
+  std::vector<uint8_t> is_free_;
+};
+
+}  // namespace
+
+Trie::Trie(std::vector<Entry> entries) : units_(kBlock) {
+  constexpr uint32_t kMaxUnits = 1u << 30;
+  std::stable_sort(entries.begin(), entries.end(), [](const Entry& a, const Entry& b) { return a.key < b.key; });
+  Places places(kBlock);
+  struct Range {  // of entries that begin with a node's `depth` bytes
+    uint32_t node;
+    size_t begin, end, depth;
+  };
+  std::vector<Range> open = {{kRoot, 0, entries.size(), 0}};
+  std::vector<unsigned char> labels;
+  std::vector<size_t> begins;
+  while (!open.empty()) {
+    Range range = open.back();
+    open.pop_back();
+    while (range.begin < range.end && entries[range.begin].key.size() == range.depth) {
+      if (range.depth > 0) {
+        size_ += units_[range.node].value < 0 ? 1 : 0;
+        units_[range.node].value = entries[range.begin].value;
+      }
+      ++range.begin;
+    }
+    labels.clear();
+    begins.clear();
+    for (size_t i = range.begin; i < range.end;) {
+      const auto label = static_cast<unsigned char>(entries[i].key[range.depth]);
+      labels.push_back(label);
+      begins.push_back(i);
+      // entries with the same byte stand together: gallop to the first that has another
+      size_t step = 1, low = i, high = i;
+      const auto is_same = [&](size_t k) { return static_cast<unsigned char>(entries[k].key[range.depth]) == label; };
+      while (high < range.end && is_same(high)) {
+        low = high;
+        high += step;
+        step *= 2;
+      }
+      high = std::min(high, range.end);
+      while (low + 1 < high) {
+        const size_t middle = low + (high - low) / 2;
+        (is_same(middle) ? low : high) = middle;
+      }
+      i = low + 1;
+    }
+    if (labels.empty()) continue;
+    begins.push_back(range.end);
+    const uint32_t base = places.find_base(labels, [&](uint32_t size) {
+      if (size > kMaxUnits) {
+        throw Error(EB_UNSUPPORTED,
+                    "the tokenizer's vocabulary is too large for the native tokenizer: use the tokenizers library");
+      }
+      units_.resize(size);
+    });
+    units_[range.node].base = base;
+    for (const unsigned char label : labels) {
+      places.take(base ^ label);
+      units_[base ^ label].parent = range.node;
+    }
+    for (size_t i = labels.size(); i-- > 0;) {
+      open.push_back({base ^ labels[i], begins[i], begins[i + 1], range.depth + 1});
+    }
+  }
+  units_.shrink_to_fit();
+}
+
+}  // namespace edgebert::text
