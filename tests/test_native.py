@@ -35,7 +35,7 @@ def load_in_engine(data: bytes) -> None:
     """Give the bytes to the engine's own loader, which has its own reader of model files."""
     library, model = native.load_library(), ctypes.c_void_p()
     try:
-        native._check(library, library.eb_load_memory(data, len(data), native._Options(None, 1), ctypes.byref(model)))
+        native.check(library, library.eb_load_memory(data, len(data), native._Options(None, 1), ctypes.byref(model)))
     finally:
         library.eb_free(model)
 

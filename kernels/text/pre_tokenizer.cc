@@ -267,6 +267,7 @@ void PreTokenizer::put_prefixes(const Step& step, Scratch* scratch) {
       at = stop;
       if (found != nullptr) put(blank, from.origin(at++));
     }
+    to.check_size();
     split = {begin, static_cast<uint32_t>(to.bytes.size()), split.token};
   }
   std::swap(scratch->text, scratch->other);

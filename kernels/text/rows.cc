@@ -16,7 +16,7 @@
 namespace edgebert::text {
 namespace {
 
-constexpr int64_t kMaxTextBytes = int64_t{1} << 29;  // leaves room for what a normalizer adds
+constexpr int64_t kMaxTextBytes = int64_t{1} << 28;
 constexpr int64_t kMaxTokens = std::numeric_limits<int32_t>::max();
 
 // Sequences of some of the rows.

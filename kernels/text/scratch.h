@@ -10,6 +10,8 @@
 #include <type_traits>
 #include <vector>
 
+#include "engine/status.h"
+
 namespace edgebert::text {
 
 // A growing array of plain values that leaves new room unwritten, and always has kSlack values of it behind the end.
@@ -23,6 +25,7 @@ class Buffer {
   T* data() { return data_.get(); }
   const T* data() const { return data_.get(); }
   size_t size() const { return size_; }
+  size_t capacity() const { return capacity_; }
   T& operator[](size_t i) { return data_[i]; }
   const T& operator[](size_t i) const { return data_[i]; }
   T* end() { return data_.get() + size_; }
@@ -79,6 +82,12 @@ struct Normalized {
       origins[i] = is_inside ? origins[i - 1] : static_cast<uint32_t>(i);
     }
     origins.set_size(bytes.size());
+  }
+  // Places in a text have 32 bits. To be called behind whatever lets it grow.
+  void check_size() const {
+    if (bytes.size() >= size_t{1} << 31) {
+      throw Error(EB_INVALID_INPUT, "a text is too long for the tokenizer once it is normalized: split it");
+    }
   }
   uint32_t origin(size_t i) const { return has_origins ? origins[i] : static_cast<uint32_t>(i); }
 };
@@ -163,6 +172,13 @@ struct Scratch {
   Buffer<uint32_t> positions;
   std::vector<CachedCharacter> cached_characters = std::vector<CachedCharacter>(kNumCharacters);
   std::vector<CachedWord> cached_words = std::vector<CachedWord>(kNumWords);
+
+  // Whether a long text has left more behind than is worth keeping.
+  bool is_large() const {
+    constexpr size_t kLarge = 1 << 20;
+    return text.bytes.capacity() > kLarge || other.bytes.capacity() > kLarge || splits.capacity() > kLarge ||
+           characters.capacity() > kLarge || path.capacity() > kLarge || symbols.capacity() > kLarge;
+  }
 };
 
 }  // namespace edgebert::text

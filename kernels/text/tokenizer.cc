@@ -210,6 +210,7 @@ std::unique_ptr<Scratch> Tokenizer::borrow_scratch() const {
 }
 
 void Tokenizer::return_scratch(std::unique_ptr<Scratch> scratch) const {
+  if (scratch->is_large()) return;
   const std::lock_guard<std::mutex> lock(mutex_);
   scratches_.push_back(std::move(scratch));
 }
@@ -229,6 +230,7 @@ void Tokenizer::split(std::string_view text, bool has_spans, Scratch* scratch) c
     const auto begin = static_cast<uint32_t>(normalized.bytes.size());
     const Normalizer& normalizer = part.token < 0 ? *normalizer_ : kNone;
     normalizer.apply(text.substr(part.begin, part.end - part.begin), part.begin, scratch, &normalized);
+    normalized.check_size();
     const auto end = static_cast<uint32_t>(normalized.bytes.size());
     if (part.token >= 0) {
       splits.push({begin, end, part.token});

@@ -1,0 +1,212 @@
+// The native tokenizer's parts by themselves. That the whole gives the tokenizers library's results is tested from
+// Python.
+#include <algorithm>
+#include <map>
+#include <random>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "check.h"
+#include "edgebert.h"
+#include "text/json_cursor.h"
+#include "text/rows.h"
+#include "text/tokenizer.h"
+#include "text/trie.h"
+#include "text/unicode.h"
+
+namespace edgebert::text {
+namespace {
+
+double number(const std::string& text) {
+  JsonCursor cursor(text);
+  const double value = cursor.read_number();
+  cursor.finish();
+  return value;
+}
+
+void test_json() {
+  CHECK(number("0") == 0 && number("-12.5e1") == -125 && number("1e2") == 100 && number("1E-2") == 1.0 / 100);
+  // Digits as an integer over a power of ten, each rounded: not the nearest double where they have more than 53 bits.
+  CHECK(number("-3.4635426998138428") == -(static_cast<double>(34635426998138428) / 1e16));
+  CHECK(number("123456789012345678901234567890") == static_cast<double>(12345678901234567890u) * 1e10);
+  CHECK(number("0.00000000000000000000000000000000000012345") == 12345 / 1e41);
+  CHECK(number("1e-400") == 0 && number("0e99999") == 0);
+  for (const char* bad : {"", "-", "01", "1.", ".5", "1e", "+1", "1e400", "nan", "1 2"}) {
+    CHECK_ERROR(number(bad), EB_MODEL_FORMAT, "re-export");
+  }
+
+  const std::string text = R"({"a": "x\"\u00e9\ud834\udd1e\n", "b": [1, 2, []], "a\u0062": {"c": null}})";
+  JsonObject object(text, "test");
+  CHECK(object.take_string("a") == "x\"\xC3\xA9\xF0\x9D\x84\x9E\n");
+  CHECK(object.take("b") == "[1, 2, []]");
+  CHECK_ERROR(object.finish(), EB_UNSUPPORTED, "\"ab\"");
+  CHECK(object.take("ab") == "{\"c\": null}");
+  object.finish();
+  for (const char* bad : {R"({"a": 1, "a": 2})", R"({"a": "\ud834"})", R"({"a": "\udd1e\ud834"})", R"({"a": tru})",
+                          R"({"a": 1,})", R"({"a")", R"({"a": [1 2]})", R"({"a": "\x"})", "{\"a\": \"\t\"}", "{} {}"}) {
+    CHECK_ERROR(JsonObject(bad, "test"), EB_MODEL_FORMAT, "re-export");
+  }
+  CHECK_ERROR(JsonCursor(std::string(1000, '[')).skip(), EB_MODEL_FORMAT, "nested");
+}
+
+void test_trie() {
+  CHECK(Trie().find("a") == -1 && Trie(std::vector<Trie::Entry>()).find(std::string_view("\0", 1)) == -1);
+  std::mt19937 generator(1);
+  for (const int num_letters : {1, 2, 5, 256}) {
+    std::map<std::string, int32_t> expected;
+    std::vector<std::string> keys(3000);
+    std::vector<Trie::Entry> entries;
+    for (size_t i = 0; i < keys.size(); ++i) {
+      for (size_t size = generator() % 9; size > 0; --size) keys[i] += static_cast<char>(generator() % num_letters);
+      if (!keys[i].empty()) expected[keys[i]] = static_cast<int32_t>(i);
+      entries.push_back({keys[i], static_cast<int32_t>(i)});
+    }
+    const Trie trie(entries);
+    CHECK(trie.size() == expected.size());
+    for (int i = 0; i < 20000; ++i) {
+      std::string key;
+      for (size_t size = generator() % 10; size > 0; --size) key += static_cast<char>(generator() % num_letters);
+      const auto found = expected.find(key);
+      CHECK(trie.find(key) == (found == expected.end() ? -1 : found->second));
+    }
+    for (const auto& [key, value] : expected) CHECK(trie.find(key) == value);
+  }
+}
+
+void test_unicode() {
+  for (uint32_t code = 0; code < 0x110000; ++code) {
+    if (code >= 0xD800 && code < 0xE000) continue;
+    char bytes[4];
+    const auto size = static_cast<size_t>(encode(code, bytes));
+    size_t at = 0;
+    CHECK(decode(bytes, &at) == code && at == size && length_of(bytes[0]) == size);
+    CHECK(decode_before(bytes, size) == code && is_utf8({bytes, size}, &at));
+    uint32_t parts[kMaxDecomposition], lower[kMaxLower];
+    for (const bool is_compatible : {false, true}) {
+      const int count = decompose(code, is_compatible, parts);
+      CHECK(count >= 1 && count <= kMaxDecomposition);
+      for (int i = 0; i < count; ++i) {  // decomposed for good
+        uint32_t again[kMaxDecomposition];
+        CHECK(decompose(parts[i], is_compatible, again) == 1 && again[0] == parts[i]);
+      }
+    }
+    CHECK(to_lower(code, lower) <= kMaxLower);
+  }
+  size_t at;
+  for (const std::string bad :
+       {"\x80", "a\xC3", "\xC0\x80", "\xE0\x80\x80", "\xED\xA0\x80", "\xF4\x90\x80\x80", "\xF8"}) {
+    CHECK(!is_utf8(bad, &at));
+    CHECK(!is_utf8("12345678" + bad, &at) && at >= 8);
+    CHECK(!is_utf8(bad + "12345678", &at));
+  }
+}
+
+const char* const kWordPiece = R"({"version": "1.0", "normalizer": {"type": "BertNormalizer", "clean_text": true,
+  "handle_chinese_chars": true, "strip_accents": null, "lowercase": true}, "pre_tokenizer": {"type": "BertPreTokenizer"},
+  "post_processor": {"type": "BertProcessing", "sep": ["[SEP]", 2], "cls": ["[CLS]", 1]}, "decoder": null,
+  "added_tokens": [{"id": 0, "content": "[UNK]", "single_word": false, "lstrip": false, "rstrip": false,
+  "normalized": false, "special": true}], "model": {"type": "WordPiece", "unk_token": "[UNK]",
+  "continuing_subword_prefix": "##", "max_input_chars_per_word": 4, "vocab": {"[UNK]": 0, "[CLS]": 1, "[SEP]": 2,
+  "a": 3, "##b": 4, "##bc": 5, "e": 6, "##": 7, "abc": 8, "##c": 9}}})";
+
+std::vector<int32_t> ids_of(const Tokenizer& tokenizer, std::string_view text) {
+  const auto scratch = tokenizer.borrow_scratch();
+  Tokens tokens;
+  // Twice: what the cache of words answers is the same.
+  tokenizer.tokenize(text, false, scratch.get(), &tokens);
+  const size_t count = tokens.ids.size();
+  tokenizer.tokenize(text, true, scratch.get(), &tokens);
+  CHECK(tokens.ids.size() == 2 * count &&
+        std::equal(tokens.ids.data(), tokens.ids.data() + count, tokens.ids.data() + count));
+  return {tokens.ids.data(), tokens.ids.data() + count};
+}
+
+void test_word_piece() {
+  const Tokenizer tokenizer(kWordPiece);
+  using Ids = std::vector<int32_t>;
+  CHECK(ids_of(tokenizer, "").empty() && ids_of(tokenizer, " \t").empty());
+  CHECK(ids_of(tokenizer, "abc ABB a") == (Ids{8, 3, 4, 4, 3}));   // the longest first
+  CHECK(ids_of(tokenizer, "abbc abd") == (Ids{3, 4, 5, 0}));       // one unknown tail, one unknown word
+  CHECK(ids_of(tokenizer, "abbb abbbb") == (Ids{3, 4, 4, 4, 0}));  // the limit counts characters
+  CHECK(ids_of(tokenizer, "\xC3\xA9 e\xCC\x81") == (Ids{6, 6}));   // accents go, however they are written
+  CHECK(ids_of(tokenizer, "a[UNK]a ## b") == (Ids{3, 0, 3, 0, 0, 0}));
+}
+
+// Rows through the C API, on one thread and on several.
+void test_rows() {
+  eb_tokenizer* tokenizer = nullptr;
+  const std::string_view json = kWordPiece;
+  CHECK(eb_tokenizer_load(json.data(), json.size(), &tokenizer) == EB_OK);
+  std::string data;
+  std::vector<int64_t> text_bounds = {0};
+  std::vector<int32_t> row_bounds = {0};
+  for (int row = 0; row < 4000; ++row) {
+    for (int text = 0; text <= row % 2; ++text) {
+      for (int word = 0; word < row % 23; ++word) data += word % 3 == 0 ? "a " : "\xC3\xA9,";
+      text_bounds.push_back(static_cast<int64_t>(data.size()));
+    }
+    row_bounds.push_back(static_cast<int32_t>(text_bounds.size() - 1));
+  }
+  const eb_texts texts = {data.data(), text_bounds.data(), row_bounds.data(), 4000};
+  const auto run = [&](const eb_tokenize_options& options) {
+    eb_tokens* tokens = nullptr;
+    CHECK(eb_tokenize(tokenizer, &texts, &options, &tokens) == EB_OK);
+    return tokens;
+  };
+  for (const int32_t stride : {-1, 0, 3}) {
+    eb_tokenize_options options = {60, stride, stride >= 0, 0, 0, EB_OFFSETS_UTF16, 1};
+    eb_tokens* one = run(options);
+    options.num_threads = 3;
+    eb_tokens* three = run(options);
+    CHECK(one->num_sequences == three->num_sequences && one->num_sequences >= one->num_rows);
+    CHECK(stride == -1 || one->num_sequences > one->num_rows);
+    const int32_t total = one->cu_seqlens[one->num_sequences];
+    const auto same = [](const int32_t* a, const int32_t* b, int32_t count) { return std::equal(a, a + count, b); };
+    CHECK(same(one->cu_seqlens, three->cu_seqlens, one->num_sequences + 1));
+    CHECK(same(one->input_ids, three->input_ids, total) && same(one->token_type_ids, three->token_type_ids, total));
+    CHECK(same(one->offsets, three->offsets, 2 * total) && same(one->word_ids, three->word_ids, total));
+    std::vector<int64_t> owned(4000), wanted(4000);
+    for (int32_t i = 0; i < one->num_sequences; ++i) {
+      CHECK(one->cu_seqlens[i + 1] - one->cu_seqlens[i] <= 60);
+      owned[static_cast<size_t>(one->rows[i])] += one->owned[2 * i + 1] - one->owned[2 * i];
+    }
+    eb_tokenize_options whole = {0, -1, 1, 0, 0, 0, 2};
+    eb_tokens* uncut = run(whole);
+    for (int32_t i = 0; i < uncut->num_sequences; ++i) wanted[static_cast<size_t>(i)] = uncut->last_texts[2 * i + 1];
+    CHECK(stride < 0 || owned == wanted);  // every token is some window's own
+    eb_tokens_free(one);
+    eb_tokens_free(three);
+    eb_tokens_free(uncut);
+  }
+  eb_tokens* tokens = nullptr;
+  const auto check_refused = [&](const eb_texts& bad, const eb_tokenize_options& options, const char* message) {
+    CHECK(eb_tokenize(tokenizer, &bad, &options, &tokens) == EB_INVALID_INPUT && tokens == nullptr);
+    CHECK(std::string(eb_last_error()).find(message) != std::string::npos);
+  };
+  const int64_t backwards[] = {0, 2, 1};
+  const int32_t empty_row[] = {0, 0};
+  const int64_t bounds[] = {0, 2};
+  check_refused({"ab", backwards, nullptr, 2}, {0, -1, 0, 0, 0, 0, 1}, "goes back");
+  check_refused({"ab", bounds, empty_row, 1}, {0, -1, 0, 0, 0, 0, 1}, "0 texts");
+  check_refused({"a\xC3", bounds, nullptr, 1}, {0, -1, 0, 0, 0, 0, 1}, "UTF-8 at byte 1");
+  check_refused({"ab", bounds, nullptr, 1}, {1, -1, 0, 0, 0, 0, 1}, "special tokens");
+  check_refused({"ab", bounds, nullptr, 1}, {0, -1, 0, 0, 0, 9, 1}, "offset_unit");
+  check_refused({nullptr, bounds, nullptr, 1}, {0, -1, 0, 0, 0, 0, 1}, "NULL");
+  CHECK(eb_tokenize(nullptr, &texts, nullptr, &tokens) == EB_INVALID_INPUT);
+  eb_tokenizer_free(tokenizer);
+  CHECK(eb_tokenizer_load(nullptr, 0, &tokenizer) == EB_INVALID_INPUT);
+  CHECK(eb_tokenizer_load("{}", 2, &tokenizer) == EB_MODEL_FORMAT && tokenizer == nullptr);
+}
+
+}  // namespace
+}  // namespace edgebert::text
+
+int main() {
+  edgebert::text::test_json();
+  edgebert::text::test_trie();
+  edgebert::text::test_unicode();
+  edgebert::text::test_word_piece();
+  edgebert::text::test_rows();
+  return 0;
+}
