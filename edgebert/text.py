@@ -183,7 +183,9 @@ def _bounds(parts: Sequence[Any], dtype: type[np.integer[Any]]) -> NDArray[Any]:
 
 
 def _copy(address: int, count: int) -> I32:
-    return np.frombuffer(bytearray(ctypes.string_at(address, 4 * count)), np.int32)
+    array = np.empty(count, np.int32)
+    ctypes.memmove(array.ctypes.data, address, array.nbytes)
+    return array
 
 
 def _declare(library: ctypes.CDLL) -> None:

@@ -90,7 +90,8 @@ void AddedTokens::split(const char* text, uint32_t begin, uint32_t end, Buffer<S
       for (size_t behind = stop; behind < end && (class_of(decode(text, &behind)) & kSpace) != 0;) stop = behind;
     }
     if (done < start) parts->push({done, static_cast<uint32_t>(start), -1});
-    parts->push({static_cast<uint32_t>(start), static_cast<uint32_t>(stop), token.id});
+    // Nothing may be left where the token before it took its blanks along.
+    if (start < stop) parts->push({static_cast<uint32_t>(start), static_cast<uint32_t>(stop), token.id});
     done = static_cast<uint32_t>(stop);
   }
   if (done != end) parts->push({done, end, -1});

@@ -292,6 +292,9 @@ eb_tokens* tokenize_rows(const Tokenizer& tokenizer, const eb_texts& texts, cons
     try {
       Builder builder(tokenizer, texts, options);
       while ((chunk = next.fetch_add(1)) < num_chunks) {
+        const auto guess = static_cast<size_t>((bound(chunks[chunk + 1]) - bound(chunks[chunk])) / 4);
+        parts[chunk].ids.reserve_more(guess);
+        parts[chunk].types.reserve_more(guess);
         for (int32_t row = chunks[chunk]; row < chunks[chunk + 1]; ++row) builder.add_row(row, &parts[chunk]);
       }
     } catch (...) {  // of several, that of the first text counts, as on one thread

@@ -158,7 +158,7 @@ struct Merge {
 };
 
 struct Scratch {
-  static constexpr size_t kNumCharacters = 1024, kNumWords = 8192;
+  static constexpr size_t kNumCharacters = 1024, kNumWords = 16384;
 
   Normalized text, other;
   Buffer<Split> splits, other_splits;

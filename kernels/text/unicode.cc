@@ -24,8 +24,8 @@ struct Composition {
 
 #include "text/unicode_tables.inc"
 
-// Twins of BITS, GRAPHEME and BLOCK in make_tables.py.
-constexpr int kNumBits = 18, kGraphemeBits = 4, kBlockShift = 7;
+// Twins of BITS, GRAPHEME and BLOCK in make_tables.py, with ClassTables.
+constexpr int kNumBits = ClassTables::kNumBits, kGraphemeBits = 4;
 
 enum Grapheme : uint32_t {
   kOther,
@@ -43,20 +43,17 @@ enum Grapheme : uint32_t {
   kHangulLVT
 };
 
-uint32_t all_bits(uint32_t code) {
-  if (code > 0x10FFFF) return 0;
-  return kClassBits[kClasses[kClassBlocks[code >> kBlockShift] << kBlockShift | (code & ((1u << kBlockShift) - 1))]];
-}
-
 // Hangul syllables, which are arranged by their parts.
 constexpr uint32_t kL = 0x1100, kV = 0x1161, kT = 0x11A7, kSyllables = 0xAC00;
 constexpr uint32_t kNumV = 21, kNumT = 28, kNumL = 19;
 
 }  // namespace
 
-uint32_t class_of(uint32_t code) { return all_bits(code) & ((1u << kNumBits) - 1); }
+const ClassTables kClassTables = {kClassBits, kClassBlocks, kClasses};
 
-int combining_class(uint32_t code) { return static_cast<int>(all_bits(code) >> (kNumBits + kGraphemeBits)); }
+int combining_class(uint32_t code) {
+  return static_cast<int>(kClassTables.all_bits(code) >> (kNumBits + kGraphemeBits));
+}
 
 int to_lower(uint32_t code, uint32_t* out) {
   out[0] = code;
@@ -121,7 +118,7 @@ uint32_t compose(uint32_t first, uint32_t second) {
 }
 
 bool Graphemes::begins(uint32_t code) {
-  const uint32_t bits = all_bits(code), before = last_;
+  const uint32_t bits = kClassTables.all_bits(code), before = last_;
   const uint32_t kind = bits >> kNumBits & ((1u << kGraphemeBits) - 1);
   const bool is_breaking = kind == kBreaking || kind == kReturn || kind == kNewline;
   bool is_joined = false;

@@ -31,7 +31,21 @@ enum CharClass : uint32_t {
   kConjunctExtend = 1u << 17,
 };
 
-uint32_t class_of(uint32_t code);
+// A two-stage table of classes, and in the bits above them what combining_class() and Graphemes look at.
+struct ClassTables {
+  static constexpr int kNumBits = 18, kBlockShift = 7;
+  const uint32_t* bits;
+  const uint16_t* blocks;
+  const uint8_t* kinds;
+
+  uint32_t all_bits(uint32_t code) const {
+    return bits[kinds[blocks[code >> kBlockShift] << kBlockShift | (code & ((1u << kBlockShift) - 1))]];
+  }
+};
+extern const ClassTables kClassTables;
+
+// CharClass bits of a code point up to 0x10FFFF.
+inline uint32_t class_of(uint32_t code) { return kClassTables.all_bits(code) & ((1u << ClassTables::kNumBits) - 1); }
 // The rank of a code point's canonical combining class, 0 for starters.
 int combining_class(uint32_t code);
 
