@@ -267,7 +267,17 @@ Normalizer::Normalizer(std::string_view json) {
     JsonObject object(json, "normalizer");
     add(&object);
   }
-  learn_ascii();
+  for (const Step& step : steps_) {
+    joins_blanks_ |= step.kind == Kind::kReplace && step.pattern.empty();
+    strips_left_ |= step.strips_left;
+    strips_right_ |= step.strips_right;
+  }
+  const auto scratch = std::make_unique<Scratch>();
+  for (uint32_t code = 0; code < 128; ++code) {
+    const bool is_one = find_alone(code, scratch.get()) && scratch->characters.size() == 1;
+    const uint32_t made = is_one ? scratch->characters[0].code : kNotAscii;
+    ascii_[code] = made < 128 ? static_cast<unsigned char>(made) : kNotAscii;
+  }
 }
 
 void Normalizer::add(JsonObject* object) {
@@ -329,129 +339,133 @@ void Normalizer::add(JsonObject* object) {
   steps_.push_back(std::move(step));
 }
 
-// Finds which ASCII characters become one ASCII character whatever stands beside them.
-void Normalizer::learn_ascii() {
+// Sets scratch->characters to what a character becomes. Returns whether it becomes that beside any others for which
+// this returns true, has_open_ends() apart; most characters do, which spares texts the steps.
+bool Normalizer::find_alone(uint32_t code, Scratch* scratch) const {
+  std::vector<Character>& characters = scratch->characters;
+  characters = {{code, 0}};
+  uint32_t blank = 0;  // a white space that a step would treat together with its neighbours
   for (const Step& step : steps_) {
-    joins_blanks_ |= step.kind == Kind::kReplace && step.pattern.empty();
-    strips_left_ |= step.strips_left;
-    strips_right_ |= step.strips_right;
-  }
-  const auto scratch = std::make_unique<Scratch>();
-  for (uint32_t code = 0; code < 128; ++code) {
-    scratch->characters = {{code, 0}};
-    unsigned char found = kNotSimple;
-    bool is_simple = true;
-    for (const Step& step : steps_) {
-      if (scratch->characters.size() != 1) break;
-      const uint32_t now = scratch->characters[0].code;
-      switch (step.kind) {
-        case Kind::kPrecompiled:  // a return and a newline are one grapheme
-          if (now == '\r') is_simple = false;
-          break;
-        case Kind::kReplace:
-          if (std::find(step.pattern.begin(), step.pattern.end(), now) != step.pattern.end()) is_simple = false;
-          continue;
-        case Kind::kStrip:
-          continue;
-        case Kind::kPrepend:
-          is_simple = false;
-          continue;
-        default:
-          break;
-      }
-      apply(step, scratch.get());
-    }
-    if (is_simple && scratch->characters.size() == 1 && scratch->characters[0].code < 128) {
-      found = static_cast<unsigned char>(scratch->characters[0].code);
-    }
-    // Blanks made after the steps that look at them would be told apart from blanks that were there before.
-    if ((joins_blanks_ || strips_left_ || strips_right_) && found != code && (class_of(found) & kSpace) != 0) {
-      found = kNotSimple;
-    }
-    ascii_[code] = found;
-  }
-}
-
-// What one character becomes; *is_ordered tells whether its marks stay where they are beside any neighbours.
-int Normalizer::normalize_character(const Step& bert, uint32_t code, uint32_t* out, bool* is_ordered) const {
-  *is_ordered = true;
-  const uint32_t bits = class_of(code);
-  if (bert.cleans) {
-    if ((bits & kControl) != 0) return 0;
-    if ((bits & kCleanSpace) != 0) code = ' ';
-  }
-  uint32_t codes[kMaxDecomposition + 2];
-  int count = 0;
-  const bool is_apart = bert.spaces_cjk && (bits & kCjk) != 0;
-  if (is_apart) codes[count++] = ' ';
-  if (bert.strips_accents) {
+    if (characters.empty()) break;
     uint32_t parts[kMaxDecomposition];
-    const int num_parts = decompose(code, false, parts);
-    for (int i = 0; i < num_parts; ++i) {
-      if ((class_of(parts[i]) & kNonspacing) != 0) continue;
-      if (combining_class(parts[i]) != 0) *is_ordered = false;
-      codes[count++] = parts[i];
+    decompose(characters[0].code, step.kind == Kind::kNfkc || step.kind == Kind::kNfkd, parts);
+    switch (step.kind) {
+      case Kind::kNfc:  // begins with what neither moves to the left nor composes with what stands there
+      case Kind::kNfkc:
+        if (composes_with_left(parts[0])) return false;
+        [[fallthrough]];
+      case Kind::kNfd:
+      case Kind::kNfkd:
+        if (combining_class(parts[0]) != 0) return false;
+        break;
+      case Kind::kPrecompiled:
+        for (const Character& character : characters) {
+          char bytes[4];
+          const auto size = static_cast<size_t>(encode(character.code, bytes));
+          std::string_view replacement;
+          // What is removed leaves its place to its neighbours.
+          const bool is_removed = step.map.find({bytes, size}, &replacement) && replacement.empty();
+          if (is_removed || !Graphemes::is_alone(character.code)) return false;
+        }
+        break;
+      case Kind::kReplace:
+      case Kind::kStrip:
+        for (const Character& character : characters) {
+          const bool is_pattern =
+              std::find(step.pattern.begin(), step.pattern.end(), character.code) != step.pattern.end();
+          if (is_pattern) return false;
+          const bool is_blank = step.kind == Kind::kStrip ? (class_of(character.code) & kSpace) != 0
+                                                          : step.pattern.empty() && character.code == ' ';
+          if (is_blank) blank = character.code;
+        }
+        continue;
+      case Kind::kPrepend:
+        return false;
+      default:
+        break;
     }
-  } else {
-    codes[count++] = code;
-  }
-  if (is_apart) codes[count++] = ' ';
-  int made = 0;
-  for (int i = 0; i < count; ++i) {
-    if (bert.lowers) {
-      made += to_lower(codes[i], out + made);
-    } else {
-      out[made++] = codes[i];
+    apply(step, scratch);
+    for (const Character& character : characters) {
+      if (step.kind == Kind::kBert && step.strips_accents && combining_class(character.code) != 0) return false;
     }
   }
-  return made;
+  return blank == 0 || (characters.size() == 1 && characters[0].code == blank);
 }
 
-// BertNormalizer character by character. Returns false, with nothing appended, where marks may have to change places.
-bool Normalizer::apply_bert(std::string_view text, uint32_t origin, Scratch* scratch, Normalized* out) const {
-  constexpr size_t kMaxBytes = sizeof CachedCharacter::bytes;
-  const size_t start = out->bytes.size();
-  out->leave_identity();
-  for (size_t at = 0; at < text.size();) {
-    out->bytes.reserve_more(kMaxBytes);
-    const size_t begin = at;
-    size_t size;
+// Whether blanks have to be joined or taken off, which find_alone() leaves open.
+bool Normalizer::has_open_ends(std::string_view made) const {
+  if (made.empty()) return false;
+  const auto is_space = [](uint32_t code) { return (class_of(code) & kSpace) != 0; };
+  size_t at = 0;
+  return (strips_left_ && is_space(decode(made.data(), &at))) ||
+         (strips_right_ && is_space(decode_before(made.data(), made.size()))) ||
+         (joins_blanks_ && made.find("  ") != std::string_view::npos);
+}
+
+// Writes what the leading characters become that are of ASCII and stay so, and returns their number.
+size_t Normalizer::apply_ascii(std::string_view text, char* out) const {
+  size_t at = 0;
+  for (; at < text.size(); ++at) {
     const auto byte = static_cast<unsigned char>(text[at]);
-    if (byte < 0x80) {
+    if (byte >= 0x80 || ascii_[byte] == kNotAscii) break;
+    out[at] = static_cast<char>(ascii_[byte]);
+  }
+  return at;
+}
+
+// Appends what the characters from `at` on become, each by itself. Returns false if one does not stand for itself.
+bool Normalizer::apply_alone(std::string_view text, size_t at, uint32_t origin, Scratch* scratch,
+                             Normalized* out) const {
+  constexpr size_t kMaxBytes = sizeof CachedCharacter::bytes;
+  out->leave_identity();
+  while (at < text.size()) {
+    const uint32_t from = origin + static_cast<uint32_t>(at);
+    out->bytes.reserve_more(kMaxBytes);
+    const auto byte = static_cast<unsigned char>(text[at]);
+    size_t size = 1;
+    if (byte < 0x80 && ascii_[byte] != kNotAscii) {
       ++at;
       *out->bytes.end() = static_cast<char>(ascii_[byte]);
-      size = ascii_[byte] != kNotSimple ? 1 : 0;
     } else {
       const uint32_t code = decode(text.data(), &at);
       CachedCharacter& cached = scratch->cached_characters[code % Scratch::kNumCharacters];
-      if (cached.code != code) {
-        uint32_t codes[2 * kMaxDecomposition + 4];
-        char bytes[4 * (2 * kMaxDecomposition + 4)];
-        bool is_ordered;
-        const int count = normalize_character(steps_[0], code, codes, &is_ordered);
-        size = 0;
-        for (int i = 0; i < count; ++i) size += static_cast<size_t>(encode(codes[i], bytes + size));
-        cached.code = code;
-        cached.is_ordered = is_ordered && size <= kMaxBytes;
-        cached.size = static_cast<uint8_t>(cached.is_ordered ? size : 0);
-        std::memcpy(cached.bytes, bytes, cached.size);
+      if (cached.key != code + 1) {
+        cached.key = code + 1;
+        cached.is_alone = find_alone(code, scratch) && scratch->characters.size() <= kMaxBytes / 4;
+        cached.size = 0;
+        for (size_t i = 0; cached.is_alone != 0 && i < scratch->characters.size(); ++i) {
+          cached.size += static_cast<uint8_t>(encode(scratch->characters[i].code, cached.bytes + cached.size));
+        }
       }
-      if (cached.is_ordered == 0) {
-        out->bytes.set_size(start);
-        if (out->has_origins) out->origins.set_size(start);
-        return false;
-      }
+      if (cached.is_alone == 0) return false;
       size = cached.size;
       std::memcpy(out->bytes.end(), cached.bytes, kMaxBytes);
     }
     if (out->has_origins) {
-      out->origins.reserve_more(size);
-      for (size_t i = 0; i < size; ++i) out->origins.end()[i] = origin + static_cast<uint32_t>(begin);
+      out->origins.reserve_more(kMaxBytes);
+      for (size_t i = 0; i < size; ++i) out->origins.end()[i] = from;
       out->origins.set_size(out->origins.size() + size);
     }
     out->bytes.set_size(out->bytes.size() + size);
   }
   return true;
+}
+
+void Normalizer::apply_steps(std::string_view text, uint32_t origin, Scratch* scratch, Normalized* out) const {
+  scratch->characters.clear();
+  for (size_t at = 0; at < text.size();) {
+    const uint32_t from = origin + static_cast<uint32_t>(at);
+    scratch->characters.push_back({decode(text.data(), &at), from});
+  }
+  for (const Step& step : steps_) {
+    if (!scratch->characters.empty()) apply(step, scratch);
+  }
+  for (const Character& character : scratch->characters) {
+    char bytes[4];
+    const int size = encode(character.code, bytes);
+    out->bytes.append(bytes, static_cast<size_t>(size));
+    for (int i = 0; out->has_origins && i < size; ++i) out->origins.push(character.origin);
+  }
 }
 
 void Normalizer::apply(const Step& step, Scratch* scratch) {
@@ -525,60 +539,31 @@ void Normalizer::apply(const Step& step, Scratch* scratch) {
 
 void Normalizer::apply(std::string_view text, uint32_t origin, Scratch* scratch, Normalized* out) const {
   const size_t start = out->bytes.size();
+  out->bytes.reserve_more(text.size());
+  size_t done = text.size();
   if (steps_.empty()) {
-    out->bytes.append(text.data(), text.size());
+    if (!text.empty()) std::memcpy(out->bytes.end(), text.data(), text.size());
   } else {
-    out->bytes.reserve_more(text.size());
-    char* to = out->bytes.end();
-    unsigned char seen = 0;
-    size_t at = 0;
-    for (; at < text.size(); ++at) {
-      const auto byte = static_cast<unsigned char>(text[at]);
-      if (byte >= 0x80) break;
-      const unsigned char made = ascii_[byte];
-      to[at] = static_cast<char>(made);
-      seen |= made;
-    }
-    bool is_simple = at == text.size() && (seen & kNotSimple) == 0;
-    if (is_simple && at > 0) {
-      const auto is_space = [&](size_t i) { return to[i] == ' ' || (to[i] >= 9 && to[i] <= 13); };
-      if (strips_left_ && is_space(0)) is_simple = false;
-      if (strips_right_ && is_space(at - 1)) is_simple = false;
-      if (joins_blanks_ && std::string_view(to, at).find("  ") != std::string_view::npos) is_simple = false;
-    }
-    if (!is_simple) {
-      if (steps_.size() == 1 && steps_[0].kind == Kind::kBert && apply_bert(text, origin, scratch, out)) return;
-      out->leave_identity();
-      scratch->characters.clear();
-      for (at = 0; at < text.size();) {
-        const uint32_t from = origin + static_cast<uint32_t>(at);
-        scratch->characters.push_back({decode(text.data(), &at), from});
-      }
-      for (const Step& step : steps_) {
-        if (!scratch->characters.empty()) apply(step, scratch);
-      }
-      for (const Character& character : scratch->characters) {
-        char bytes[4];
-        const int size = encode(character.code, bytes);
-        out->bytes.append(bytes, static_cast<size_t>(size));
-        for (int i = 0; out->has_origins && i < size; ++i) out->origins.push(character.origin);
-      }
-      return;
-    }
-    out->bytes.set_size(start + text.size());
+    done = apply_ascii(text, out->bytes.end());
   }
-  // Here every byte stands for one of the original; that they stand at the same place must still be seen to.
+  // So far every byte stands for one of the original; that they stand at the same place must still be seen to.
   if (!out->has_origins && start != origin) out->leave_identity();
+  out->bytes.set_size(start + done);
   if (out->has_origins) {
-    out->origins.set_size(start);
-    out->origins.reserve_more(text.size());
-    for (size_t i = 0; i < text.size(); ++i) {
-      uint32_t from = origin + static_cast<uint32_t>(i);
-      if ((static_cast<unsigned char>(text[i]) & 0xC0) == 0x80) from = out->origins[start + i - 1];
-      out->origins[start + i] = from;
+    out->origins.reserve_more(done);
+    for (size_t i = 0; i < done; ++i) {
+      const bool is_inside = (static_cast<unsigned char>(text[i]) & 0xC0) == 0x80;
+      out->origins.end()[i] = is_inside ? out->origins.end()[i - 1] : origin + static_cast<uint32_t>(i);
     }
-    out->origins.set_size(start + text.size());
+    out->origins.set_size(start + done);
   }
+  const bool is_made = done == text.size() || apply_alone(text, done, origin, scratch, out);
+  if (is_made && !has_open_ends({out->bytes.data() + start, out->bytes.size() - start})) return;
+  // The steps one after another, from the beginning.
+  out->leave_identity();
+  out->bytes.set_size(start);
+  if (out->has_origins) out->origins.set_size(start);
+  apply_steps(text, origin, scratch, out);
 }
 
 }  // namespace edgebert::text

@@ -60,16 +60,17 @@ class Normalizer {
   };
 
   void add(JsonObject* object);
-  void learn_ascii();
-  int normalize_character(const Step& bert, uint32_t code, uint32_t* out, bool* is_ordered) const;
-  bool apply_bert(std::string_view text, uint32_t origin, Scratch* scratch, Normalized* out) const;
+  bool find_alone(uint32_t code, Scratch* scratch) const;
+  size_t apply_ascii(std::string_view text, char* out) const;
+  bool apply_alone(std::string_view text, size_t at, uint32_t origin, Scratch* scratch, Normalized* out) const;
+  bool has_open_ends(std::string_view made) const;
+  void apply_steps(std::string_view text, uint32_t origin, Scratch* scratch, Normalized* out) const;
   static void apply(const Step& step, Scratch* scratch);
 
-  static constexpr unsigned char kNotSimple = 0x80;
+  static constexpr unsigned char kNotAscii = 0x80;
 
   std::vector<Step> steps_;
-  // What an ASCII character becomes wherever it stands, or kNotSimple; blanks need a look at their neighbours if
-  // joins_blanks_, and at the ends if strips_.
+  // What an ASCII character becomes wherever it stands, if that is one of ASCII, or kNotAscii.
   std::array<unsigned char, 128> ascii_{};
   bool joins_blanks_ = false, strips_left_ = false, strips_right_ = false;
 };

@@ -77,6 +77,7 @@ struct Normalized {
     if (!is_tracking || has_origins) return;
     has_origins = true;
     origins.reserve_more(bytes.size());
+    // Each byte up to here is one of the original's, at the same place.
     for (size_t i = 0; i < bytes.size(); ++i) {
       const bool is_inside = (static_cast<unsigned char>(bytes[i]) & 0xC0) == 0x80;
       origins[i] = is_inside ? origins[i - 1] : static_cast<uint32_t>(i);
@@ -120,11 +121,11 @@ struct Change {
   int32_t kind;
 };
 
-// What BertNormalizer makes of a character.
+// What a normalizer makes of a character.
 struct CachedCharacter {
-  uint32_t code;  // 0: none yet
+  uint32_t key;  // the code point and one; 0: none yet
   uint8_t size;
-  uint8_t is_ordered;  // 0: marks may have to change places, which takes the long way
+  uint8_t is_alone;  // 0: it depends on its neighbours
   char bytes[18];
 };
 

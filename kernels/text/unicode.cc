@@ -117,6 +117,17 @@ uint32_t compose(uint32_t first, uint32_t second) {
   return is_found ? found->composed : 0;
 }
 
+bool composes_with_left(uint32_t code) {
+  if (code - kV < kNumV || code - kT - 1 < kNumT - 1) return true;
+  return std::any_of(std::begin(kCompositions), std::end(kCompositions),
+                     [&](const Composition& composition) { return composition.second == code; });
+}
+
+bool Graphemes::is_alone(uint32_t code) {
+  const uint32_t kind = kClassTables.all_bits(code) >> kNumBits & ((1u << kGraphemeBits) - 1);
+  return kind == kOther || kind == kBreaking || kind == kHangulLV || kind == kHangulLVT;
+}
+
 bool Graphemes::begins(uint32_t code) {
   const uint32_t bits = kClassTables.all_bits(code), before = last_;
   const uint32_t kind = bits >> kNumBits & ((1u << kGraphemeBits) - 1);

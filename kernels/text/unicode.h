@@ -55,12 +55,16 @@ int to_lower(uint32_t code, uint32_t* out);
 int decompose(uint32_t code, bool is_compatible, uint32_t* out);
 // The composition of two, or 0.
 uint32_t compose(uint32_t first, uint32_t second);
+// Whether a code point is the second of any composition.
+bool composes_with_left(uint32_t code);
 
 // Finds boundaries of extended grapheme clusters, fed one code point after another.
 class Graphemes {
  public:
   // Whether a cluster begins with `code`.
   bool begins(uint32_t code);
+  // Whether a code point is a cluster of its own beside any others of which this is true.
+  static bool is_alone(uint32_t code);
 
  private:
   uint32_t last_ = 0;  // grapheme class
