@@ -159,7 +159,7 @@ struct Merge {
 };
 
 struct Scratch {
-  static constexpr size_t kNumCharacters = 1024, kNumWords = 16384;
+  static constexpr size_t kNumCharacters = 8192, kNumWords = 16384;
 
   Normalized text, other;
   Buffer<Split> splits, other_splits;

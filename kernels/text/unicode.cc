@@ -190,13 +190,15 @@ bool is_utf8(std::string_view text, size_t* at) {
       ++i;
       continue;
     }
-    const size_t length = p[i] < 0xC2 ? 0 : p[i] < 0xE0 ? 2 : p[i] < 0xF0 ? 3 : p[i] < 0xF5 ? 4 : 0;
+    // The second byte's range keeps out overlong forms, surrogates and what is beyond the last code point.
+    const unsigned char first = p[i];
+    const size_t length = first < 0xC2 ? 0 : first < 0xE0 ? 2 : first < 0xF0 ? 3 : first < 0xF5 ? 4 : 0;
     bool is_valid = length != 0 && length <= size - i;
-    for (size_t k = 1; is_valid && k < length; ++k) is_valid = (p[i + k] & 0xC0) == 0x80;
-    if (is_valid && length > 2) {
-      size_t end = i;
-      const uint32_t code = decode(text.data(), &end);
-      is_valid = length == 3 ? code >= 0x800 && (code < 0xD800 || code > 0xDFFF) : code >= 0x10000 && code <= 0x10FFFF;
+    if (is_valid) {
+      const unsigned char low = first == 0xE0 ? 0xA0 : first == 0xF0 ? 0x90 : 0x80;
+      const unsigned char high = first == 0xED ? 0x9F : first == 0xF4 ? 0x8F : 0xBF;
+      is_valid = p[i + 1] >= low && p[i + 1] <= high;
+      for (size_t k = 2; k < length; ++k) is_valid &= (p[i + k] & 0xC0) == 0x80;
     }
     if (!is_valid) {
       *at = i;
