@@ -96,6 +96,11 @@ class NativeTokenizer:
         if getattr(self, "_tokenizer", None):
             self._library.eb_tokenizer_free(self._tokenizer)
 
+    def find_id(self, *names: str) -> int | None:
+        """The id of the first of these tokens that was added or that the vocabulary has."""
+        ids = (int(self._library.eb_tokenizer_find(self._tokenizer, name.encode())) for name in names)
+        return next((i for i in ids if i >= 0), None)
+
     def tokenize(
         self,
         texts: Sequence[str | Sequence[str]],
@@ -193,6 +198,7 @@ def _declare(library: ctypes.CDLL) -> None:
     for name, result, arguments in (
         ("eb_tokenizer_load", ctypes.c_int, (ctypes.c_char_p, ctypes.c_size_t, pointer)),
         ("eb_tokenizer_free", None, (ctypes.c_void_p,)),
+        ("eb_tokenizer_find", ctypes.c_int32, (ctypes.c_void_p, ctypes.c_char_p)),
         (
             "eb_tokenize",
             ctypes.c_int,

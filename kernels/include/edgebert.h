@@ -129,6 +129,8 @@ typedef struct eb_tokens {
 
 EB_API eb_status eb_tokenizer_load(const void* json, size_t size, eb_tokenizer** tokenizer);
 EB_API void eb_tokenizer_free(eb_tokenizer* tokenizer);
+/* The id of a token, as "[MASK]", that was added or is in the vocabulary; -1 for none. */
+EB_API int32_t eb_tokenizer_find(const eb_tokenizer* tokenizer, const char* token);
 /* options may be NULL: whole rows, special tokens, no offsets. The result is valid until eb_tokens_free. */
 EB_API eb_status eb_tokenize(const eb_tokenizer* tokenizer, const eb_texts* texts, const eb_tokenize_options* options,
                              eb_tokens** tokens);

@@ -26,6 +26,10 @@ eb_status eb_tokenizer_load(const void* json, size_t size, eb_tokenizer** tokeni
 
 void eb_tokenizer_free(eb_tokenizer* tokenizer) { delete tokenizer; }
 
+int32_t eb_tokenizer_find(const eb_tokenizer* tokenizer, const char* token) {
+  return tokenizer == nullptr || token == nullptr ? -1 : tokenizer->tokenizer.find(token);
+}
+
 eb_status eb_tokenize(const eb_tokenizer* tokenizer, const eb_texts* texts, const eb_tokenize_options* options,
                       eb_tokens** tokens) {
   return guard([&] {

@@ -101,8 +101,14 @@ void Tokenizer::read_added(std::string_view json) {
     normalizer_->apply(tokens[i].content, 0, scratch.get(), &scratch->text);
     normalized.emplace_back(tokens[i], std::string(scratch->text.bytes.data(), scratch->text.bytes.size()));
   }
+  for (const AddedToken& token : tokens) added_ids_.emplace(token.content, token.id);
   raw_added_ = AddedTokens(raw);
   normalized_added_ = AddedTokens(normalized);
+}
+
+int32_t Tokenizer::find(std::string_view token) const {
+  const auto added = added_ids_.find(token);
+  return added != added_ids_.end() ? added->second : model_->find(token);
 }
 
 void Tokenizer::read_post_processor(std::string_view json) {

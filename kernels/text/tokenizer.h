@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -48,6 +49,9 @@ class Tokenizer {
   // Appends the tokens of a text, which is valid UTF-8, without special tokens.
   void tokenize(std::string_view text, bool has_spans, Scratch* scratch, Tokens* tokens) const;
 
+  // The id of a token, added or of the vocabulary; -1 for none.
+  int32_t find(std::string_view token) const;
+
   // Of one text, or of a pair.
   const Layout& layout(size_t num_texts) const { return layouts_[num_texts - 1]; }
 
@@ -70,6 +74,7 @@ class Tokenizer {
   std::unique_ptr<Normalizer> normalizer_;
   std::unique_ptr<PreTokenizer> pre_tokenizer_;
   std::unique_ptr<Model> model_;
+  std::map<std::string, int32_t, std::less<>> added_ids_;
   AddedTokens raw_added_, normalized_added_;
   std::vector<Trim> trims_;
   std::vector<Layout> layouts_;
