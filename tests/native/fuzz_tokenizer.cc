@@ -143,7 +143,7 @@ std::string make_text() {
     }
     static constexpr uint32_t kLimits[] = {0x80, 0x80, 0x300, 0x800, 0x3000, 0x10000, 0x20000, 0x110000};
     const auto code = static_cast<uint32_t>(pick(kLimits[pick(std::size(kLimits))]));
-    char bytes[4];
+    char bytes[4] = {};
     if (code < 0xD800 || code > 0xDFFF) text.append(bytes, static_cast<size_t>(encode(code, bytes)));
   }
   if (pick(20) == 0) text += static_cast<char>(0x80 + pick(0x80));

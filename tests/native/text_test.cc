@@ -77,7 +77,7 @@ void test_trie() {
 void test_unicode() {
   for (uint32_t code = 0; code < 0x110000; ++code) {
     if (code >= 0xD800 && code < 0xE000) continue;
-    char bytes[4];
+    char bytes[4] = {};
     const auto size = static_cast<size_t>(encode(code, bytes));
     size_t at = 0;
     CHECK(decode(bytes, &at) == code && at == size && length_of(bytes[0]) == size);
