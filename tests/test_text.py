@@ -56,7 +56,16 @@ def awkward_texts(count: int, seed: int = 0) -> list[str]:
         "\u0301" * 300,
         "[MASK]" * 99,
     ]
-    return ["", " ", "▁", "\u0301", "'s", *runs, *(make() for _ in range(count))]
+    composing = [
+        "\u09c7\u09be",
+        "x\u1100\u1161\u11a8y",
+        "각\u11a8",
+        "가\u11a8z",
+        "\u0b47\u0b56",
+        "\U000110a5\U000110ba",
+        "か\u3099",
+    ]
+    return ["", " ", "▁", "\u0301", "'s", *runs, *(make() for _ in range(count)), *composing]
 
 
 @cache
@@ -253,6 +262,24 @@ def test_unigram_keeps_the_librarys_ties_and_roundings() -> None:
     content["model"] = {"type": "Unigram", "unk_id": 0, "vocab": vocabulary, "byte_fallback": False}
     texts = ["".join(random_.choices(letters + "x", k=random_.randint(1, 40))) for _ in range(4000)]
     assert differences(json.dumps(content), [*texts, "<unk>", "a<unk>b", "xx<unk>x"]) == []
+
+    # Two characters, as one token or as two; the sum of the two is larger if, and only if, the one is rounded twice.
+    scores_as_text = {}
+    words = []
+    while len(words) < 50:
+        number = f"{-random_.random() * 9:.16f}"
+        digits = float(number.replace(".", "").lstrip("-"))  # the first rounding
+        twice, once = -(digits / 1e16), float(number)
+        other = f"{once:.15f}"
+        if twice < once == float(other):
+            one, two = chr(0x4E00 + 2 * len(words)), chr(0x4E01 + 2 * len(words))
+            scores_as_text |= {one + two: number, one: "0.0", two: other}
+            words.append(one + two)
+    listed = ", ".join(f'["{piece}", {score}]' for piece, score in scores_as_text.items())
+    content["model"]["vocab"] = "here"
+    rounded = json.dumps(content).replace('"here"', f'[["<unk>", -20.0], {listed}]')
+    assert differences(rounded, words) == []
+    assert all(len(native_text.NativeTokenizer(rounded).tokenize([word]).input_ids) == 2 for word in words)
 
 
 def charsmap(replacements: dict[str, str]) -> str:
