@@ -81,8 +81,8 @@ EB_API eb_status eb_run(eb_model* model, const eb_batch* batch, eb_output* outpu
 
 /* Tokenizers, in libedgebert alone. One is made of the JSON of the tokenizers library, as a model file carries it under
  * "edgebert.tokenizer", and gives that library's ids, types, offsets and words. What it cannot give to the letter it
- * refuses with EB_UNSUPPORTED when it is loaded, and names it. The JSON's own truncation and padding are left out, as is
- * its decoder. A tokenizer may be used from several threads at once. */
+ * refuses with EB_UNSUPPORTED when it is loaded, and names it. The JSON's own truncation, padding and decoder are left
+ * out. A tokenizer may be used from several threads at once. */
 typedef struct eb_tokenizer eb_tokenizer;
 
 typedef enum eb_offset_unit {
