@@ -1,4 +1,4 @@
-"""Tables of README.md and benchmarks/README.md from the committed results.
+"""Tables of README.md, benchmarks/README.md and docs/ from the committed results.
 
 A table stands between `<!-- table:NAME -->` and `<!-- /table -->`.
 
@@ -24,7 +24,7 @@ from benchmarks import ROOT
 
 Result = Mapping[str, Any]
 RESULTS = ROOT / "benchmarks" / "results"
-DOCUMENTS = (ROOT / "README.md", ROOT / "benchmarks" / "README.md")
+DOCUMENTS = (ROOT / "README.md", ROOT / "benchmarks" / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 MODEL_TITLES = {"minilm-l6": "MiniLM-L6", "bert-base": "BERT-base shape"}
 
 

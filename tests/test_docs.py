@@ -1,4 +1,4 @@
-"""What README and CONTRIBUTING say: examples run, commands and paths exist, import rules hold."""
+"""What README, CONTRIBUTING and docs/ say: examples run, commands and paths exist, import rules hold."""
 
 import argparse
 import ast
@@ -19,7 +19,8 @@ from edgebert.artifact.writer import build_model
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "edgebert"
 KERNELS = ROOT / "kernels"
-DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md")]
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *PAGES]
 
 HEAVY = {"torch", "transformers", "onnx", "onnxruntime", "safetensors", "numba", "huggingface_hub", "scipy"}
 PLAIN = {"errors", "batch", "quant", "artifact.spec", "artifact.names"}
@@ -58,12 +59,30 @@ def test_readme_example_prints_what_it_says(
     assert printed == expected if is_real else printed.startswith("(3, 24) [1.")
 
 
+def test_the_example_of_the_python_page_runs(
+    make_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    [code] = _blocks(ROOT / "docs" / "python.md", "python")
+    make_file("model.onnx")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "python.md", "exec"), {})
+    assert "(2, 24) {'last_hidden_state': (5, 24), 'sentence_embedding': (2, 24)}" in capsys.readouterr().out
+
+
+def test_every_page_is_linked_from_the_readme_and_named_in_contributing() -> None:
+    assert PAGES
+    for page in PAGES:
+        assert f"](docs/{page.name})" in _read(ROOT / "README.md")
+        assert f"`docs/{page.name}`" in _read(ROOT / "CONTRIBUTING.md")
+    assert len(_read(ROOT / "README.md").splitlines()) <= 200
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_commands_and_extras_exist(document: Path) -> None:
     text = _read(document)
     extras = set(tomllib.loads(_read(ROOT / "pyproject.toml"))["project"]["optional-dependencies"])
     named = {name for group in re.findall(r"(?:'\.|edgebert)\[([\w,-]+)\]", text) for name in group.split(",")}
-    assert named and named <= extras
+    assert named <= extras
     actions = cli.build_parser()._actions
     commands = next(action.choices for action in actions if isinstance(action, argparse._SubParsersAction))
     code = "\n".join([*_blocks(document, "bash"), *re.findall(r"`(edgebert [^`]+)`", text)])
@@ -75,10 +94,14 @@ def test_commands_and_extras_exist(document: Path) -> None:
 @pytest.mark.parametrize("document", [*DOCUMENTS, ROOT / "benchmarks" / "README.md"], ids=lambda path: str(path.name))
 def test_links_and_paths_exist(document: Path) -> None:
     text = _read(document)
-    links = [str(document.parent / link) for link in re.findall(r"\]\(([^)\s#]+)\)", text) if "://" not in link]
-    paths = re.findall(r"`((?:edgebert|kernels|tests|benchmarks)/[\w./-]*)`", text)
+    links = [str(document.parent / link) for link in re.findall(r"\]\(([^)\s#]+)", text) if "://" not in link]
+    paths = re.findall(r"`((?:edgebert|kernels|tests|benchmarks|docs)/[\w./-]*)`", text)
     modules = [f"{module.replace('.', '/')}.py" for module in re.findall(r"python -m (benchmarks\.\w+)", text)]
     missing = [path for path in {*links, *paths, *modules} if not (ROOT / path).exists()]
+    for target, anchor in re.findall(r"\]\(([^)\s#:]*)#([^)\s]+)\)", text):
+        headings = re.findall(r"^#+ (.+)", _read(document.parent / target if target else document), re.MULTILINE)
+        if anchor not in [re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings]:
+            missing.append(f"{target}#{anchor}")
     assert not missing, f"{document.name} names what is not there: {sorted(missing)}"
 
 

@@ -44,12 +44,10 @@ def test_ray(ray: object, make_file: Callable[..., Path], tmp_path: Path) -> Non
     assert in_order(found) == in_order(expected)
 
 
-def test_spark_as_in_the_readme(
-    make_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_spark_as_on_the_page(make_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sql = pytest.importorskip("pyspark.sql")
     pytest.importorskip("pandas")
-    [code] = [block for block in _blocks(ROOT / "README.md", "python") if "mapInPandas" in block]
+    [code] = [block for block in _blocks(ROOT / "docs" / "scoring.md", "python") if "mapInPandas" in block]
     make_file("minilm-int8.onnx", int8=True)
     rows = [{**row, "text": None if row["id"] == 3 else row["text"]} for row in make_rows(20)]
     write_rows(tmp_path / "reviews.parquet", rows)
@@ -58,7 +56,7 @@ def test_spark_as_in_the_readme(
     monkeypatch.setenv("PYSPARK_PYTHON", sys.executable)
     session = sql.SparkSession.builder.master("local[1]").config("spark.ui.enabled", "false").getOrCreate()
     try:
-        exec(compile(code, "README.md", "exec"), {})
+        exec(compile(code, "scoring.md", "exec"), {})
     finally:
         session.stop()
     table = pq.read_table(tmp_path / "scored.parquet").to_pylist()
