@@ -24,7 +24,7 @@ class PackedBatch:
         input_ids: int32 [total_tokens].
         token_type_ids: int32 [total_tokens].
         cu_seqlens: int32 [n + 1], ascending, starting at 0; every sequence has at least one token.
-        output_tokens: int32 [m], ascending: token outputs are wanted at these tokens of the batch alone; None: at all.
+        output_tokens: int32 [m], ascending: the tokens of the batch that get token outputs; None: every token does.
     """
 
     input_ids: I32
@@ -75,7 +75,7 @@ class PackedBatch:
 
     @property
     def num_output_tokens(self) -> int:
-        """Number of tokens that token outputs are asked for at."""
+        """Number of tokens that get token outputs."""
         return self.total_tokens if self.output_tokens is None else len(self.output_tokens)
 
     @property
@@ -122,7 +122,7 @@ class PackedBatch:
         return PackedBatch(self.input_ids[rows], self.token_type_ids[rows], cu_seqlens, chosen)
 
     def join(self, other: PackedBatch) -> PackedBatch:
-        """These sequences and then another batch's, whole: where token outputs are wanted is not kept."""
+        """These sequences, then another batch's; every token of the result gets token outputs."""
         return PackedBatch(
             np.concatenate([self.input_ids, other.input_ids]),
             np.concatenate([self.token_type_ids, other.token_type_ids]),

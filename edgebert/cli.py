@@ -36,11 +36,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command: Callable[[argparse.Namespace], int | None] = args.command
     try:
         status = command(args) or 0
-        print(end="", flush=True)  # what does not fit on a disk is told here
+        print(end="", flush=True)  # a full disk is noticed here
         return status
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # the reader of our output left
+    except BrokenPipeError:  # the program that reads our output has ended
         _drop_output()
         return 1
     except (EdgeBertError, OSError) as error:

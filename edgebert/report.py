@@ -1,8 +1,8 @@
 """A page of tables and plots: one HTML file without outside references, for light and dark, desktop and phone.
 
-The template beside this file holds the looks. Plots are matplotlib figures, written as SVG into the page: on no
-background, their black lines and texts in the page's own colour; `new_figure` gives one in colours that are readable on
-both.
+The template beside this file holds the looks. Plots are matplotlib figures, written as SVG into the page. They
+have no background, and what is black in them takes the page's colour for text; the colours of `new_figure` are readable
+on light and on dark.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Plot:
-    """A matplotlib figure, best less than five inches wide, with texts of nine points: so wide a phone shows it."""
+    """A matplotlib figure. At most five inches wide and with texts of nine points it is readable on a phone."""
 
     figure: Figure
     caption: str = ""
@@ -99,7 +99,7 @@ def write_page(path: str | os.PathLike[str], title: str, sections: Sequence[Sect
 
 
 def write_whole(path: str | os.PathLike[str], text: str) -> None:
-    """Write a file in UTF-8, whole or not at all; what is there and no file, such as /dev/stdout, is written to.
+    """Write a file in UTF-8, whole or not at all; a device, such as /dev/stdout, is written to directly.
 
     Raises:
         OSError: the file cannot be written.

@@ -30,7 +30,7 @@ INT8_COSINE = 0.998
 # half of what two runtimes may be apart.
 INT8_DISTANCE = (1.0 - INT8_COSINE) / 2
 INT8_COSINE_TO_FP32 = (
-    0.9  # in the mean; below, quantization has lost the model, and agreement about it is worth nothing
+    0.9  # mean; below it int8 computes something else than the model, and that runtimes agree proves nothing
 )
 PROBE_COLUMNS = 1024  # the stored probe keeps the first columns of an output that is wider (a vocabulary's logits)
 
@@ -139,13 +139,13 @@ class Encoded(NamedTuple):
 def check_tokenizer(
     tokenizer: Tokenizer, spec: EncoderSpec, name: str, encode: Callable[[Text, int], Encoded]
 ) -> dict[str, Any]:
-    """Hold a file's tokenizer against the checkpoint's own, on texts that tokenizers differ about.
+    """Compare a file's tokenizer with the checkpoint's own, on texts that tokenizers differ about.
 
     Args:
         tokenizer: the file's.
         spec: the file's.
         name: of what `encode` runs.
-        encode: from a text or pair and a limit of tokens to what the checkpoint's own tokenizer makes of them.
+        encode: encodes a text or pair, cut to a limit of tokens, with the checkpoint's own tokenizer.
 
     Returns:
         The record: what it agrees with, and on how many texts.

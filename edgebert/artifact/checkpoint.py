@@ -194,7 +194,7 @@ _DEFAULTS = {
 }
 
 
-# What the values of config.json must be, beside those that `_body_spec` reads as sizes; null is as good as absent.
+# What the values of config.json must be, beside those that `_body_spec` reads as sizes; null counts as absent.
 _TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {
     "architectures": (list, "a list of names"),
     "model_type": (str, "a name"),
@@ -341,7 +341,7 @@ class _Weights:
         return self.get(f"{self._table.prefix}{self._table.encoder[key].format(i=i)}.{suffix}", shape)
 
     def check_encoder_used(self) -> None:
-        """Refuse tensors inside the encoder that nothing has asked for: they would change what the model computes."""
+        """Refuse tensors inside the encoder that were not read: they would change what the model computes."""
         ignored = ("position_ids", "token_type_ids")
         inside = tuple(self._table.prefix + top for top in ("embeddings.", "encoder.", "transformer."))
         unknown = sorted(

@@ -69,7 +69,7 @@ def _read_with_transformers(folder: Path, family: str, config: dict[str, Any]) -
     loaded = load_tokenizer(folder, family, config)
     parts = json.loads(loaded.backend_tokenizer.to_str())
     num_entries = len(parts["model"]["vocab"])
-    if num_entries < expected:  # release 5 makes up a tokenizer of five tokens where it looks for another file
+    if num_entries < expected:  # release 5 makes up a tokenizer of five tokens if the class's file is missing
         raise UnsupportedModelError(
             f"transformers' {type(loaded).__name__} reads {num_entries} of the {expected} entries of the vocabulary in "
             f"{folder}: the files are another class's, put the right one's name into tokenizer_config.json"
@@ -84,7 +84,7 @@ def _read_with_transformers(folder: Path, family: str, config: dict[str, Any]) -
 
 
 def _count_entries(folder: Path) -> int:
-    """Entries of the vocabulary, as far as the files tell without their class."""
+    """Number of entries of the vocabulary, as far as it shows without knowing the tokenizer's class."""
     if (folder / "tokenizer.json").is_file():
         model = read_object(folder / "tokenizer.json").get("model")
         return len(model.get("vocab") or ()) if isinstance(model, dict) else 0
@@ -245,7 +245,7 @@ def _agreed_parts(
 
 
 def _compared(part: dict[str, Any] | None, expected: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Of a part of tokenizer.json what both releases take over: beside settings, which they overwrite alike."""
+    """What both releases take from a part of tokenizer.json: all but settings, which both overwrite in the same way."""
     if part and expected and part["type"] == "BertProcessing":
         part = _bert_template(part["cls"], part["sep"])
     if not part or not expected or part["type"] in ("Sequence", "TemplateProcessing", "Precompiled"):
@@ -302,8 +302,9 @@ class _Class:
     Attributes:
         special: its special tokens by role.
         inputs: its model_input_names; None where the releases differ.
-        parts: what release 5 makes beside the vocabulary, from the folder's settings, special tokens by role, ids by
-            token and, of tokenizer.json, a normalizer of SentencePiece's alone; release 4 takes all of tokenizer.json.
+        parts: makes all parts but the vocabulary as release 5 does, which takes from tokenizer.json at most a
+            normalizer of SentencePiece's (release 4 takes everything from there). Called with the folder's settings,
+            special tokens by role, ids by token, and tokenizer.json.
     """
 
     special: Mapping[str, str]

@@ -106,7 +106,7 @@ def export_checkpoint(
         texts: with int8, texts or pairs to calibrate on; None takes the built-in sentences.
         keep_f32: with int8, linears that stay f32, by canonical name.
         run_pytorch: what PyTorch gives for the checkpoint and a batch, as `Backend.run`; the oracle must agree with it.
-        checks_text: hold the tokenizer against the one in the checkpoint's folder.
+        checks_text: compare the tokenizer with the one in the checkpoint's folder.
 
     Returns:
         The report.
@@ -199,7 +199,7 @@ def calibration_batches(checkpoint: Checkpoint, texts: Sequence[Text] | None) ->
     """The texts, or the built-in sentences (random ids where there is no tokenizer), as `quantize` takes them.
 
     Raises:
-        InvalidInputError: texts for a checkpoint without a tokenizer, or none without tokens that the model lacks.
+        InvalidInputError: texts for a checkpoint without a tokenizer, or every text has a token that the model lacks.
     """
     spec = checkpoint.spec
     length = min(CALIBRATION_LENGTH, spec.max_length)

@@ -90,7 +90,7 @@ def read_artifact(
 
 
 def find_model_file(path: str | os.PathLike[str]) -> Path:
-    """The file that a path stands for: itself, or `model.onnx` in a folder. Whether it is there is not looked at.
+    """The model file that a path names: itself, or `model.onnx` in a folder. It need not exist.
 
     Raises:
         InvalidInputError: it is not a path.
@@ -134,7 +134,7 @@ def _map_file(path: Path) -> memoryview:
 
 
 def _open_without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # a pipe would wait for its writer
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # opening a pipe would wait for its writer
 
 
 def _parse(data: memoryview, path: Path | None, verify: bool) -> Artifact:

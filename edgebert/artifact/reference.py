@@ -115,7 +115,7 @@ def make_encoder(checkpoint: Checkpoint) -> tuple[str, Callable[[Text, int], Enc
     """The checkpoint's own tokenizer, as the gate runs it: transformers', or else the tokenizers library's.
 
     Returns:
-        (its name and version, from a text or pair and a limit of tokens to what it makes of them).
+        (its name and version, a function that encodes a text or pair, cut to a limit of tokens).
     """
     lowercases = checkpoint.lowercases
 
@@ -149,7 +149,7 @@ def make_encoder(checkpoint: Checkpoint) -> tuple[str, Callable[[Text, int], Enc
 
 
 def _text_offsets(text: Text, offsets: list[tuple[int, int]], texts: list[int | None]) -> list[tuple[int, int]]:
-    """Of a single text, the offsets of its tokens."""
+    """The offsets of a single text's tokens; none for a pair."""
     return [pair for pair, i in zip(offsets, texts, strict=True) if i is not None] if isinstance(text, str) else []
 
 

@@ -1,4 +1,4 @@
-"""The one interface every backend implements, at the height of the encoder: load, then run packed batches."""
+"""The interface that every backend implements: load a model file, then run packed batches through it."""
 
 from __future__ import annotations
 

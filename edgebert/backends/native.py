@@ -84,7 +84,7 @@ class _Arguments:
 
 
 class NativeBackend(Backend):
-    """A model in the C++ engine, which lets runs take turns; also in a child that is forked during one, on CPUs."""
+    """A model in the C++ engine. Runs take turns; on CPUs a child may use it too, even one forked during a run."""
 
     name = "native"
     chooses_tokens = True
@@ -98,7 +98,7 @@ class NativeBackend(Backend):
         self.threads: int = library.eb_model_threads(model)
         where = f"{self.threads} thread{'s' if self.threads > 1 else ''}" if device == "cpu" else device
         self.detail = f"native, {self.isa}, {where}"
-        # those that no call is using now, to be used again: building them costs as much as a short call
+        # kept between calls, because building one costs as much as a short call
         self._idle_arguments: list[_Arguments] = []
         self._names = {name: name.encode() for name in spec.outputs}
 
@@ -116,7 +116,7 @@ class NativeBackend(Backend):
         chosen = None if batch.output_tokens is None else np.ascontiguousarray(batch.output_tokens, np.int32)
         results = {name: np.empty(self._shape(batch, name), np.float32) for name in outputs}
         try:
-            arguments = self._idle_arguments.pop()  # not a lock, which a child forked now would find closed forever
+            arguments = self._idle_arguments.pop()  # no lock: a child forked while it is held could never take it
         except IndexError:
             arguments = _Arguments(len(self.spec.outputs))
         args = arguments.batch

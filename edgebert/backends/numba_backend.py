@@ -31,7 +31,7 @@ _SLICE_TOKENS = 96  # tokens of short sequences that run on one thread together
 
 
 class NumbaBackend(Backend):
-    """A model in kernels that Numba compiled; runs on one model take turns, also in a child forked during one."""
+    """A model in kernels that Numba compiled. Runs take turns; a child may use it too, even one forked during a run."""
 
     name = "numba"
     device = "cpu"
@@ -54,7 +54,10 @@ class NumbaBackend(Backend):
         _loaded.add(self)
 
     def _begin(self) -> None:
-        """Make what runs change; again in a forked child, for threads that are not there may have left it anyhow."""
+        """Make the state that runs change.
+
+        A forked child makes it anew: threads of its parent may have left it half changed, and are not there to finish.
+        """
         self._lock = threading.Lock()
         self._workspaces: dict[tuple[str, ...], _Workspace] = {}
         self._team = _Team(self.threads, self._entry)
@@ -78,7 +81,10 @@ class NumbaBackend(Backend):
         return results
 
     def _plan(self, batch: PackedBatch, workspace: _Workspace) -> list[tuple[int, int]]:
-        """Slices for the threads, equally many each, then what is left as one slice for the team; room for them all."""
+        """Cut the batch into slices, and reserve memory for them.
+
+        Each thread gets the same number of slices, to run alone; the last slice is the rest, which all threads share.
+        """
         ranges = [(0, batch.num_sequences)] if batch.total_tokens <= _SLICE_TOKENS else batch.split(_SLICE_TOKENS)
         slices = [(first, last - first) for first, last in ranges]
         alone = len(slices) // self.threads * self.threads
@@ -177,7 +183,7 @@ class _Run(NamedTuple):
 
 
 class _Team:
-    """Threads that run a program together with the one that asks; started at the first run."""
+    """Threads that run a program together with the calling thread; started at the first run."""
 
     def __init__(self, threads: int, entry: Callable[[int, int], None]) -> None:
         self._threads = threads
@@ -185,7 +191,7 @@ class _Team:
         self._queues: list[SimpleQueue[_Run | None]] = []
 
     def run(self, run: _Run) -> None:
-        """Run on every thread of the team; those that come too late find the gate closed."""
+        """Run on every thread of the team; a thread that wakes up after the run is over does nothing."""
         for rank in range(1 + len(self._queues), self._threads):
             self._start(rank)
         for queue in self._queues:

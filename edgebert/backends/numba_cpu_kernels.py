@@ -73,7 +73,7 @@ from edgebert.backends.numba_cpu_vectors import (
 
 ROW_ALIGN = 64  # floats
 SLACK_ROWS = 16  # rows that a kernel may touch beyond the last
-BLOCK_ROWS = 96  # rows that go from one attention to the next at once; every block reads all weights of a layer
+BLOCK_ROWS = 96  # rows computed together between two attentions; each block reads all weights of a layer
 
 DOT_ROWS, FMA_ROWS, TILE_VECTORS, CODE_FLIP = ISA.dot_rows, ISA.fma_rows, ISA.vectors, ISA.code_flip
 TILE_BYTES = 4 * TILE
@@ -120,8 +120,8 @@ RUN = _record(
     "threads functions program segments num_segments buffers num_buffers bases scratch lookups ids num_tokens "
     "cu_seqlens outputs slices num_slices control"
 )
-# What a kernel works on: `rows` rows from addresses, which are `first`, … of a slice that begins at `token` and
-# `sequence` of the batch; panels begin to end of a linear.
+# What a kernel works on: `rows` rows, given by their addresses. They are the rows from `first` on of a slice, which
+# begins at `token` and `sequence` of the batch. Of a linear, the kernel computes the panels `begin` to `end`.
 CALL = _record(
     "rows first begin end x x_stride residual residual_stride out out_stride codes codes_stride token sequence scratch "
     "run"

@@ -85,7 +85,7 @@ class WeightStore:
             values = pack()
             packed = self._allocate(values.nbytes).view(values.dtype).reshape(values.shape)
             packed[...] = values
-            self._packed[key] = packed  # not before it holds them: a child may be forked in between
+            self._packed[key] = packed  # stored last: a child may be forked while the values are copied
         return self._packed[key]
 
     def _allocate(self, size: int) -> NDArray[np.uint8]:

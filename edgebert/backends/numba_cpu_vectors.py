@@ -1,7 +1,7 @@
 """Vectors for Numba kernels: a type of 16 lanes (or a tile's width), its arithmetic, and register tiles.
 
-Kernels name memory by its address, an int64, and count bytes. What an operation becomes is LLVM's matter (one 512-bit
-register, two of 256, four of 128), except for the dot product of codes, which has a form for each instruction set.
+Kernels name memory by its address, an int64, and count bytes. LLVM chooses the instructions for each operation (on one
+512-bit register, two of 256 or four of 128); only the dot product of codes is written out for each instruction set.
 Reductions have one order everywhere: 16 lanes, then one combining tree.
 """
 

@@ -41,7 +41,7 @@ class OnnxRuntimeBackend(Backend):
 
 
 def unavailable_reason(device: str = "cpu") -> str | None:
-    """Why ONNX Runtime cannot be used here, or None if it can; whether it finds a GPU only a session tells."""
+    """Why ONNX Runtime cannot be used here, or None if it can; only a session shows whether it finds a GPU."""
     try:
         import onnxruntime
     except ImportError as error:

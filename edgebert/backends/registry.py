@@ -44,7 +44,7 @@ def load_backend(
         path: the file, or its bytes.
         backend: a name out of `available_backends()`, or "auto": the best one usable here that has the device.
             What was picked, and what was passed over, is in the backend's `detail`.
-        device: "cpu", "cuda" or "cuda:n"; never left for another one.
+        device: "cpu", "cuda" or "cuda:n"; the model runs there or is not loaded.
         threads: CPU threads; None takes the CPUs that this process may use.
 
     Raises:
@@ -80,7 +80,7 @@ def _load_best(path: str | Path | bytes, device: str, threads: int | None) -> Ba
             except (BackendUnavailableError, UnsupportedModelError) as error:
                 if device == "cpu":
                     raise
-                reason = str(error)  # some find out about a GPU, and what runs there, no sooner than here
+                reason = str(error)  # some notice only now that the GPU is missing or cannot run the file
             else:
                 loaded.detail += f" (picked by auto{''.join(f'; no {entry}' for entry in skipped)})"
                 return loaded

@@ -19,7 +19,7 @@ _COLUMNS = 128  # kept of a wider output of tokens, such as a vocabulary's logit
 
 
 def answer_outputs(spec: EncoderSpec) -> tuple[str, ...]:
-    """The outputs that a caller of the file's task waits for."""
+    """The outputs that the file's task is answered from."""
     return spec.outputs[1:] if "sentence_embedding" in spec.outputs else spec.outputs
 
 

@@ -29,8 +29,8 @@ from edgebert.errors import EdgeBertError
 
 F32 = NDArray[np.float32]
 
-# Least cosine of a text's answer with the reference, (mean, minimum), by the precision of the linears. What is below
-# has computed something else, or is of no use to anyone. "int8 file": both ran the same int8 file; the gate's limit.
+# Least cosine of a text's answer with the reference, (mean, minimum), by the precision of the linears. A peer below
+# it computes something else, or is useless. "int8 file": both ran the same int8 file, and the limit is the gate's.
 COSINE_LIMITS = {
     "fp32": (0.99999, 0.9999),
     "bf16": (0.999, 0.99),
@@ -55,7 +55,7 @@ class Contender(Protocol):
         """Load the model."""
 
     def bind(self, key: str, rows: Rows, batch_size: int) -> list[list[float]]:
-        """Make rows of token ids into work called `key`; a vector of what it answers for each."""
+        """Prepare the rows of token ids as the workload `key`, and return the vector of each row's answer."""
 
     def time(self, key: str, calls: int, warm_up_s: float, each: bool = False) -> list[float]:
         """Seconds of each run of that work, or of `each` batch in it."""
@@ -100,7 +100,7 @@ class Worker:
         self._ask("load", threads=threads, settings=settings)
 
     def bind(self, key: str, rows: Rows, batch_size: int) -> list[list[float]]:
-        """Make rows of token ids into work called `key`; a vector of what it answers for each."""
+        """Prepare the rows of token ids as the workload `key`, and return the vector of each row's answer."""
         rows = [list(row) for row in rows]
         return self._ask("bind", key=key, rows=rows, batch_size=batch_size)  # type: ignore[no-any-return]
 
@@ -119,7 +119,7 @@ class Worker:
     def close(self) -> None:
         """End the process."""
         if self._process.stdin:
-            with contextlib.suppress(BrokenPipeError):  # what it was last asked, it did not live to read
+            with contextlib.suppress(BrokenPipeError):  # the process ended before it read its last request
                 self._process.stdin.close()
         try:
             self._process.wait(timeout=10)

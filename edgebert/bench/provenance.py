@@ -23,9 +23,9 @@ _ISA_FLAGS = (
     "asimd", "asimddp", "i8mm", "bf16", "sve",
 )  # fmt: skip
 BUSY_LIMIT = 0.05  # share of all CPUs that others may use before a result is doubted
-CLOCK_LIMIT = 0.1  # by which the speed of a CPU may change
-IDLE_LIMIT = 0.1  # of a CPU that a contender may use while it has nothing to do
-BUSY_SECONDS = 0.5  # that tell how busy the CPUs are: their ticks are of a hundredth
+CLOCK_LIMIT = 0.1  # share by which the speed of a CPU may change
+IDLE_LIMIT = 0.1  # share of a CPU that a contender may use while it waits
+BUSY_SECONDS = 0.5  # over which to see how busy the CPUs are; the system counts hundredths
 _CLOCK_BYTES = bytes(1 << 20)
 
 
@@ -115,7 +115,7 @@ def _without_folder(word: str) -> str:
 def find_warnings(
     others_busy: float, steal: float, throttled: int, scaling: str | None, hot: int = 0, slowdown: float = 0.0
 ) -> list[str]:
-    """What makes these numbers lie, one sentence each."""
+    """Reasons to doubt these numbers, one sentence each."""
     warnings = []
     if others_busy > BUSY_LIMIT:
         warnings.append(f"other processes used {others_busy:.0%} of the CPUs: run on a quiet machine")

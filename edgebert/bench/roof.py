@@ -59,7 +59,7 @@ def measure_roof(program: Path, threads: Sequence[int]) -> Roof:
 
 
 def take_higher(first: Roof, second: Roof) -> Roof:
-    """Of two measurements, before and after a run, the higher of each figure: shares are never flattered."""
+    """Of two measurements, before and after a run, the higher of each figure, so that no share comes out too high."""
     return {
         threads: {
             "isas": {

@@ -185,7 +185,7 @@ class Bench:
 
     @contextlib.contextmanager
     def _tolerate(self, what: str) -> Iterator[None]:
-        """One that fails or answers something else is left out, with the reason, and the others go on."""
+        """Leave out a contender that fails or answers something else, and note why; the others go on."""
         try:
             yield
         except (PeerError, CheckFailedError, InvalidInputError) as error:

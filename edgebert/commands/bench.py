@@ -34,10 +34,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--threads", metavar="LIST", help="default: 1 and the CPUs this process may use")
     parser.add_argument(
-        "--seconds", type=float, default=0.8, help="of measuring for each runtime and workload (default: 0.8)"
+        "--seconds", type=float, default=0.8, help="time to measure each runtime and workload (default: 0.8)"
     )
-    parser.add_argument("--quick", action="store_true", help="no cold starts, and nothing beside a busy process")
-    parser.add_argument("--work", type=Path, metavar="FOLDER", help="keep what other runtimes make of the files there")
+    parser.add_argument("--quick", action="store_true", help="no cold starts, no runs beside a busy process")
+    parser.add_argument("--work", type=Path, metavar="FOLDER", help="keep other runtimes' forms of the files there")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with plots")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every number, for edgebert bench compare")
 

@@ -93,9 +93,9 @@ def spread_layers(num_teacher: int, num_student: int) -> tuple[int, ...]:
 def narrow_student(teacher: Checkpoint, hidden_size: int, num_layers: int) -> Checkpoint:
     """A narrower student: layers of the teacher, evenly spread, on the principal axes of its words.
 
-    Everything that reads or writes hidden states is projected onto the axes, in whose basis a LayerNorm's weight is no
-    diagonal any more: that of its product with them is taken, scaled by what a narrower row lacks in length. Of heads
-    and neurons those with the largest weights stay, as many as keep their ratio to the hidden size.
+    Everything that reads or writes hidden states is projected onto the axes. In their basis a LayerNorm's weight is a
+    full matrix: its diagonal is kept, scaled up because a narrower row is shorter. The heads and neurons with the
+    largest weights stay, in the same ratio to the hidden size as before.
 
     Raises:
         InvalidInputError: a hidden size above the teacher's, or one that its heads do not divide.

@@ -189,12 +189,12 @@ def find_device() -> torch.device:
 
 
 def uses_bf16(precision: str, device: torch.device) -> bool:
-    """Whether products run in bf16: asked for, or left to us and the device multiplies bf16 by itself."""
+    """Whether products run in bf16: if asked for, or for "auto" if the device has instructions for it."""
     if precision != "auto":
         return precision == "bf16"
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported())
-    return bool(torch.cpu._is_avx512_bf16_supported())  # the public API has no such question
+    return bool(torch.cpu._is_avx512_bf16_supported())  # the public API cannot tell
 
 
 def batches_by_length(lengths: NDArray[np.int32], batch_size: int, seed: int) -> list[list[int]]:

@@ -49,8 +49,8 @@ PRUNING_EXAMPLES = 2048  # that choose and tune what stays
 PRUNING_BATCH = 32
 WORST = 20  # examples in the report
 LATENCY_TRIES = 3
-DROP_STEPS = 5  # between all operations and the least, where the metric's drop says how far to go
-FALLBACK_DROP, FALLBACK_FLOPS = 1.0, 0.25  # points and share of operations, where no model fits the other budgets
+DROP_STEPS = 5  # tried one after another, while the metric's drop allows, from all operations to the least
+FALLBACK_DROP, FALLBACK_FLOPS = 1.0, 0.25  # points, and least share of operations, if no model fits the budgets
 REPORT_BYTES = 16_384  # kept free under a budget of size for the report in the file
 
 
@@ -319,7 +319,7 @@ class _Run:
         self._stage("prune", (costs, limit), make)
 
     def _measure_importance(self, checkpoint: Checkpoint) -> prune.Importance:
-        """What a part of the training data says about the units of a checkpoint."""
+        """How much each unit of a checkpoint matters, measured on a part of the training data."""
         examples = encode(self.train, checkpoint, self._max_length())
         chosen = np.random.default_rng(self.recipe.seed).permutation(len(examples))[:PRUNING_EXAMPLES]
         examples = examples.take(sorted(chosen.tolist()))
@@ -331,9 +331,9 @@ class _Run:
         return prune.measure_importance(checkpoint, bar, TaskLoss(checkpoint, self.score_range))
 
     def _plan(self, teacher: Stage) -> None:
-        """Get within the budgets of latency and size: the best of some candidates.
+        """Bring the model within the budgets of latency and size: try candidates, and go on with the best one.
 
-        Where none fits, what a model needs to be of use is kept: it is pruned as far as the metric's drop allows.
+        If none fits, the model is pruned only as far as the metric's drop allows, so that it stays of use.
         """
         recipe, budget = self.recipe, self.recipe.budget
         drop = FALLBACK_DROP if budget.drop is None else budget.drop
@@ -379,7 +379,7 @@ class _Run:
     def _meet_latency(
         self, pruned: Checkpoint, table: LatencyTable, prune_to: Callable[[float], Checkpoint]
     ) -> tuple[Checkpoint, list[dict[str, float]]]:
-        """Correct the table's estimate by what a file takes, until that is within the budget."""
+        """Measure the pruned file, correct the table's estimate by it and prune again, until the budget is met."""
         limit = target = self.recipe.budget.latency or 0.0
         tries: list[dict[str, float]] = []
         while True:

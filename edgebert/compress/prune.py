@@ -31,7 +31,7 @@ I64 = NDArray[np.int64]
 Loss = Callable[[TorchEncoder, Any], Tensor]  # of a model and a batch; a scalar, the mean or sum over examples
 
 NEURON_STEP = 64  # widths are multiples of the widest panel of the kernels
-CORRELATION = 0.25  # of what the examples say about units together that is believed: they are few, units are many
+CORRELATION = 0.25  # factor on what pairs of units have in common: few examples make it look like more
 _COST_BINS = 4000
 _DAMPING = 0.01  # of the mean of the Gram matrix's diagonal: keeps weights that the texts say little about
 
@@ -190,7 +190,7 @@ class _Masked(TorchEncoder):
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None, **options: Any
     ) -> dict[str, Any]:
-        """As that of TorchEncoder, which see."""
+        """As `TorchEncoder.forward`, with masks of ones."""
         self.to(input_ids.device)
         self.inputs.append((input_ids, attention_mask, token_type_ids))
 

@@ -1,4 +1,4 @@
-"""The recipe: everything a compression run is told, frozen and checked, and the same as TOML."""
+"""The recipe: all settings of a compression run, frozen and checked, to and from TOML."""
 
 from __future__ import annotations
 

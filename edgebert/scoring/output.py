@@ -132,7 +132,7 @@ class Output:
         self._write_manifest()
 
     def finish(self, writer: Writer) -> None:
-        """Make the output of its parts. Doing it again gives the same, so a crash in here does no harm either."""
+        """Make the output from its parts. Doing so twice gives the same output, so a crash in here does no harm."""
         bad = sorted(self._parts.glob("_errors-*.jsonl"), key=_read_number)
         if not self.is_folder:
             self._write(self.path, lambda path: writer.merge(self._find_parts(), path))
@@ -154,7 +154,7 @@ class Output:
         return sorted(self._parts.rglob("part-*"), key=_read_number)
 
     def refuse_to_overwrite(self) -> None:
-        """See that nothing is in the way.
+        """Check that nothing would be overwritten.
 
         Raises:
             InvalidInputError: something is.

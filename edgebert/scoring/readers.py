@@ -277,7 +277,7 @@ def to_list(column: pa.ChunkedArray) -> list[Any]:
 
 
 def _to_python(value: pa.Scalar) -> Any:
-    """A value of which Python cannot hold a part: text that is not UTF-8, a time too fine, too far or of no zone."""
+    """A value that Python may not hold: text that is not UTF-8, a time too fine, too far away or of an unknown zone."""
     import pyarrow as pa
 
     if not value.is_valid:
@@ -386,7 +386,7 @@ def _parse_csv(stream: io.BufferedReader, file: InputFile) -> Iterator[tuple[Row
 
 
 def _find_data(folder: Path) -> Iterator[Path]:
-    """The files below a folder that are meant to be read, not those that a tool has put beside the data."""
+    """The data files below a folder, without those that tools put beside data."""
 
     def refuse(error: OSError) -> None:
         raise error

@@ -65,7 +65,7 @@ def score(
     Raises:
         InvalidInputError: an input, output or option that is not usable; all of the input is looked at before any row
             is scored.
-        EdgeBertError: what a disk does, for instance that it is full. What was committed stays.
+        EdgeBertError: the disk has failed, or is full. What was committed stays.
         BackendUnavailableError: pyarrow, tqdm or Ray is not installed.
     """
     require("pyarrow", "score")
@@ -111,7 +111,7 @@ def score(
 
 @contextmanager
 def _failures_told(source: str | os.PathLike[str], output: str | os.PathLike[str]) -> Iterator[None]:
-    """Make EdgeBertError of what a disk raises, and files that are changed in the middle of a job."""
+    """Turn what a disk raises, and files that change during a job, into EdgeBertErrors."""
     import pyarrow as pa
 
     try:
@@ -124,7 +124,7 @@ def _failures_told(source: str | os.PathLike[str], output: str | os.PathLike[str
 
 
 def require(module: str, extra: str) -> None:
-    """See that a library is there.
+    """Check that a library is installed.
 
     Raises:
         BackendUnavailableError: it is not; the message says which extra brings it.

@@ -42,7 +42,7 @@ class Column:
         self.items: Column | None = None
 
     def add(self, values: Sequence[Any]) -> None:
-        """See more values."""
+        """Note the types, and the range, of more values."""
         kinds = set(map(type, values))
         self.kinds |= kinds
         if int in kinds:
@@ -53,7 +53,7 @@ class Column:
             self.items.add([item for value in values if type(value) is list for item in value])
 
     def merge(self, other: Column) -> None:
-        """See what another one has seen."""
+        """Add what another Column has noted."""
         self.kinds |= other.kinds
         self.low, self.high = min(self.low, other.low), max(self.high, other.high)
         if other.items:
@@ -104,7 +104,7 @@ class Survey:
         self.damage: str | None = None
 
     def add(self, window: Window, check: RowCheck) -> None:
-        """See a window."""
+        """Note what the rows of a window hold."""
         self.rows += len(window.rows)
         self.unreadable += len(window.errors)
         self.damage = self.damage or next(iter(window.errors.values()), None)
@@ -123,7 +123,7 @@ class Survey:
                     column.add(seen)
 
     def merge(self, other: Survey) -> None:
-        """See what another one has seen, of a later file."""
+        """Add what another Survey has noted of a later file."""
         self.rows += other.rows
         self.has_usable |= other.has_usable
         self.fault = self.fault or other.fault
@@ -146,7 +146,7 @@ def survey(
     scorer: Scorer,
     each: Callable[[Callable[[InputFile], Survey], list[InputFile]], Iterable[Survey]] = map,
 ) -> Survey:
-    """Read the whole input, and see that the scorer can work on it and name its results.
+    """Read the whole input, and check that the scorer can score it and add its columns.
 
     Args:
         source: the input.
@@ -220,7 +220,7 @@ def _see_results(known: Collection[str], results: set[str]) -> None:
 
 
 def _see_type(path: Path, field: pa.Field, check: RowCheck) -> None:
-    """See that a column of Parquet may be of texts, or of n-best lists for a task that takes them."""
+    """Check that a column of Parquet has the type of texts, or of n-best lists for a task that takes them."""
     import pyarrow as pa
 
     kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type

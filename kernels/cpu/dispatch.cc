@@ -44,7 +44,7 @@ std::string join(bool usable_only) {
   return names;
 }
 
-// Made when the library is loaded, for a child that is forked in the middle of making them could not wait for the rest.
+// Made when the library is loaded: a child forked while a thread makes them would wait for that thread forever.
 const std::string built = join(false), usable = join(true);
 
 }  // namespace

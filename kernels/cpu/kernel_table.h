@@ -136,8 +136,8 @@ struct PoolArgs {
   int out_stride;
 };
 
-// Rows that go from one attention to the next at once. Every block reads all weights of
-// a layer, so fewer rows ask more of the memory than it gives.
+// Rows that are computed together between two attentions. Each such block reads all weights of
+// a layer, so with fewer rows the memory would set the pace.
 constexpr int kBlockRows = 96;
 
 struct KernelTable {

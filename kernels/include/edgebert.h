@@ -54,7 +54,7 @@ typedef struct eb_batch {
 typedef struct eb_output {
   const char* name;
   float* data;     /* rows * width floats, row-major */
-  size_t capacity; /* floats that fit in data; a smaller need is fine, a larger one EB_INVALID_INPUT */
+  size_t capacity; /* floats that fit in data; if the output has more, EB_INVALID_INPUT */
 } eb_output;
 
 EB_API const char* eb_version(void);

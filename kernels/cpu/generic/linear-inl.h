@@ -10,14 +10,14 @@ namespace EB_ISA {
 
 inline int min_of(int a, int b) { return a < b ? a : b; }
 
-// What a tile asks the memory for at each of its steps, while it computes.
+// What a tile prefetches at each of its steps: nothing.
 struct NothingAhead {
   void step(int) const {}
 };
 
-// The next panel, which has `vectors` cache lines for each step: tile `i` of `tiles` asks for its part, so that
-// together they ask for all of it. Where rows are few, this keeps the memory busy. Two places are asked for at every
-// step: asking again for what is near costs next to nothing, a branch would.
+// The next panel, which has `vectors` cache lines for each step. Tile `i` of `tiles` prefetches its share, so that
+// together the tiles prefetch all of it: with few rows, this keeps the memory busy. Each step prefetches two lines,
+// even where one would do: a second prefetch of a line costs next to nothing, a branch would cost more.
 struct PanelAhead {
   const int8_t *first, *second;
 

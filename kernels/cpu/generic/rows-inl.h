@@ -26,7 +26,7 @@ struct RowRange {
 inline RowRange empty_range() { return {set1(-1e-12f), set1(0.0f)}; }
 inline RowRange widen(RowRange range, F32x16 x) { return {min(range.lo, x), max(range.hi, x)}; }
 
-// Rows that go through a kernel side by side: what one sums up at its end, the others do not wait for.
+// Rows that a kernel works on side by side, so that none waits for another's final sum.
 constexpr int kRowsAtOnce = 4;
 
 // Calls run(row, Rows<n>()) for groups of kRowsAtOnce rows, then for single ones.
