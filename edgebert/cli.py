@@ -22,7 +22,7 @@ COMMANDS = {
     "doctor": doctor,
     "demo": demo,
     "bench": bench,
-    "bench-compare": bench_compare,
+    "bench compare": bench_compare,
 }
 
 
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit status: 0, 1 after an error, 2 for wrong usage, 130 when interrupted."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words[:2] == ["bench", "compare"]:
-        words[:2] = ["bench-compare"]
+        words[:2] = ["bench compare"]
     args = _parse(words)
     warnings.showwarning = _print_warning
     command: Callable[[argparse.Namespace], int | None] = args.command

@@ -258,7 +258,7 @@ def test_result_is_whole(files: list[Path], tmp_path: Path, capsys: pytest.Captu
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert page.count("<svg") == 4 and "ONNX Runtime dynamic int8, small-fp32" in page
     (tmp_path / "result.json").write_text(json.dumps(result), encoding="utf-8")
-    assert main(["bench-compare", *[str(tmp_path / "result.json")] * 2]) == 0
+    assert main(["bench", "compare", *[str(tmp_path / "result.json")] * 2]) == 0
     printed = capsys.readouterr().out
     assert printed.count("1.000x") == 25 and "the same" in printed and "faster" not in printed
 
@@ -361,7 +361,7 @@ def test_results_that_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixtu
     path = tmp_path / "result.json"
     for text, words in (("{", "cannot be read as JSON"), ("[]", "is not a result"), ('{"edgebert_bench": 99}', "99")):
         path.write_text(text, encoding="utf-8")
-        assert main(["bench-compare", str(path), str(path)]) == 1
+        assert main(["bench", "compare", str(path), str(path)]) == 1
         assert words in capsys.readouterr().err
     assert main(["bench", "compare", str(tmp_path / "none.json"), str(path)]) == 1
 

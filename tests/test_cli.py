@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -318,3 +319,15 @@ def test_a_report_shows_like_dicts_as_a_table(capsys: pytest.CaptureFixture[str]
         "  rows:",
         "    min: 0.5",
     ]
+
+
+def test_help_lists_commands_as_they_are_typed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    listed = re.findall(r"^    ([a-z][a-z -]*?)(?:  |$)", capsys.readouterr().out, re.MULTILINE)
+    assert {"bench", "bench compare"} < set(listed)
+    for command in listed:
+        with pytest.raises(SystemExit) as end:
+            cli.main([*command.split(), "--help"])
+        assert end.value.code == 0
+        assert capsys.readouterr().out.startswith(f"usage: edgebert {command} ")

@@ -1,11 +1,11 @@
-"""`edgebert bench-compare`: two results side by side."""
+"""`edgebert bench compare`: two results side by side."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-HELP = "compare two results of edgebert bench --json (edgebert bench compare, too)"
+HELP = "compare two results of edgebert bench --json"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
