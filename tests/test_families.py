@@ -28,8 +28,9 @@ from safetensors.torch import load_file, save_file
 
 import edgebert
 from edgebert.artifact.checkpoint import CROSS_ENCODER_ACTIVATIONS, HIDDEN_ACTS, Checkpoint, load_checkpoint
+from edgebert.artifact.families import FAMILY_TABLES
 from edgebert.artifact.names import weight_tensors
-from edgebert.artifact.spec import FFN_ACTIVATIONS
+from edgebert.artifact.spec import FAMILIES, FFN_ACTIVATIONS
 from edgebert.backends import numpy_ops
 from edgebert.backends.numpy_backend import NumpyBackend
 from edgebert.batch import PackedBatch
@@ -37,7 +38,6 @@ from edgebert.errors import ModelFormatError, UnsupportedModelError
 
 F32 = NDArray[np.float32]
 
-FAMILIES = ("bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra")
 TASKS = ("embedding", "text-classification", "token-classification", "question-answering", "fill-mask")
 MEAN = {"word_embedding_dimension": HIDDEN_SIZE, "pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False}
 CLS = {"word_embedding_dimension": HIDDEN_SIZE, "pooling_mode_mean_tokens": False, "pooling_mode_cls_token": True}
@@ -76,6 +76,10 @@ def assert_close(ours: dict[str, F32], theirs: dict[str, F32]) -> None:
 
 def run_oracle(checkpoint: Checkpoint, batch: PackedBatch) -> dict[str, F32]:
     return NumpyBackend(checkpoint.spec, checkpoint.tensors).run(batch, checkpoint.spec.outputs)
+
+
+def test_every_family_of_the_spec_has_its_table() -> None:
+    assert set(FAMILY_TABLES) == set(FAMILIES)
 
 
 @pytest.mark.parametrize("case", [*HEADS, *VARIANTS], ids=str)

@@ -1,14 +1,15 @@
 """Hugging Face checkpoints in: config, weights, heads and tokenizer as an EncoderSpec and canonical f32 tensors.
 
-One small table a family maps canonical names to the checkpoint's; everything the tables do not know is refused by
-name. Layouts and head arithmetic follow transformers' `modeling_*.py`; `modules.json` follows sentence-transformers.
+One small table a family (families.py) maps canonical names to the checkpoint's; everything the tables do not know is
+refused by name. Layouts and head arithmetic follow transformers' `modeling_*.py`; `modules.json` follows
+sentence-transformers.
 """
 
 from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,6 +18,7 @@ import numpy as np
 
 from edgebert.artifact.checkpoint_files import find_checkpoint_folder, read_json, read_object, read_weights
 from edgebert.artifact.checkpoint_tokenizer import CheckpointTokenizer, read_tokenizer
+from edgebert.artifact.families import FAMILY_TABLES, Family
 from edgebert.artifact.names import linear_name, weight_tensors
 from edgebert.artifact.spec import FAMILIES, POOLINGS, PROBLEM_TYPES, TASKS, EncoderSpec, LayerSpec
 from edgebert.errors import ModelFormatError, UnsupportedModelError
@@ -64,126 +66,6 @@ TEXT_FILES = (
 )
 
 
-@dataclass(frozen=True)
-class _Family:
-    """Where one family keeps what: config keys and tensor names (without `.weight` and `.bias`).
-
-    `encoder` names are below `prefix`, which a checkpoint of the bare encoder leaves out; `dense` (of the
-    classification head), `classifier` and the `mlm` names are given in full.
-    """
-
-    class_prefix: str
-    prefix: str
-    encoder: Mapping[str, str]
-    classifier: str
-    dense: str
-    dense_activation: str
-    mlm: tuple[str, str, str, str]  # dense, layer norm, decoder, the name of the bias
-    mlm_activation: str | None  # None: the config's hidden_act
-    config: Mapping[str, str] = field(default_factory=dict)
-    defaults: Mapping[str, Any] = field(default_factory=dict)
-    has_padding_position: bool = False  # the pad token's row comes first, and positions count the others alone
-
-
-_BERT_ENCODER = {
-    "word": "embeddings.word_embeddings",
-    "position": "embeddings.position_embeddings",
-    "token_type": "embeddings.token_type_embeddings",
-    "embeddings.layer_norm": "embeddings.LayerNorm",
-    "projection": "embeddings_project",
-    "q": "encoder.layer.{i}.attention.self.query",
-    "k": "encoder.layer.{i}.attention.self.key",
-    "v": "encoder.layer.{i}.attention.self.value",
-    "attention_output": "encoder.layer.{i}.attention.output.dense",
-    "attention.layer_norm": "encoder.layer.{i}.attention.output.LayerNorm",
-    "ffn_up": "encoder.layer.{i}.intermediate.dense",
-    "ffn_down": "encoder.layer.{i}.output.dense",
-    "ffn.layer_norm": "encoder.layer.{i}.output.LayerNorm",
-    "pooler": "pooler.dense",
-}
-_DISTILBERT_ENCODER = {
-    "word": "embeddings.word_embeddings",
-    "position": "embeddings.position_embeddings",
-    "embeddings.layer_norm": "embeddings.LayerNorm",
-    "q": "transformer.layer.{i}.attention.q_lin",
-    "k": "transformer.layer.{i}.attention.k_lin",
-    "v": "transformer.layer.{i}.attention.v_lin",
-    "attention_output": "transformer.layer.{i}.attention.out_lin",
-    "attention.layer_norm": "transformer.layer.{i}.sa_layer_norm",
-    "ffn_up": "transformer.layer.{i}.ffn.lin1",
-    "ffn_down": "transformer.layer.{i}.ffn.lin2",
-    "ffn.layer_norm": "transformer.layer.{i}.output_layer_norm",
-}
-
-
-def _roberta(class_prefix: str) -> _Family:
-    return _Family(
-        class_prefix=class_prefix,
-        prefix="roberta.",
-        encoder=_BERT_ENCODER,
-        classifier="classifier.out_proj",
-        dense="classifier.dense",
-        dense_activation="tanh",
-        mlm=("lm_head.dense", "lm_head.layer_norm", "lm_head.decoder", "lm_head.bias"),
-        mlm_activation="gelu_erf",
-        defaults={"pad_token_id": 1},
-        has_padding_position=True,
-    )
-
-
-_TABLES = {
-    "bert": _Family(
-        class_prefix="Bert",
-        prefix="bert.",
-        encoder=_BERT_ENCODER,
-        classifier="classifier",
-        dense="bert.pooler.dense",
-        dense_activation="tanh",
-        mlm=(
-            "cls.predictions.transform.dense",
-            "cls.predictions.transform.LayerNorm",
-            "cls.predictions.decoder",
-            "cls.predictions.bias",
-        ),
-        mlm_activation=None,
-    ),
-    "roberta": _roberta("Roberta"),
-    "xlm-roberta": _roberta("XLMRoberta"),
-    "camembert": _roberta("Camembert"),
-    "distilbert": _Family(
-        class_prefix="DistilBert",
-        prefix="distilbert.",
-        encoder=_DISTILBERT_ENCODER,
-        classifier="classifier",
-        dense="pre_classifier",
-        dense_activation="relu",
-        mlm=("vocab_transform", "vocab_layer_norm", "vocab_projector", "vocab_projector.bias"),
-        mlm_activation=None,
-        config={
-            "hidden_size": "dim",
-            "num_attention_heads": "n_heads",
-            "num_hidden_layers": "n_layers",
-            "intermediate_size": "hidden_dim",
-            "hidden_act": "activation",
-        },
-        defaults={"type_vocab_size": 0},
-    ),
-    "electra": _Family(
-        class_prefix="Electra",
-        prefix="electra.",
-        encoder=_BERT_ENCODER,
-        classifier="classifier.out_proj",
-        dense="classifier.dense",
-        dense_activation="gelu_erf",
-        mlm=(
-            "generator_predictions.dense",
-            "generator_predictions.LayerNorm",
-            "generator_lm_head",
-            "generator_lm_head.bias",
-        ),
-        mlm_activation="gelu_erf",
-    ),
-}
 # What transformers takes where a config leaves a key out.
 _DEFAULTS = {
     "embedding_size": 128,
@@ -192,8 +74,6 @@ _DEFAULTS = {
     "hidden_act": "gelu",
     "pad_token_id": 0,
 }
-
-
 # What the values of config.json must be, beside those that `_body_spec` reads as sizes; null counts as absent.
 _TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {
     "architectures": (list, "a list of names"),
@@ -256,7 +136,7 @@ def load_checkpoint(source: str | Path, task: str | None = None, family: str | N
     folder = root / modules[0][1] if modules else root
     config = _read_config(folder / "config.json")
     family = _choose_family(config, family)
-    table = _TABLES[family]
+    table = FAMILY_TABLES[family]
     task, pooling = _choose_task(config, table, task, has_modules=bool(modules))
     spec = _body_spec(config, table, family, task)
     raw = _Weights(read_weights(folder), table)
@@ -307,7 +187,7 @@ def _source_files(root: Path, folder: Path, modules: list[tuple[str, str]]) -> d
 class _Weights:
     """A checkpoint's tensors by the full names of transformers, whichever way they were saved."""
 
-    def __init__(self, raw: dict[str, F32], table: _Family) -> None:
+    def __init__(self, raw: dict[str, F32], table: Family) -> None:
         self._table = table
         tops = ("embeddings.", "encoder.", "transformer.", "embeddings_project.", "pooler.")
         self._tensors: dict[str, F32] = {}
@@ -366,7 +246,7 @@ def _choose_family(config: dict[str, Any], family: str | None) -> str:
     if family is None:
         family = config.get("model_type")
     if family is None:
-        for name, table in _TABLES.items():
+        for name, table in FAMILY_TABLES.items():
             if any(str(a).removeprefix(table.class_prefix) in ARCHITECTURES for a in config.get("architectures") or ()):
                 return name
         raise UnsupportedModelError(f"config.json has no model_type: name the family, one of {', '.join(FAMILIES)}")
@@ -375,7 +255,7 @@ def _choose_family(config: dict[str, Any], family: str | None) -> str:
     return family
 
 
-def _choose_task(config: dict[str, Any], table: _Family, task: str | None, has_modules: bool) -> tuple[str, str | None]:
+def _choose_task(config: dict[str, Any], table: Family, task: str | None, has_modules: bool) -> tuple[str, str | None]:
     """(task, pooling asked for): from `task` if given, else from the config's architectures."""
     if task is not None:
         task, _, pooling = task.partition(":")
@@ -401,7 +281,7 @@ def _choose_task(config: dict[str, Any], table: _Family, task: str | None, has_m
     return tasks[0], None
 
 
-def _check_task_of_family(task: str, table: _Family) -> None:
+def _check_task_of_family(task: str, table: Family) -> None:
     if task in ("next-sentence", "pretraining") and table.class_prefix != "Bert":
         raise UnsupportedModelError(
             f"{table.class_prefix} has no {task} head that EdgeBERT supports (only BERT has); supported: "
@@ -409,7 +289,7 @@ def _check_task_of_family(task: str, table: _Family) -> None:
         )
 
 
-def _body_spec(config: dict[str, Any], table: _Family, family: str, task: str) -> EncoderSpec:
+def _body_spec(config: dict[str, Any], table: Family, family: str, task: str) -> EncoderSpec:
     """The spec without its head (task `embedding`, no pooling), after refusing what the engines do not compute."""
     for flag in ("is_decoder", "add_cross_attention"):
         if config.get(flag):
@@ -421,6 +301,8 @@ def _body_spec(config: dict[str, Any], table: _Family, family: str, task: str) -
         raise UnsupportedModelError("the config has pruned_heads: save the checkpoint unpruned, or prune with EdgeBERT")
 
     def value(key: str) -> Any:
+        if key in table.fixed:
+            return table.fixed[key]
         defaults = {**_DEFAULTS, **table.defaults}
         key_in_config = table.config.get(key, key)
         found = config.get(key_in_config)
@@ -442,9 +324,9 @@ def _body_spec(config: dict[str, Any], table: _Family, family: str, task: str) -
     hidden_size, num_heads = size("hidden_size"), size("num_attention_heads")
     if num_heads == 0 or hidden_size % num_heads:
         raise UnsupportedModelError(f"hidden size {hidden_size} is not a multiple of the {num_heads} attention heads")
-    embedding_size = size("embedding_size") if family == "electra" else hidden_size
+    embedding_size = size("embedding_size") if table.has_embedding_size else hidden_size
     layer = LayerSpec(num_heads, hidden_size // num_heads, size("intermediate_size"))
-    num_token_types = 0 if family == "distilbert" else size("type_vocab_size")
+    num_token_types = size("type_vocab_size")
     position_offset = size("pad_token_id") + 1 if table.has_padding_position else 0
     num_positions = size("max_position_embeddings")
     if position_offset >= num_positions:
@@ -459,7 +341,7 @@ def _body_spec(config: dict[str, Any], table: _Family, family: str, task: str) -
         num_token_types=num_token_types,
         layers=(layer,) * size("num_hidden_layers"),
         activation=HIDDEN_ACTS[act],
-        layer_norm_eps=1e-12 if family == "distilbert" else float(value("layer_norm_eps")),
+        layer_norm_eps=float(value("layer_norm_eps")),
         position_offset=position_offset,
         has_padding_position=table.has_padding_position,
         max_length=num_positions - position_offset,
@@ -470,7 +352,7 @@ def _body_spec(config: dict[str, Any], table: _Family, family: str, task: str) -
     )
 
 
-def _task_head(config: dict[str, Any], table: _Family, task: str, raw: _Weights) -> dict[str, Any]:
+def _task_head(config: dict[str, Any], table: Family, task: str, raw: _Weights) -> dict[str, Any]:
     """Spec fields of the heads that transformers defines."""
     head: dict[str, Any] = {"task": task}
     hidden_size = config[table.config.get("hidden_size", "hidden_size")]
@@ -664,9 +546,7 @@ def _max_length(spec: EncoderSpec, root: Path, folder: Path) -> int:
 # Canonical tensors
 
 
-def _canonical_tensors(
-    spec: EncoderSpec, table: _Family, raw: _Weights, dense: dict[str, F32] | None
-) -> dict[str, F32]:
+def _canonical_tensors(spec: EncoderSpec, table: Family, raw: _Weights, dense: dict[str, F32] | None) -> dict[str, F32]:
     """The tensors of `names.weight_tensors(spec)`: linears transposed to [inputs, outputs], q, k and v side by side."""
     hidden, embedding = spec.hidden_size, spec.embedding_size
     tensors: dict[str, F32] = {}
@@ -725,7 +605,7 @@ def _canonical_tensors(
     return canonical
 
 
-def _add_mlm_head(tensors: dict[str, F32], spec: EncoderSpec, table: _Family, raw: _Weights) -> None:
+def _add_mlm_head(tensors: dict[str, F32], spec: EncoderSpec, table: Family, raw: _Weights) -> None:
     dense, norm, decoder, bias = table.mlm
     width = spec.embedding_size
     tensors["mlm.dense.weight"] = raw.get(f"{dense}.weight", (width, spec.hidden_size)).T

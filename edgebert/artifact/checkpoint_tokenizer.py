@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from edgebert.artifact.checkpoint_files import read_object, refuse_lfs_pointer
+from edgebert.artifact.families import FAMILY_TABLES
 from edgebert.artifact.reference import has_transformers, load_tokenizer
 from edgebert.errors import ModelFormatError, UnsupportedModelError
 
@@ -178,7 +179,8 @@ def _read_files(
 
     if "added_tokens_decoder" not in settings:
         settings = {**settings, **read_object(folder / "special_tokens_map.json", {})}
-    name = str(settings.get("tokenizer_class") or config.get("tokenizer_class") or _CLASS_OF_FAMILY[family])
+    class_of_family = f"{FAMILY_TABLES[family].class_prefix}Tokenizer"
+    name = str(settings.get("tokenizer_class") or config.get("tokenizer_class") or class_of_family)
     found = _CLASSES.get(name.removesuffix("Fast"))
     if found is None or "auto_map" in settings:
         refuse(f"its class {name!r} is not one of {', '.join(_CLASSES)}")
@@ -385,12 +387,4 @@ _CLASSES = {
     "CamembertTokenizer": _Class(_ROBERTA, _INPUTS[::2], _sentencepiece_parts),
     "PreTrainedTokenizer": _Class({}, None, lambda *_: {}),
     "TokenizersBackend": _Class({}, None, lambda *_: {}),
-}
-_CLASS_OF_FAMILY = {
-    "bert": "BertTokenizer",
-    "roberta": "RobertaTokenizer",
-    "xlm-roberta": "XLMRobertaTokenizer",
-    "camembert": "CamembertTokenizer",
-    "distilbert": "DistilBertTokenizer",
-    "electra": "ElectraTokenizer",
 }

@@ -17,17 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgebert.artifact.checkpoint import ARCHITECTURES, CROSS_ENCODER_ACTIVATIONS, Checkpoint
+from edgebert.artifact.families import FAMILY_TABLES
 from edgebert.artifact.spec import EncoderSpec
 from edgebert.tokenizer import Tokenizer
 
-_CLASS_PREFIXES = {
-    "bert": "Bert",
-    "roberta": "Roberta",
-    "xlm-roberta": "XLMRoberta",
-    "camembert": "Camembert",
-    "distilbert": "DistilBert",
-    "electra": "Electra",
-}
 # Role of a special token -> what the families call it.
 _SPECIAL_TOKENS = {
     "unk_token": ("[UNK]", "<unk>"),
@@ -91,7 +84,7 @@ def _model_config(spec: EncoderSpec, source: dict[str, Any]) -> dict[str, Any]:
     suffix = next(suffix for suffix, task in ARCHITECTURES.items() if task == spec.task)
     config = source | {
         "model_type": spec.family,
-        "architectures": [_CLASS_PREFIXES[spec.family] + suffix],
+        "architectures": [FAMILY_TABLES[spec.family].class_prefix + suffix],
         "pad_token_id": spec.pad_token_id,
     }
     if spec.task in ("text-classification", "token-classification"):

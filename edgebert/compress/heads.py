@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from edgebert.artifact.checkpoint import Checkpoint, load_checkpoint
+from edgebert.artifact.families import FAMILY_TABLES
 from edgebert.artifact.names import weight_tensors
 from edgebert.artifact.spec import EncoderSpec
 from edgebert.compress.data import Dataset
@@ -53,7 +54,7 @@ def load_for_task(source: str | Path, dataset: Dataset, *, seed: int = 0, family
         body = load_checkpoint(source, "embedding:none", family)
     head: dict[str, Any] = {"pooling": "none", "dense_size": 0, "dense_activation": "identity"}
     if task == "text-classification":
-        activation = {"distilbert": "relu", "electra": "gelu_erf"}.get(body.spec.family, "tanh")
+        activation = FAMILY_TABLES[body.spec.family].dense_activation
         head = {"pooling": "cls", "dense_size": body.spec.hidden_size, "dense_activation": activation}
         head["problem_type"] = dataset.problem_type
     spec = body.spec.replace(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from edgebert.artifact.families import FAMILY_TABLES
 from edgebert.artifact.names import linear_name, weight_tensors
 from edgebert.artifact.spec import EncoderSpec
 from edgebert.errors import InvalidInputError, UnsupportedModelError
@@ -23,7 +24,6 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
     "identity": lambda x: x,
 }
-_DROPS_POOLED = ("roberta", "xlm-roberta", "camembert", "electra")  # their heads drop twice, around the dense layer
 
 
 class TorchEncoder(nn.Module):
@@ -193,7 +193,7 @@ class TorchEncoder(nn.Module):
             outputs["last_hidden_state"] = x
         if spec.has_sequence_head:
             rows = x[:, 0] if spec.pooling == "cls" else _mean_pool(x, mask)
-            if spec.task == "text-classification" and spec.family in _DROPS_POOLED:
+            if spec.task == "text-classification" and FAMILY_TABLES[spec.family].drops_pooled:
                 rows = self._drop(rows)
             if spec.dense_size:
                 rows = _ACTIVATIONS[spec.dense_activation](self._linear("head.dense", rows))

@@ -1,0 +1,137 @@
+"""The families: where each keeps what in its checkpoints, after transformers' `modeling_*.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Family:
+    """What is one family's own: config keys, tensor names (without `.weight` and `.bias`), and what its code fixes.
+
+    `class_prefix` begins the names of its classes in transformers. `encoder` names are below `prefix`, which a
+    checkpoint of the bare encoder leaves out; `dense` (of the classification head), `classifier` and the `mlm` names
+    are given in full.
+    """
+
+    class_prefix: str
+    prefix: str
+    encoder: Mapping[str, str]
+    classifier: str
+    dense: str
+    dense_activation: str
+    mlm: tuple[str, str, str, str]  # dense, layer norm, decoder, the name of the bias
+    mlm_activation: str | None  # None: the config's hidden_act
+    config: Mapping[str, str] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    fixed: Mapping[str, Any] = field(default_factory=dict)  # what its code fixes, whatever the config says
+    has_padding_position: bool = False  # the pad token's row comes first, and positions count the others alone
+    has_embedding_size: bool = False  # embeddings may be of another width than the layers
+    drops_pooled: bool = False  # in training, the classification head drops before its dense layer too
+
+
+_BERT_ENCODER = {
+    "word": "embeddings.word_embeddings",
+    "position": "embeddings.position_embeddings",
+    "token_type": "embeddings.token_type_embeddings",
+    "embeddings.layer_norm": "embeddings.LayerNorm",
+    "projection": "embeddings_project",
+    "q": "encoder.layer.{i}.attention.self.query",
+    "k": "encoder.layer.{i}.attention.self.key",
+    "v": "encoder.layer.{i}.attention.self.value",
+    "attention_output": "encoder.layer.{i}.attention.output.dense",
+    "attention.layer_norm": "encoder.layer.{i}.attention.output.LayerNorm",
+    "ffn_up": "encoder.layer.{i}.intermediate.dense",
+    "ffn_down": "encoder.layer.{i}.output.dense",
+    "ffn.layer_norm": "encoder.layer.{i}.output.LayerNorm",
+    "pooler": "pooler.dense",
+}
+_DISTILBERT_ENCODER = {
+    "word": "embeddings.word_embeddings",
+    "position": "embeddings.position_embeddings",
+    "embeddings.layer_norm": "embeddings.LayerNorm",
+    "q": "transformer.layer.{i}.attention.q_lin",
+    "k": "transformer.layer.{i}.attention.k_lin",
+    "v": "transformer.layer.{i}.attention.v_lin",
+    "attention_output": "transformer.layer.{i}.attention.out_lin",
+    "attention.layer_norm": "transformer.layer.{i}.sa_layer_norm",
+    "ffn_up": "transformer.layer.{i}.ffn.lin1",
+    "ffn_down": "transformer.layer.{i}.ffn.lin2",
+    "ffn.layer_norm": "transformer.layer.{i}.output_layer_norm",
+}
+
+
+def _roberta(class_prefix: str) -> Family:
+    return Family(
+        class_prefix=class_prefix,
+        prefix="roberta.",
+        encoder=_BERT_ENCODER,
+        classifier="classifier.out_proj",
+        dense="classifier.dense",
+        dense_activation="tanh",
+        mlm=("lm_head.dense", "lm_head.layer_norm", "lm_head.decoder", "lm_head.bias"),
+        mlm_activation="gelu_erf",
+        defaults={"pad_token_id": 1},
+        has_padding_position=True,
+        drops_pooled=True,
+    )
+
+
+# By the `model_type` of config.json; spec.FAMILIES has the same names.
+FAMILY_TABLES = {
+    "bert": Family(
+        class_prefix="Bert",
+        prefix="bert.",
+        encoder=_BERT_ENCODER,
+        classifier="classifier",
+        dense="bert.pooler.dense",
+        dense_activation="tanh",
+        mlm=(
+            "cls.predictions.transform.dense",
+            "cls.predictions.transform.LayerNorm",
+            "cls.predictions.decoder",
+            "cls.predictions.bias",
+        ),
+        mlm_activation=None,
+    ),
+    "roberta": _roberta("Roberta"),
+    "xlm-roberta": _roberta("XLMRoberta"),
+    "camembert": _roberta("Camembert"),
+    "distilbert": Family(
+        class_prefix="DistilBert",
+        prefix="distilbert.",
+        encoder=_DISTILBERT_ENCODER,
+        classifier="classifier",
+        dense="pre_classifier",
+        dense_activation="relu",
+        mlm=("vocab_transform", "vocab_layer_norm", "vocab_projector", "vocab_projector.bias"),
+        mlm_activation=None,
+        config={
+            "hidden_size": "dim",
+            "num_attention_heads": "n_heads",
+            "num_hidden_layers": "n_layers",
+            "intermediate_size": "hidden_dim",
+            "hidden_act": "activation",
+        },
+        fixed={"type_vocab_size": 0, "layer_norm_eps": 1e-12},
+    ),
+    "electra": Family(
+        class_prefix="Electra",
+        prefix="electra.",
+        encoder=_BERT_ENCODER,
+        classifier="classifier.out_proj",
+        dense="classifier.dense",
+        dense_activation="gelu_erf",
+        mlm=(
+            "generator_predictions.dense",
+            "generator_predictions.LayerNorm",
+            "generator_lm_head",
+            "generator_lm_head.bias",
+        ),
+        mlm_activation="gelu_erf",
+        has_embedding_size=True,
+        drops_pooled=True,
+    ),
+}
