@@ -17,14 +17,6 @@ from edgebert.backends.cpus import usable_cpus
 from edgebert.bench.provenance import Recorder
 from edgebert.bench.roof import Roof, measure_roof, roof_of, take_higher
 
-# The roof that a kernel is held against; what moves memory more than it computes has none.
-PRECISIONS = {
-    "linear_u8s8_f32": "int8",
-    "linear_f32": "fp32",
-    "attention_varlen": "fp32",
-    "attention_varlen_u8s8": "int8",
-}
-
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.kernels", description=__doc__.splitlines()[0])
@@ -73,7 +65,7 @@ def add_rates(row: dict[str, Any], roof: Roof) -> dict[str, Any]:
     if "gop" not in row:
         return {**row, "gb_per_s": round(row["mb"] / row["us"] * 1e3, 1)}
     rate = row["gop"] / row["us"] * 1e6
-    limit = roof_of(roof, 1, PRECISIONS[row["kernel"]], row["isa"])
+    limit = roof_of(roof, 1, row["precision"], row["isa"])
     assert limit is not None
     return {**row, "gops": round(rate, 1), "share": round(rate / limit, 3)}
 

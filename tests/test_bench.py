@@ -398,7 +398,8 @@ def test_kernel_rows_have_their_roof(programs: dict[str, ModuleType]) -> None:
     from benchmarks import kernels
 
     table = {"1": make_roof(400.0)["2"]}
-    linear = {"isa": "narrow", "kernel": "linear_u8s8_f32", "shape": "s", "us": 100.0, "gop": 0.004}
+    linear = {"isa": "narrow", "kernel": "linear_u8s8_f32", "shape": "s", "us": 100.0}
+    linear |= {"gop": 0.004, "precision": "int8"}
     norm = {"isa": "wide", "kernel": "add_layernorm", "shape": "s", "us": 10.0, "mb": 0.5}
     rows = [kernels.add_rates(row, table) for row in (linear, norm)]
     assert rows[0]["gops"] == 40.0 and rows[0]["share"] == 0.8 and rows[1]["gb_per_s"] == 50.0

@@ -197,6 +197,9 @@ def test_native_include_rules() -> None:
         assert set(other) <= {"engine/status.h", "engine/api_guard.h"}, path
     for path in (KERNELS / "cuda").iterdir():
         assert not [name for name in _includes(path) if name.startswith("cpu/")], path
+    for path in (KERNELS / "roof").iterdir():
+        names = [name for name in _includes(path) if "/" in name]
+        assert not [name for name in names if not name.startswith(("roof/", "cpu/cpu_features.h"))], path
     allowed = {
         "simd": ("cpu/simd/",),
         "generic": ("cpu/simd/", "cpu/generic/", "cpu/kernel_table.h", "cpu/kernels.inc"),

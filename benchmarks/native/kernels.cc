@@ -1,7 +1,8 @@
 // Each kernel of each instruction set at real shapes, one thread, as JSON lines:
 //
-//   {"isa", "kernel", "shape", "us": the shortest run, "gop": its operations / 1e9, or "mb": bytes read and written /
-//   1e6}
+//   {"isa", "kernel", "shape", "us": the shortest run, and
+//    "gop": its operations / 1e9, with "precision": the roof it is held against, "int8" or "fp32"; or
+//    "mb": bytes read and written / 1e6}
 #include <stdio.h>
 #include <string.h>
 
@@ -9,8 +10,8 @@
 #include <string>
 #include <vector>
 
-#include "clock.h"
 #include "cpu/dispatch.h"
+#include "roof/clock.h"
 
 namespace edgebert {
 namespace {
@@ -68,89 +69,149 @@ struct Codes {
   int stride;
 };
 
-class Bench {
- public:
-  explicit Bench(const KernelTable& table) : table_(table) {}
+// Prints what one kernel of one ISA takes.
+struct Report {
+  const char* isa;
+  const char* kernel;
 
-  void run() {
-    for (const Shape& shape : kShapes) {
-      for (const int rows : kRows) {
-        const struct {
-          const char* name;
-          int inputs, outputs;
-          Epilogue epilogue;
-        } linears[] = {{"qkv", shape.hidden, 3 * shape.hidden, Epilogue::kBias},
-                       {"attention_output", shape.hidden, shape.hidden, Epilogue::kBias},
-                       {"ffn_up", shape.hidden, shape.intermediate, Epilogue::kGeluErf},
-                       {"ffn_down", shape.intermediate, shape.hidden, Epilogue::kBias}};
-        for (const auto& linear : linears) {
-          const std::string name = std::string(shape.name) + " " + linear.name + ", " + std::to_string(rows) + " rows";
-          linear_u8s8(name, rows, linear.inputs, linear.outputs, linear.epilogue);
-          linear_f32(name, rows, linear.inputs, linear.outputs, linear.epilogue);
-        }
-        const std::string name = std::string(shape.name) + ", " + std::to_string(rows) + " rows";
-        add_layernorm(name, rows, shape.hidden);
-        quantize_rows(name, rows, shape.intermediate);
-      }
-      for (const int length : kLengths) {
-        attention("attention_varlen", table_.attention_varlen, shape, length);
-        attention("attention_varlen_u8s8", table_.attention_varlen_u8s8, shape, length);
-      }
-    }
+  void operations(const std::string& shape, double seconds, const char* precision, double count) const {
+    print(shape, seconds);
+    printf(", \"gop\": %.6f, \"precision\": \"%s\"}\n", count / 1e9, precision);
+    fflush(stdout);
   }
-
- private:
-  void print(const char* kernel, const std::string& shape, double seconds, const char* unit, double amount) {
-    printf("{\"isa\": \"%s\", \"kernel\": \"%s\", \"shape\": \"%s\", \"us\": %.3f, \"%s\": %.6f}\n", table_.isa, kernel,
-           shape.c_str(), 1e6 * seconds, unit, amount);
+  void bytes(const std::string& shape, double seconds, double count) const {
+    print(shape, seconds);
+    printf(", \"mb\": %.6f}\n", count / 1e6);
     fflush(stdout);
   }
 
-  void linear_u8s8(const std::string& shape, int rows, int inputs, int outputs, Epilogue epilogue) {
-    const int nr = table_.s8_nr, panels = (outputs + nr - 1) / nr;
+ private:
+  void print(const std::string& shape, double seconds) const {
+    printf("{\"isa\": \"%s\", \"kernel\": \"%s\", \"shape\": \"%s\", \"us\": %.3f", isa, kernel, shape.c_str(),
+           1e6 * seconds);
+  }
+};
+
+// BENCHMARK_KERNEL(name) { ... } times a kernel of `table` at a model's shape. The kernel's line in kernels.inc runs it
+// on every ISA, and does not compile without it.
+template <auto kernel>
+constexpr bool is_timed = false;
+#define BENCHMARK_KERNEL(name)                        \
+  template <>                                         \
+  constexpr bool is_timed<&KernelTable::name> = true; \
+  void time_##name(const KernelTable& table, const Shape& shape, const Report& report)
+
+std::string of_rows(const Shape& shape, int rows) {
+  return std::string(shape.name) + ", " + std::to_string(rows) + " rows";
+}
+std::string of_tokens(const Shape& shape, int length) {
+  return std::string(shape.name) + ", " + std::to_string(length) + " tokens";
+}
+
+struct LinearShape {
+  std::string name;
+  int rows, inputs, outputs;
+  Epilogue epilogue;
+  double operations() const { return 2.0 * rows * inputs * outputs; }
+};
+std::vector<LinearShape> linears_of(const Shape& shape) {
+  const int hidden = shape.hidden, intermediate = shape.intermediate;
+  std::vector<LinearShape> linears;
+  for (const int rows : kRows)
+    for (const LinearShape& linear : {LinearShape{"qkv", rows, hidden, 3 * hidden, Epilogue::kBias},
+                                      LinearShape{"attention_output", rows, hidden, hidden, Epilogue::kBias},
+                                      LinearShape{"ffn_up", rows, hidden, intermediate, Epilogue::kGeluErf},
+                                      LinearShape{"ffn_down", rows, intermediate, hidden, Epilogue::kBias}}) {
+      linears.push_back(linear);
+      linears.back().name = std::string(shape.name) + " " + linear.name + ", " + std::to_string(rows) + " rows";
+    }
+  return linears;
+}
+
+BENCHMARK_KERNEL(embed_layernorm) {
+  constexpr int kVocab = 30522, kPositions = 512;
+  const int width = shape.hidden;
+  Array<int8_t> words(static_cast<size_t>(kVocab) * width), positions(static_cast<size_t>(kPositions) * width);
+  Array<float> scale(kVocab), weight(width), bias(width);
+  for (const int rows : kRows) {
+    std::vector<int32_t> input_ids, position_ids;
+    for (int i = 0; i < rows; ++i) {
+      input_ids.push_back(i * 4099 % kVocab);
+      position_ids.push_back(i);
+    }
+    Array<float> out(static_cast<size_t>(rows) * row_stride(width));
+    EmbedArgs args{};
+    args.word = {nullptr, words.get(), scale.get()};
+    args.position = {nullptr, positions.get(), scale.get()};
+    args.norm = {weight.get(), bias.get(), width, 1e-12f};
+    args.input_ids = input_ids.data();
+    args.position_ids = position_ids.data();
+    args.out = out.get();
+    args.out_stride = row_stride(width);
+    const double seconds = shortest(kSeconds, [&] { table.embed_layernorm(args, 0, rows); });
+    report.bytes(of_rows(shape, rows), seconds, 6.0 * rows * width);
+  }
+}
+
+BENCHMARK_KERNEL(quantize_rows) {
+  const int width = shape.intermediate;
+  for (const int rows : kRows) {
+    Array<float> x(static_cast<size_t>(rows) * row_stride(width)), inv_smooth(width);
+    Codes codes(rows, width);
+    QuantizeArgs args{};
+    args.x = x.get();
+    args.x_stride = row_stride(width);
+    args.width = width;
+    args.inv_smooth = inv_smooth.get();
+    args.out = codes.view();
+    const double seconds = shortest(kSeconds, [&] { table.quantize_rows(args, 0, rows); });
+    report.bytes(of_rows(shape, rows), seconds, 5.0 * rows * width);
+  }
+}
+
+BENCHMARK_KERNEL(linear_u8s8_f32) {
+  for (const LinearShape& linear : linears_of(shape)) {
+    const int nr = table.s8_nr, panels = (linear.outputs + nr - 1) / nr;
     const size_t columns = static_cast<size_t>(panels) * static_cast<size_t>(nr);
-    Array<int8_t> weight(columns * static_cast<size_t>(round_up(inputs, 4)));
-    Array<float> w_scale(columns), bias(columns), out(static_cast<size_t>(rows) * row_stride(outputs));
+    Array<int8_t> weight(columns * static_cast<size_t>(round_up(linear.inputs, 4)));
+    Array<float> w_scale(columns), bias(columns), out(static_cast<size_t>(linear.rows) * row_stride(linear.outputs));
     Array<int32_t> colsum(columns);
-    Codes in(rows, inputs);
+    Codes in(linear.rows, linear.inputs);
     LinearU8S8Args args{};
     args.in = in.view();
-    args.linear.weight = weight.get();
-    args.linear.w_scale = w_scale.get();
-    args.linear.colsum = colsum.get();
-    args.linear.bias = bias.get();
-    args.linear.inputs = inputs;
-    args.linear.outputs = outputs;
-    args.epilogue = epilogue;
+    args.linear = {weight.get(), w_scale.get(), colsum.get(), bias.get(), linear.inputs, linear.outputs};
+    args.epilogue = linear.epilogue;
     args.out = out.get();
-    args.out_stride = row_stride(outputs);
-    const double seconds = shortest(kSeconds, [&] { table_.linear_u8s8_f32(args, {0, rows, 0, panels}); });
-    print("linear_u8s8_f32", shape, seconds, "gop", 2e-9 * rows * inputs * outputs);
+    args.out_stride = row_stride(linear.outputs);
+    const double seconds = shortest(kSeconds, [&] { table.linear_u8s8_f32(args, {0, linear.rows, 0, panels}); });
+    report.operations(linear.name, seconds, "int8", linear.operations());
   }
+}
 
-  void linear_f32(const std::string& shape, int rows, int inputs, int outputs, Epilogue epilogue) {
-    const int nr = table_.f32_nr, panels = (outputs + nr - 1) / nr;
+BENCHMARK_KERNEL(linear_f32) {
+  for (const LinearShape& linear : linears_of(shape)) {
+    const int nr = table.f32_nr, panels = (linear.outputs + nr - 1) / nr;
     const size_t columns = static_cast<size_t>(panels) * static_cast<size_t>(nr);
-    Array<float> weight(columns * static_cast<size_t>(inputs)), bias(columns);
-    Array<float> x(static_cast<size_t>(rows) * row_stride(inputs)),
-        out(static_cast<size_t>(rows) * row_stride(outputs));
+    Array<float> weight(columns * static_cast<size_t>(linear.inputs)), bias(columns);
+    Array<float> x(static_cast<size_t>(linear.rows) * row_stride(linear.inputs)),
+        out(static_cast<size_t>(linear.rows) * row_stride(linear.outputs));
     LinearF32Args args{};
     args.x = x.get();
-    args.x_stride = row_stride(inputs);
-    args.linear.weight = weight.get();
-    args.linear.bias = bias.get();
-    args.linear.inputs = inputs;
-    args.linear.outputs = outputs;
-    args.epilogue = epilogue;
+    args.x_stride = row_stride(linear.inputs);
+    args.linear = {weight.get(), bias.get(), linear.inputs, linear.outputs};
+    args.epilogue = linear.epilogue;
     args.out = out.get();
-    args.out_stride = row_stride(outputs);
-    const double seconds = shortest(kSeconds, [&] { table_.linear_f32(args, {0, rows, 0, panels}); });
-    print("linear_f32", shape, seconds, "gop", 2e-9 * rows * inputs * outputs);
+    args.out_stride = row_stride(linear.outputs);
+    const double seconds = shortest(kSeconds, [&] { table.linear_f32(args, {0, linear.rows, 0, panels}); });
+    report.operations(linear.name, seconds, "fp32", linear.operations());
   }
+}
 
-  template <class Kernel>
-  void attention(const char* kernel, Kernel attend, const Shape& shape, int length) {
-    const int head_dim = shape.hidden / shape.heads;
+// Both attention kernels: every head of one sequence.
+template <class Kernel>
+void time_attention(Kernel attend, const char* precision, const Shape& shape, const Report& report) {
+  const int head_dim = shape.hidden / shape.heads;
+  for (const int length : kLengths) {
     const int32_t cu_seqlens[] = {0, length};
     Array<float> qkv(static_cast<size_t>(length) * 3 * shape.hidden),
         context(static_cast<size_t>(length) * shape.hidden);
@@ -166,12 +227,17 @@ class Bench {
     const double seconds = shortest(kSeconds, [&] {
       for (int head = 0; head < shape.heads; ++head) attend(args, 0, head, scratch.get());
     });
-    print(kernel, std::string(shape.name) + ", " + std::to_string(length) + " tokens", seconds, "gop",
-          4e-9 * length * length * shape.hidden);
+    report.operations(of_tokens(shape, length), seconds, precision, 4.0 * length * length * shape.hidden);
   }
+}
 
-  void add_layernorm(const std::string& shape, int rows, int width) {
-    const int stride = row_stride(width);
+BENCHMARK_KERNEL(attention_varlen) { time_attention(table.attention_varlen, "fp32", shape, report); }
+
+BENCHMARK_KERNEL(attention_varlen_u8s8) { time_attention(table.attention_varlen_u8s8, "int8", shape, report); }
+
+BENCHMARK_KERNEL(add_layernorm) {
+  const int width = shape.hidden, stride = row_stride(width);
+  for (const int rows : kRows) {
     Array<float> x(static_cast<size_t>(rows) * stride), residual(static_cast<size_t>(rows) * stride);
     Array<float> out(static_cast<size_t>(rows) * stride), weight(width), bias(width), inv_smooth(width);
     Codes codes(rows, width);
@@ -186,25 +252,36 @@ class Bench {
     args.quantize = true;
     args.inv_smooth = inv_smooth.get();
     args.codes = codes.view();
-    const double seconds = shortest(kSeconds, [&] { table_.add_layernorm(args, 0, rows); });
-    print("add_layernorm", shape, seconds, "mb", 13e-6 * rows * width);
+    const double seconds = shortest(kSeconds, [&] { table.add_layernorm(args, 0, rows); });
+    report.bytes(of_rows(shape, rows), seconds, 13.0 * rows * width);
   }
+}
 
-  void quantize_rows(const std::string& shape, int rows, int width) {
-    Array<float> x(static_cast<size_t>(rows) * row_stride(width)), inv_smooth(width);
-    Codes codes(rows, width);
-    QuantizeArgs args{};
+BENCHMARK_KERNEL(pool) {
+  const int width = shape.hidden;
+  for (const int length : kLengths) {
+    const int32_t cu_seqlens[] = {0, length};
+    Array<float> x(static_cast<size_t>(length) * row_stride(width)), out(row_stride(width));
+    PoolArgs args{};
     args.x = x.get();
     args.x_stride = row_stride(width);
     args.width = width;
-    args.inv_smooth = inv_smooth.get();
-    args.out = codes.view();
-    const double seconds = shortest(kSeconds, [&] { table_.quantize_rows(args, 0, rows); });
-    print("quantize_rows", shape, seconds, "mb", 5e-6 * rows * width);
+    args.cu_seqlens = cu_seqlens;
+    args.is_mean = true;
+    args.normalize = true;
+    args.out = out.get();
+    args.out_stride = row_stride(width);
+    const double seconds = shortest(kSeconds, [&] { table.pool(args, 0, 1); });
+    report.bytes(of_tokens(shape, length), seconds, 4.0 * (length + 1) * width);
   }
+}
 
-  const KernelTable& table_;
-};
+#define EB_KERNEL(name, arguments)                                                                               \
+  static_assert(is_timed<&KernelTable::name>,                                                                    \
+                "kernels.inc lists " #name ", so benchmarks/native/kernels.cc must have BENCHMARK_KERNEL(" #name \
+                ") { ... }");
+#include "cpu/kernels.inc"
+#undef EB_KERNEL
 
 }  // namespace
 }  // namespace edgebert
@@ -215,7 +292,13 @@ int main() {
   for (size_t begin = 0; begin < isas.size();) {
     const size_t end = std::min(isas.find(',', begin), isas.size());
     const std::string isa = isas.substr(begin, end - begin);
-    if (isa != "baseline") Bench(select_kernels(isa.c_str())).run();
+    if (isa != "baseline")
+      for (const Shape& shape : kShapes) {
+        const KernelTable& table = select_kernels(isa.c_str());
+#define EB_KERNEL(name, arguments) time_##name(table, shape, {table.isa, #name});
+#include "cpu/kernels.inc"
+#undef EB_KERNEL
+      }
     begin = end + 1;
   }
   return 0;

@@ -22,6 +22,7 @@ namespace {
 
 CpuFeatures detect() {
   CpuFeatures f;
+  f.baseline = true;
 #if defined(__x86_64__)
   unsigned a, b, c, d;
   if (!__get_cpuid(1, &a, &b, &c, &d)) return f;
@@ -37,9 +38,9 @@ CpuFeatures detect() {
   f.avx512_vnni = f.avx2 && os_saves_512 && has_avx512 && (c & (1u << 11));
   if (max_subleaf >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d)) f.avx_vnni = f.avx2 && (a & (1u << 4));
 #elif defined(__aarch64__)
-  f.neon = true;
+  f.neon = true;  // all of 64-bit Arm has it
 #if defined(__linux__)
-  f.neon_dotprod = getauxval(AT_HWCAP) & HWCAP_ASIMDDP;
+  f.neon_dotprod = getauxval(AT_HWCAP) & HWCAP_ASIMDDP;  // sdot, of Armv8.2
 #endif
 #endif
   return f;

@@ -3,12 +3,11 @@
 
 namespace edgebert {
 
+// For each instruction set of isas.inc, whether the CPU has it and the operating system saves its registers.
 struct CpuFeatures {
-  bool avx2 = false;          // AVX2 and FMA, and the OS saves 256-bit registers
-  bool avx_vnni = false;      // AVX2 and AVX-VNNI (256-bit vpdpbusd, VEX)
-  bool avx512_vnni = false;   // AVX-512 F, BW, DQ, VL and VNNI, and the OS saves 512-bit registers
-  bool neon = false;          // 64-bit Arm, all of which has it
-  bool neon_dotprod = false;  // with sdot (Armv8.2's dot product)
+#define EB_ISA_ENTRY(name, processors, flags) bool name = false;
+#include "cpu/isas.inc"
+#undef EB_ISA_ENTRY
 };
 
 const CpuFeatures& cpu_features();

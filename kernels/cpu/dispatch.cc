@@ -8,12 +8,12 @@
 
 namespace edgebert {
 
-#define EB_ISA_ENTRY(name, usable) \
+#define EB_BUILT_ISA(name)         \
   namespace name {                 \
   extern const KernelTable kTable; \
   }
-#include "cpu/isas.inc"
-#undef EB_ISA_ENTRY
+#include "built_isas.inc"
+#undef EB_BUILT_ISA
 
 namespace {
 
@@ -23,15 +23,17 @@ struct Entry {
 };
 
 // Every name any build may have, so that "this build lacks it" differs from "there is no such ISA".
-constexpr const char* kKnownIsas[] = {"avx512_vnni", "avx_vnni", "avx2", "neon_dotprod", "neon", "baseline"};
+constexpr const char* kKnownIsas[] = {
+#define EB_ISA_ENTRY(name, processors, flags) #name,
+#include "cpu/isas.inc"
+#undef EB_ISA_ENTRY
+};
 
 template <class Visit>
 void for_isas(Visit visit) {
-  const CpuFeatures& f = cpu_features();
-  (void)f;
-#define EB_ISA_ENTRY(name, usable) visit(Entry{&name::kTable, usable});
-#include "cpu/isas.inc"
-#undef EB_ISA_ENTRY
+#define EB_BUILT_ISA(name) visit(Entry{&name::kTable, cpu_features().name});
+#include "built_isas.inc"
+#undef EB_BUILT_ISA
 }
 
 std::string join(bool usable_only) {

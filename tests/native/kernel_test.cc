@@ -124,6 +124,15 @@ struct SameBits {
   }
 };
 
+// TEST_KERNEL(name) { ... } checks a kernel of `table` on random data that are the same for every ISA, and gives its
+// results to `bits`. The kernel's line in kernels.inc runs it on every ISA, and does not compile without it.
+template <auto kernel>
+constexpr bool is_tested = false;
+#define TEST_KERNEL(name)                              \
+  template <>                                          \
+  constexpr bool is_tested<&KernelTable::name> = true; \
+  void test_##name([[maybe_unused]] const KernelTable& table, [[maybe_unused]] SameBits& bits)
+
 // Codes by the contract, written out as edgebert/quant.py has it.
 struct Codes {
   std::vector<uint8_t> q;
@@ -200,115 +209,100 @@ double activate(Epilogue epilogue, double x) {
 constexpr Epilogue kEpilogues[] = {Epilogue::kBias, Epilogue::kGeluErf, Epilogue::kGeluTanh, Epilogue::kRelu,
                                    Epilogue::kTanh};
 
-void test_quantize_rows() {
+TEST_KERNEL(quantize_rows) {
   for (const int rows : {1, 2, 7, 97})
     for (const int width : {1, 15, 16, 17, 31, 384, 385}) {
       const Matrix x = awkward_matrix(rows, width);
       const std::vector<float> inv_smooth = random_vector(width, 1.0f, 0.3f);
       for (const float* smooth : {static_cast<const float*>(nullptr), inv_smooth.data()}) {
-        const Codes want = reference_codes(x, smooth);
-        for (const KernelTable* table : tables()) {
-          CodeBuffer got(rows, width);
-          table->quantize_rows({x.values.data(), x.stride, width, smooth, got.rows}, 0, rows);
-          got.check(want, width);
-        }
+        CodeBuffer got(rows, width);
+        table.quantize_rows({x.values.data(), x.stride, width, smooth, got.rows}, 0, rows);
+        got.check(reference_codes(x, smooth), width);
       }
     }
 }
 
-void test_linear_u8s8_f32() {
-  SameBits activations;
-  for (const KernelTable* table : tables()) {
-    rng.seed(1);
-    activations.start();
-    const int nr = table->s8_nr;
-    for (const int rows : {1, 2, 3, 5, 6, 7, 13, 97})
-      for (const int inputs : {1, 3, 4, 33, 384})
-        for (const int outputs : {1, 15, 16, 17, 63, 64, 65, 200}) {
-          const Matrix x = awkward_matrix(rows, inputs);
-          std::vector<int8_t> weight(static_cast<size_t>(inputs) * outputs);
-          std::vector<int32_t> colsum(outputs);
-          for (size_t i = 0; i < weight.size(); ++i) {
-            weight[i] = static_cast<int8_t>(i % 5 == 0 ? 127 : i % 7 == 0 ? -127 : static_cast<int>(rng() % 255) - 127);
-            colsum[i % outputs] += weight[i];
-          }
-          const std::vector<float> scale = random_vector(outputs, 0.01f, 0.002f), bias = random_vector(outputs, 0, 1);
-          Arena arena;
-          const PackedLinearU8S8 packed =
-              pack_linear_u8s8(view(weight, {inputs, outputs}), view(scale, {outputs}), view(colsum),
-                               view(bias, {outputs}), WeightLayout::kInputsByOutputs, nr, arena);
-          CodeBuffer codes(rows, inputs);
-          table->quantize_rows({x.values.data(), x.stride, inputs, nullptr, codes.rows}, 0, rows);
-          const Codes reference = reference_codes(x, nullptr);
-          const auto sum = [&](int r, int n) {
-            int32_t acc = reference.zn[r] * colsum[n];
-            for (int k = 0; k < inputs; ++k) acc += reference.q[r * inputs + k] * weight[k * outputs + n];
-            return (static_cast<float>(acc) * scale[n]) * reference.a_scale[r] + bias[n];
-          };
-          for (const Epilogue epilogue : kEpilogues) {
-            if (epilogue != Epilogue::kBias && outputs != 65) continue;
-            Matrix y(rows, outputs);
-            // two row ranges and single panels must give what one call gives
-            const int panels = (outputs + nr - 1) / nr;
-            for (int p = 0; p < panels; ++p) {
-              table->linear_u8s8_f32({codes.rows, packed, epilogue, y.values.data(), y.stride},
-                                     {0, rows / 2, p, p + 1});
-              table->linear_u8s8_f32({codes.rows, packed, epilogue, y.values.data(), y.stride},
-                                     {rows / 2, rows, p, p + 1});
-            }
-            if (epilogue == Epilogue::kBias) {
-              for (int r = 0; r < rows; ++r)
-                for (int n = 0; n < outputs; ++n) CHECK(y.row(r)[n] == sum(r, n));
-            } else {
-              expect_close(
-                  y, [&](int r, int n) { return activate(epilogue, sum(r, n)); }, 3e-7, "linear_u8s8_f32", 1.0);
-            }
-            activations.check(*table, y, epilogue == Epilogue::kBias);
-          }
+TEST_KERNEL(linear_u8s8_f32) {
+  const int nr = table.s8_nr;
+  for (const int rows : {1, 2, 3, 5, 6, 7, 13, 97})
+    for (const int inputs : {1, 3, 4, 33, 384})
+      for (const int outputs : {1, 15, 16, 17, 63, 64, 65, 200}) {
+        const Matrix x = awkward_matrix(rows, inputs);
+        std::vector<int8_t> weight(static_cast<size_t>(inputs) * outputs);
+        std::vector<int32_t> colsum(outputs);
+        for (size_t i = 0; i < weight.size(); ++i) {
+          weight[i] = static_cast<int8_t>(i % 5 == 0 ? 127 : i % 7 == 0 ? -127 : static_cast<int>(rng() % 255) - 127);
+          colsum[i % outputs] += weight[i];
         }
-  }
+        const std::vector<float> scale = random_vector(outputs, 0.01f, 0.002f), bias = random_vector(outputs, 0, 1);
+        Arena arena;
+        const PackedLinearU8S8 packed =
+            pack_linear_u8s8(view(weight, {inputs, outputs}), view(scale, {outputs}), view(colsum),
+                             view(bias, {outputs}), WeightLayout::kInputsByOutputs, nr, arena);
+        CodeBuffer codes(rows, inputs);
+        table.quantize_rows({x.values.data(), x.stride, inputs, nullptr, codes.rows}, 0, rows);
+        const Codes reference = reference_codes(x, nullptr);
+        const auto sum = [&](int r, int n) {
+          int32_t acc = reference.zn[r] * colsum[n];
+          for (int k = 0; k < inputs; ++k) acc += reference.q[r * inputs + k] * weight[k * outputs + n];
+          return (static_cast<float>(acc) * scale[n]) * reference.a_scale[r] + bias[n];
+        };
+        for (const Epilogue epilogue : kEpilogues) {
+          if (epilogue != Epilogue::kBias && outputs != 65) continue;
+          Matrix y(rows, outputs);
+          // two row ranges and single panels must give what one call gives
+          const int panels = (outputs + nr - 1) / nr;
+          for (int p = 0; p < panels; ++p) {
+            table.linear_u8s8_f32({codes.rows, packed, epilogue, y.values.data(), y.stride}, {0, rows / 2, p, p + 1});
+            table.linear_u8s8_f32({codes.rows, packed, epilogue, y.values.data(), y.stride},
+                                  {rows / 2, rows, p, p + 1});
+          }
+          if (epilogue == Epilogue::kBias) {
+            for (int r = 0; r < rows; ++r)
+              for (int n = 0; n < outputs; ++n) CHECK(y.row(r)[n] == sum(r, n));
+          } else {
+            expect_close(y, [&](int r, int n) { return activate(epilogue, sum(r, n)); }, 3e-7, "linear_u8s8_f32", 1.0);
+          }
+          bits.check(table, y, epilogue == Epilogue::kBias);
+        }
+      }
 }
 
-void test_linear_f32() {
-  SameBits bits;
-  for (const KernelTable* table : tables()) {
-    rng.seed(2);
-    bits.start();
-    for (const int rows : {1, 2, 5, 6, 7, 97})
-      for (const int inputs : {1, 3, 64, 385})
-        for (const int outputs : {1, 15, 16, 17, 65}) {
-          const Matrix x = random_matrix(rows, inputs);
-          const std::vector<float> weight = random_vector(inputs * outputs, 0, 0.05f),
-                                   bias = random_vector(outputs, 0, 1);
-          std::vector<float> transposed(weight.size());
-          for (int k = 0; k < inputs; ++k)
-            for (int n = 0; n < outputs; ++n) transposed[n * inputs + k] = weight[k * outputs + n];
-          Arena arena;
-          const PackedLinearF32 packed = pack_linear_f32(view(weight, {inputs, outputs}), view(bias, {outputs}),
-                                                         WeightLayout::kInputsByOutputs, table->f32_nr, arena);
-          const PackedLinearF32 packed_transposed =
-              pack_linear_f32(view(transposed, {outputs, inputs}), view(bias, {outputs}),
-                              WeightLayout::kOutputsByInputs, table->f32_nr, arena);
-          const int panels = (outputs + table->f32_nr - 1) / table->f32_nr;
-          for (const Epilogue epilogue : kEpilogues) {
-            Matrix y(rows, outputs), again(rows, outputs);
-            table->linear_f32({x.values.data(), x.stride, packed, epilogue, y.values.data(), y.stride},
-                              {0, rows, 0, panels});
-            table->linear_f32({x.values.data(), x.stride, packed_transposed, epilogue, again.values.data(), y.stride},
-                              {0, rows, 0, panels});
-            CHECK(same_bits(y, again));
-            const auto want = [&](int r, int n) {
-              double sum = 0;
-              for (int k = 0; k < inputs; ++k) sum += static_cast<double>(x.row(r)[k]) * weight[k * outputs + n];
-              return activate(epilogue, sum + bias[n]);
-            };
-            // roundings of 2**-24 add up like a random walk over the inputs
-            const double tolerance = 4e-7 + 4 * 6e-8 * std::sqrt(static_cast<double>(inputs));
-            expect_close(y, want, tolerance, "linear_f32", epilogue == Epilogue::kBias ? 1e-30 : 1.0);
-            bits.check(*table, y);
-          }
+TEST_KERNEL(linear_f32) {
+  for (const int rows : {1, 2, 5, 6, 7, 97})
+    for (const int inputs : {1, 3, 64, 385})
+      for (const int outputs : {1, 15, 16, 17, 65}) {
+        const Matrix x = random_matrix(rows, inputs);
+        const std::vector<float> weight = random_vector(inputs * outputs, 0, 0.05f),
+                                 bias = random_vector(outputs, 0, 1);
+        std::vector<float> transposed(weight.size());
+        for (int k = 0; k < inputs; ++k)
+          for (int n = 0; n < outputs; ++n) transposed[n * inputs + k] = weight[k * outputs + n];
+        Arena arena;
+        const PackedLinearF32 packed = pack_linear_f32(view(weight, {inputs, outputs}), view(bias, {outputs}),
+                                                       WeightLayout::kInputsByOutputs, table.f32_nr, arena);
+        const PackedLinearF32 packed_transposed =
+            pack_linear_f32(view(transposed, {outputs, inputs}), view(bias, {outputs}), WeightLayout::kOutputsByInputs,
+                            table.f32_nr, arena);
+        const int panels = (outputs + table.f32_nr - 1) / table.f32_nr;
+        for (const Epilogue epilogue : kEpilogues) {
+          Matrix y(rows, outputs), again(rows, outputs);
+          table.linear_f32({x.values.data(), x.stride, packed, epilogue, y.values.data(), y.stride},
+                           {0, rows, 0, panels});
+          table.linear_f32({x.values.data(), x.stride, packed_transposed, epilogue, again.values.data(), y.stride},
+                           {0, rows, 0, panels});
+          CHECK(same_bits(y, again));
+          const auto want = [&](int r, int n) {
+            double sum = 0;
+            for (int k = 0; k < inputs; ++k) sum += static_cast<double>(x.row(r)[k]) * weight[k * outputs + n];
+            return activate(epilogue, sum + bias[n]);
+          };
+          // roundings of 2**-24 add up like a random walk over the inputs
+          const double tolerance = 4e-7 + 4 * 6e-8 * std::sqrt(static_cast<double>(inputs));
+          expect_close(y, want, tolerance, "linear_f32", epilogue == Epilogue::kBias ? 1e-30 : 1.0);
+          bits.check(table, y);
         }
-  }
+      }
 }
 
 // Scores, softmax and values in type T, in the plainest order.
@@ -335,112 +329,101 @@ std::vector<T> naive_attention(const Matrix& qkv, int first, int length, int siz
 }
 
 // The error against f64 is at most twice that of naive f32 code, and two roundings of the largest value.
-void test_attention_varlen() {
-  SameBits bits;
-  for (const KernelTable* table : tables()) {
-    rng.seed(3);
-    bits.start();
-    for (const int head_dim : {32, 64, 7, 48, 80}) {
-      const int heads = 2, size = heads * head_dim;
-      std::vector<int32_t> cu_seqlens{0};
-      for (const int length : {1, 2, 5, 63, 64, 65, 130, 3}) cu_seqlens.push_back(cu_seqlens.back() + length);
-      const int tokens = cu_seqlens.back();
-      Matrix qkv = random_matrix(tokens, 3 * size, 1.5f);
-      for (int c = 0; c < 3 * size; ++c) qkv.row(3)[c] *= 20.0f;  // a softmax with one large score
-      Matrix context(tokens, size);
-      std::vector<float> scratch(attention_scratch(130, head_dim));
-      const AttentionArgs args{qkv.values.data(),     qkv.stride,    size, head_dim, cu_seqlens.data(),
-                               context.values.data(), context.stride};
-      for (size_t s = 0; s + 1 < cu_seqlens.size(); ++s)
-        for (int head = 0; head < heads; ++head) {
-          table->attention_varlen(args, static_cast<int>(s), head, scratch.data());
-          const int first = cu_seqlens[s], length = cu_seqlens[s + 1] - first;
-          const auto exact = naive_attention<double>(qkv, first, length, size, head_dim, head);
-          const auto naive = naive_attention<float>(qkv, first, length, size, head_dim, head);
-          double naive_error = 0, error = 0, largest_value = 0;
-          for (int i = 0; i < length; ++i)
-            for (int d = 0; d < head_dim; ++d) {
-              const double want = exact[i * head_dim + d];
-              const float value = qkv.row(first + i)[2 * size + head * head_dim + d];
-              largest_value = std::max(largest_value, std::fabs(static_cast<double>(value)));
-              naive_error = std::max(naive_error, std::fabs(naive[i * head_dim + d] - want));
-              error = std::max(error, std::fabs(context.row(first + i)[head * head_dim + d] - want));
-            }
-          if (!(error <= 2 * naive_error + 1.2e-7 * largest_value)) {
-            std::fprintf(stderr, "attention_varlen %s head_dim %d length %d: error %g, naive f32 %g\n", table->isa,
-                         head_dim, length, error, naive_error);
-            std::exit(1);
+TEST_KERNEL(attention_varlen) {
+  for (const int head_dim : {32, 64, 7, 48, 80}) {
+    const int heads = 2, size = heads * head_dim;
+    std::vector<int32_t> cu_seqlens{0};
+    for (const int length : {1, 2, 5, 63, 64, 65, 130, 3}) cu_seqlens.push_back(cu_seqlens.back() + length);
+    const int tokens = cu_seqlens.back();
+    Matrix qkv = random_matrix(tokens, 3 * size, 1.5f);
+    for (int c = 0; c < 3 * size; ++c) qkv.row(3)[c] *= 20.0f;  // a softmax with one large score
+    Matrix context(tokens, size);
+    std::vector<float> scratch(attention_scratch(130, head_dim));
+    const AttentionArgs args{qkv.values.data(),     qkv.stride,    size, head_dim, cu_seqlens.data(),
+                             context.values.data(), context.stride};
+    for (size_t s = 0; s + 1 < cu_seqlens.size(); ++s)
+      for (int head = 0; head < heads; ++head) {
+        table.attention_varlen(args, static_cast<int>(s), head, scratch.data());
+        const int first = cu_seqlens[s], length = cu_seqlens[s + 1] - first;
+        const auto exact = naive_attention<double>(qkv, first, length, size, head_dim, head);
+        const auto naive = naive_attention<float>(qkv, first, length, size, head_dim, head);
+        double naive_error = 0, error = 0, largest_value = 0;
+        for (int i = 0; i < length; ++i)
+          for (int d = 0; d < head_dim; ++d) {
+            const double want = exact[i * head_dim + d];
+            const float value = qkv.row(first + i)[2 * size + head * head_dim + d];
+            largest_value = std::max(largest_value, std::fabs(static_cast<double>(value)));
+            naive_error = std::max(naive_error, std::fabs(naive[i * head_dim + d] - want));
+            error = std::max(error, std::fabs(context.row(first + i)[head * head_dim + d] - want));
           }
+        if (!(error <= 2 * naive_error + 1.2e-7 * largest_value)) {
+          std::fprintf(stderr, "attention_varlen %s head_dim %d length %d: error %g, naive f32 %g\n", table.isa,
+                       head_dim, length, error, naive_error);
+          std::exit(1);
         }
-      bits.check(*table, context);
-    }
+      }
+    bits.check(table, context);
   }
 }
 
 // Attention by the contract of attention_dtype s8: edgebert/quant.py attention_u8s8_f32, written out. A code of
 // the softmax may fall one off where exp2 and std::exp differ in the last place: two such flips a row are allowed.
-void test_attention_varlen_u8s8() {
-  SameBits bits;
-  for (const KernelTable* table : tables()) {
-    rng.seed(8);
-    bits.start();
-    for (const int head_dim : {32, 64, 7, 48, 80}) {
-      const int heads = 2, size = heads * head_dim;
-      std::vector<int32_t> cu_seqlens{0};
-      for (const int length : {1, 2, 5, 15, 16, 17, 63, 64, 65, 130}) cu_seqlens.push_back(cu_seqlens.back() + length);
-      Matrix qkv = random_matrix(cu_seqlens.back(), 3 * size, 1.0f);
-      for (int c = 0; c < 3 * size; ++c) qkv.row(4)[c] = 0.0f;
-      Matrix context(cu_seqlens.back(), size);
-      std::vector<float> scratch(attention_scratch(130, head_dim), NAN);
-      const AttentionArgs args{qkv.values.data(),     qkv.stride,    size, head_dim, cu_seqlens.data(),
-                               context.values.data(), context.stride};
-      for (size_t s = 0; s + 1 < cu_seqlens.size(); ++s)
-        for (int head = 0; head < heads; ++head) {
-          table->attention_varlen_u8s8(args, static_cast<int>(s), head, scratch.data());
-          const int first = cu_seqlens[s], length = cu_seqlens[s + 1] - first;
-          const auto at = [&](int t, int part, int d) { return qkv.row(first + t)[part * size + head * head_dim + d]; };
-          std::vector<float> scale[3];
-          std::vector<int> codes[3];
-          for (int part = 0; part < 3; ++part) {
-            scale[part].assign(part == 2 ? head_dim : length, 1e-12f);
-            for (int t = 0; t < length; ++t)
-              for (int d = 0; d < head_dim; ++d) {
-                float& top = scale[part][part == 2 ? d : t];
-                top = std::max(top, std::fabs(at(t, part, d)));
-              }
-            for (int t = 0; t < length; ++t)
-              for (int d = 0; d < head_dim; ++d)
-                codes[part].push_back(
-                    static_cast<int>(std::nearbyint(at(t, part, d) * (127.0f / scale[part][part == 2 ? d : t]))));
-            for (float& x : scale[part]) x = x / 127.0f;
-          }
-          for (int i = 0; i < length; ++i) {
-            std::vector<double> score(length), context_of(head_dim);
-            double top = -INFINITY, sum = 0;
-            for (int j = 0; j < length; ++j) {
-              int acc = 0;
-              for (int d = 0; d < head_dim; ++d) acc += codes[0][i * head_dim + d] * codes[1][j * head_dim + d];
-              score[j] =
-                  static_cast<double>(acc) * scale[1][j] * scale[0][i] / std::sqrt(static_cast<double>(head_dim));
-              top = std::max(top, score[j]);
+TEST_KERNEL(attention_varlen_u8s8) {
+  for (const int head_dim : {32, 64, 7, 48, 80}) {
+    const int heads = 2, size = heads * head_dim;
+    std::vector<int32_t> cu_seqlens{0};
+    for (const int length : {1, 2, 5, 15, 16, 17, 63, 64, 65, 130}) cu_seqlens.push_back(cu_seqlens.back() + length);
+    Matrix qkv = random_matrix(cu_seqlens.back(), 3 * size, 1.0f);
+    for (int c = 0; c < 3 * size; ++c) qkv.row(4)[c] = 0.0f;
+    Matrix context(cu_seqlens.back(), size);
+    std::vector<float> scratch(attention_scratch(130, head_dim), NAN);
+    const AttentionArgs args{qkv.values.data(),     qkv.stride,    size, head_dim, cu_seqlens.data(),
+                             context.values.data(), context.stride};
+    for (size_t s = 0; s + 1 < cu_seqlens.size(); ++s)
+      for (int head = 0; head < heads; ++head) {
+        table.attention_varlen_u8s8(args, static_cast<int>(s), head, scratch.data());
+        const int first = cu_seqlens[s], length = cu_seqlens[s + 1] - first;
+        const auto at = [&](int t, int part, int d) { return qkv.row(first + t)[part * size + head * head_dim + d]; };
+        std::vector<float> scale[3];
+        std::vector<int> codes[3];
+        for (int part = 0; part < 3; ++part) {
+          scale[part].assign(part == 2 ? head_dim : length, 1e-12f);
+          for (int t = 0; t < length; ++t)
+            for (int d = 0; d < head_dim; ++d) {
+              float& top = scale[part][part == 2 ? d : t];
+              top = std::max(top, std::fabs(at(t, part, d)));
             }
-            double largest_value = 0;
-            for (int j = 0; j < length; ++j) {
-              const double p = std::nearbyint(255 * std::exp(score[j] - top));
-              sum += p;
-              for (int d = 0; d < head_dim; ++d) {
-                const double value = static_cast<double>(codes[2][j * head_dim + d]) * scale[2][d];
-                context_of[d] += p * value;
-                largest_value = std::max(largest_value, std::fabs(value));
-              }
-            }
+          for (int t = 0; t < length; ++t)
             for (int d = 0; d < head_dim; ++d)
-              CHECK(std::fabs(context.row(first + i)[head * head_dim + d] - context_of[d] / sum) <=
-                    1e-6 * largest_value + 2 * largest_value / sum);  // two codes of `sum` may have flipped
-          }
+              codes[part].push_back(
+                  static_cast<int>(std::nearbyint(at(t, part, d) * (127.0f / scale[part][part == 2 ? d : t]))));
+          for (float& x : scale[part]) x = x / 127.0f;
         }
-      bits.check(*table, context);
-    }
+        for (int i = 0; i < length; ++i) {
+          std::vector<double> score(length), context_of(head_dim);
+          double top = -INFINITY, sum = 0;
+          for (int j = 0; j < length; ++j) {
+            int acc = 0;
+            for (int d = 0; d < head_dim; ++d) acc += codes[0][i * head_dim + d] * codes[1][j * head_dim + d];
+            score[j] = static_cast<double>(acc) * scale[1][j] * scale[0][i] / std::sqrt(static_cast<double>(head_dim));
+            top = std::max(top, score[j]);
+          }
+          double largest_value = 0;
+          for (int j = 0; j < length; ++j) {
+            const double p = std::nearbyint(255 * std::exp(score[j] - top));
+            sum += p;
+            for (int d = 0; d < head_dim; ++d) {
+              const double value = static_cast<double>(codes[2][j * head_dim + d]) * scale[2][d];
+              context_of[d] += p * value;
+              largest_value = std::max(largest_value, std::fabs(value));
+            }
+          }
+          for (int d = 0; d < head_dim; ++d)
+            CHECK(std::fabs(context.row(first + i)[head * head_dim + d] - context_of[d] / sum) <=
+                  1e-6 * largest_value + 2 * largest_value / sum);  // two codes of `sum` may have flipped
+        }
+      }
+    bits.check(table, context);
   }
 }
 
@@ -452,136 +435,131 @@ double norm_of_row(const std::vector<double>& x, int c, const std::vector<float>
   return (x[c] - mean) / std::sqrt(variance + eps) * weight[c] + bias[c];
 }
 
-void test_add_layernorm() {
-  SameBits bits;
-  for (const KernelTable* table : tables()) {
-    rng.seed(4);
-    bits.start();
-    for (const int rows : {1, 7})
-      for (const int width : {1, 15, 16, 17, 384, 385}) {
-        const Matrix x = random_matrix(rows, width, 3.0f), residual = random_matrix(rows, width);
-        const std::vector<float> weight = random_vector(width, 1, 0.1f), bias = random_vector(width, 0, 0.1f),
-                                 inv_smooth = random_vector(width, 1, 0.2f);
-        for (const bool adds : {false, true}) {
-          Matrix out(rows, width);
-          CodeBuffer codes(rows, width);
-          AddLayerNormArgs args{};
-          args.x = x.values.data();
-          args.x_stride = x.stride;
-          if (adds) {
-            args.residual = residual.values.data();
-            args.residual_stride = residual.stride;
-          }
-          args.norm = {weight.data(), bias.data(), width, 1e-5f};
-          args.out = out.values.data();
-          args.out_stride = out.stride;
-          args.quantize = true;
-          args.inv_smooth = inv_smooth.data();
-          args.codes = codes.rows;
-          table->add_layernorm(args, 0, rows);
-          const auto want = [&](int r, int c) {
-            std::vector<double> row(width);
-            for (int i = 0; i < width; ++i) row[i] = x.row(r)[i] + (adds ? residual.row(r)[i] : 0.0f);
-            return norm_of_row(row, c, weight, bias, 1e-5);
-          };
-          expect_close(out, want, 2e-6, "add_layernorm");
-          codes.check(reference_codes(out, inv_smooth.data()), width);  // fused codes = codes of its own output
-          bits.check(*table, out);
+TEST_KERNEL(add_layernorm) {
+  for (const int rows : {1, 7})
+    for (const int width : {1, 15, 16, 17, 384, 385}) {
+      const Matrix x = random_matrix(rows, width, 3.0f), residual = random_matrix(rows, width);
+      const std::vector<float> weight = random_vector(width, 1, 0.1f), bias = random_vector(width, 0, 0.1f),
+                               inv_smooth = random_vector(width, 1, 0.2f);
+      for (const bool adds : {false, true}) {
+        Matrix out(rows, width);
+        CodeBuffer codes(rows, width);
+        AddLayerNormArgs args{};
+        args.x = x.values.data();
+        args.x_stride = x.stride;
+        if (adds) {
+          args.residual = residual.values.data();
+          args.residual_stride = residual.stride;
         }
+        args.norm = {weight.data(), bias.data(), width, 1e-5f};
+        args.out = out.values.data();
+        args.out_stride = out.stride;
+        args.quantize = true;
+        args.inv_smooth = inv_smooth.data();
+        args.codes = codes.rows;
+        table.add_layernorm(args, 0, rows);
+        const auto want = [&](int r, int c) {
+          std::vector<double> row(width);
+          for (int i = 0; i < width; ++i) row[i] = x.row(r)[i] + (adds ? residual.row(r)[i] : 0.0f);
+          return norm_of_row(row, c, weight, bias, 1e-5);
+        };
+        expect_close(out, want, 2e-6, "add_layernorm");
+        codes.check(reference_codes(out, inv_smooth.data()), width);  // fused codes = codes of its own output
+        bits.check(table, out);
+      }
+    }
+}
+
+TEST_KERNEL(embed_layernorm) {
+  for (const int width : {5, 16, 40}) {
+    const int vocab = 11, positions = 9, types = 2, tokens = 6;
+    const int rows_of[] = {vocab, positions, types};
+    std::vector<float> f32[3], scale[3];
+    std::vector<int8_t> s8[3];
+    for (int t = 0; t < 3; ++t) {
+      scale[t] = random_vector(rows_of[t], 0.02f, 0.003f);
+      for (int i = 0; i < rows_of[t] * width; ++i) {
+        s8[t].push_back(static_cast<int8_t>(static_cast<int>(rng() % 255) - 127));
+        f32[t].push_back(static_cast<float>(s8[t][i]) * scale[t][i / width]);
+      }
+    }
+    const std::vector<float> weight = random_vector(width, 1, 0.1f), bias = random_vector(width, 0, 0.1f);
+    const int32_t ids[] = {0, 10, 3, 3, 7, 1}, type_ids[] = {0, 1, 1, 0, 1, 0}, position_ids[] = {2, 3, 4, 2, 3, 8};
+    Matrix outs[2] = {Matrix(tokens, width), Matrix(tokens, width)};
+    for (const bool is_s8 : {false, true}) {
+      EmbedArgs args{};
+      EmbeddingTable* to[] = {&args.word, &args.position, &args.token_type};
+      for (int t = 0; t < 3; ++t)
+        *to[t] = is_s8 ? EmbeddingTable{nullptr, s8[t].data(), scale[t].data()}
+                       : EmbeddingTable{f32[t].data(), nullptr, nullptr};
+      args.num_token_types = types;
+      args.norm = {weight.data(), bias.data(), width, 1e-12f};
+      args.input_ids = ids;
+      args.token_type_ids = type_ids;
+      args.position_ids = position_ids;
+      args.out = outs[is_s8].values.data();
+      args.out_stride = outs[is_s8].stride;
+      table.embed_layernorm(args, 0, tokens);
+    }
+    CHECK(same_bits(outs[0], outs[1]));  // a row times its scale, in the table or at the look-up
+    const auto want = [&](int r, int c) {
+      std::vector<double> row(width);
+      for (int i = 0; i < width; ++i)
+        row[i] = (f32[0][ids[r] * width + i] + f32[2][type_ids[r] * width + i]) + f32[1][position_ids[r] * width + i];
+      return norm_of_row(row, c, weight, bias, 1e-12);
+    };
+    expect_close(outs[0], want, 2e-6, "embed_layernorm");
+    bits.check(table, outs[0]);
+  }
+}
+
+TEST_KERNEL(pool) {
+  for (const int width : {1, 17, 384}) {
+    const std::vector<int32_t> cu_seqlens{0, 1, 6, 70};
+    const Matrix x = random_matrix(70, width);
+    for (const bool is_mean : {false, true})
+      for (const bool normalizes : {false, true}) {
+        Matrix out(3, width);
+        table.pool(
+            {x.values.data(), x.stride, width, cu_seqlens.data(), is_mean, normalizes, out.values.data(), out.stride},
+            0, 3);
+        const auto pooled = [&](int s, int c) {
+          const int count = is_mean ? cu_seqlens[s + 1] - cu_seqlens[s] : 1;
+          double sum = 0;
+          for (int t = 0; t < count; ++t) sum += x.row(cu_seqlens[s] + t)[c];
+          return sum / count;
+        };
+        const auto want = [&](int s, int c) {
+          double squares = 0;
+          for (int i = 0; i < width; ++i) squares += pooled(s, i) * pooled(s, i);
+          return normalizes ? pooled(s, c) / std::sqrt(squares) : pooled(s, c);
+        };
+        expect_close(out, want, 1e-6, "pool");
+        bits.check(table, out);
       }
   }
 }
 
-void test_embed_layernorm() {
+void run_on_every_isa(void (*test)(const KernelTable&, SameBits&)) {
   SameBits bits;
   for (const KernelTable* table : tables()) {
-    rng.seed(5);
+    rng.seed(1);
     bits.start();
-    for (const int width : {5, 16, 40}) {
-      const int vocab = 11, positions = 9, types = 2, tokens = 6;
-      const int rows_of[] = {vocab, positions, types};
-      std::vector<float> f32[3], scale[3];
-      std::vector<int8_t> s8[3];
-      for (int t = 0; t < 3; ++t) {
-        scale[t] = random_vector(rows_of[t], 0.02f, 0.003f);
-        for (int i = 0; i < rows_of[t] * width; ++i) {
-          s8[t].push_back(static_cast<int8_t>(static_cast<int>(rng() % 255) - 127));
-          f32[t].push_back(static_cast<float>(s8[t][i]) * scale[t][i / width]);
-        }
-      }
-      const std::vector<float> weight = random_vector(width, 1, 0.1f), bias = random_vector(width, 0, 0.1f);
-      const int32_t ids[] = {0, 10, 3, 3, 7, 1}, type_ids[] = {0, 1, 1, 0, 1, 0}, position_ids[] = {2, 3, 4, 2, 3, 8};
-      Matrix outs[2] = {Matrix(tokens, width), Matrix(tokens, width)};
-      for (const bool is_s8 : {false, true}) {
-        EmbedArgs args{};
-        EmbeddingTable* to[] = {&args.word, &args.position, &args.token_type};
-        for (int t = 0; t < 3; ++t)
-          *to[t] = is_s8 ? EmbeddingTable{nullptr, s8[t].data(), scale[t].data()}
-                         : EmbeddingTable{f32[t].data(), nullptr, nullptr};
-        args.num_token_types = types;
-        args.norm = {weight.data(), bias.data(), width, 1e-12f};
-        args.input_ids = ids;
-        args.token_type_ids = type_ids;
-        args.position_ids = position_ids;
-        args.out = outs[is_s8].values.data();
-        args.out_stride = outs[is_s8].stride;
-        table->embed_layernorm(args, 0, tokens);
-      }
-      CHECK(same_bits(outs[0], outs[1]));  // a row times its scale, in the table or at the look-up
-      const auto want = [&](int r, int c) {
-        std::vector<double> row(width);
-        for (int i = 0; i < width; ++i)
-          row[i] = (f32[0][ids[r] * width + i] + f32[2][type_ids[r] * width + i]) + f32[1][position_ids[r] * width + i];
-        return norm_of_row(row, c, weight, bias, 1e-12);
-      };
-      expect_close(outs[0], want, 2e-6, "embed_layernorm");
-      bits.check(*table, outs[0]);
-    }
+    test(*table, bits);
   }
 }
 
-void test_pool() {
-  SameBits bits;
-  for (const KernelTable* table : tables()) {
-    rng.seed(6);
-    bits.start();
-    for (const int width : {1, 17, 384}) {
-      const std::vector<int32_t> cu_seqlens{0, 1, 6, 70};
-      const Matrix x = random_matrix(70, width);
-      for (const bool is_mean : {false, true})
-        for (const bool normalizes : {false, true}) {
-          Matrix out(3, width);
-          table->pool(
-              {x.values.data(), x.stride, width, cu_seqlens.data(), is_mean, normalizes, out.values.data(), out.stride},
-              0, 3);
-          const auto pooled = [&](int s, int c) {
-            const int count = is_mean ? cu_seqlens[s + 1] - cu_seqlens[s] : 1;
-            double sum = 0;
-            for (int t = 0; t < count; ++t) sum += x.row(cu_seqlens[s] + t)[c];
-            return sum / count;
-          };
-          const auto want = [&](int s, int c) {
-            double squares = 0;
-            for (int i = 0; i < width; ++i) squares += pooled(s, i) * pooled(s, i);
-            return normalizes ? pooled(s, c) / std::sqrt(squares) : pooled(s, c);
-          };
-          expect_close(out, want, 1e-6, "pool");
-          bits.check(*table, out);
-        }
-    }
-  }
-}
+#define EB_KERNEL(name, arguments)             \
+  static_assert(is_tested<&KernelTable::name>, \
+                "kernels.inc lists " #name ", so kernel_test.cc must have TEST_KERNEL(" #name ") { ... }");
+#include "cpu/kernels.inc"
+#undef EB_KERNEL
 
 }  // namespace
 
 int main() {
-  test_quantize_rows();
-  test_linear_u8s8_f32();
-  test_linear_f32();
-  test_attention_varlen();
-  test_attention_varlen_u8s8();
-  test_add_layernorm();
-  test_embed_layernorm();
-  test_pool();
+#define EB_KERNEL(name, arguments) run_on_every_isa(test_##name);
+#include "cpu/kernels.inc"
+#undef EB_KERNEL
   std::printf("kernels checked on %s\n", usable_isas());
 }

@@ -12,4 +12,4 @@ constexpr int kMathWidth = 6;
 }  // namespace EB_ISA
 }  // namespace edgebert
 
-#include "cpu/generic/kernels-inl.h"
+#include EB_ISA_BODY

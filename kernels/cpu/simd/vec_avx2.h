@@ -14,6 +14,9 @@ struct I32x16 {
   __m256i lo, hi;
 };
 
+// Makes x opaque where it is, for loops that are timed; no instruction.
+#define EB_KEEP(x) asm volatile("" : "+x"((x).lo), "+x"((x).hi))
+
 // Mask registers of the first n of 16 lanes.
 struct Mask16 {
   __m256i lo, hi;

@@ -14,6 +14,9 @@ struct I32x16 {
   __m512i v;
 };
 
+// Makes x opaque where it is, for loops that are timed; no instruction.
+#define EB_KEEP(x) asm volatile("" : "+v"((x).v))
+
 inline __mmask16 mask_n(int n) { return static_cast<__mmask16>((1u << n) - 1u); }
 
 inline F32x16 set1(float x) { return {_mm512_set1_ps(x)}; }

@@ -15,6 +15,9 @@ struct I32x16 {
   int32x4_t v[4];
 };
 
+// Makes x opaque where it is, for loops that are timed; no instruction.
+#define EB_KEEP(x) asm volatile("" : "+w"((x).v[0]), "+w"((x).v[1]), "+w"((x).v[2]), "+w"((x).v[3]))
+
 #define EB_QUARTERS _Pragma("GCC unroll 4") for (int i = 0; i < 4; ++i)
 
 // Of quarter i, ones in the lanes among the first n of 16.

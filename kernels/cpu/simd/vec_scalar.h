@@ -15,6 +15,9 @@ struct I32x16 {
   int32_t v[16];
 };
 
+// Makes x opaque where it is, for loops that are timed; no instruction.
+#define EB_KEEP(x) asm volatile("" : "+m"((x).v))
+
 #define EB_LANES for (int i = 0; i < 16; ++i)
 
 inline F32x16 set1(float x) {

@@ -1,4 +1,4 @@
-// RoofLoops: what roof.cc times, one set an ISA.
+// RoofLoops: what roof.cc times, one set an ISA (loops-inl.h).
 #pragma once
 
 #include <stddef.h>

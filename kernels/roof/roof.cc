@@ -9,18 +9,18 @@
 #include <thread>
 #include <vector>
 
-#include "clock.h"
 #include "cpu/cpu_features.h"
-#include "roof_isa.h"
+#include "roof/clock.h"
+#include "roof/loops.h"
 
 namespace edgebert {
 
-#define EB_ISA_ENTRY(name, usable) \
-  namespace roof_##name {          \
-    extern const RoofLoops loops;  \
+#define EB_BUILT_ISA(name)       \
+  namespace name {               \
+  extern const RoofLoops kLoops; \
   }
-#include "cpu/isas.inc"
-#undef EB_ISA_ENTRY
+#include "built_isas.inc"
+#undef EB_BUILT_ISA
 
 namespace {
 
@@ -85,13 +85,11 @@ void print_threads(const std::vector<Entry>& entries, int threads, bool is_last)
 
 int main(int argc, char** argv) {
   using namespace edgebert;
-  const CpuFeatures& f = cpu_features();
-  (void)f;
   std::vector<Entry> entries;
-#define EB_ISA_ENTRY(name, usable) \
-  if (usable) entries.push_back({#name, &roof_##name::loops});
-#include "cpu/isas.inc"
-#undef EB_ISA_ENTRY
+#define EB_BUILT_ISA(name) \
+  if (cpu_features().name) entries.push_back({#name, &name::kLoops});
+#include "built_isas.inc"
+#undef EB_BUILT_ISA
   printf("{\n");
   if (argc < 2) print_threads(entries, 1, true);
   for (int i = 1; i < argc; ++i) print_threads(entries, atoi(argv[i]), i + 1 == argc);
