@@ -164,8 +164,8 @@ def make_model(torch: Any, shape: Shape, work: Path) -> tuple[Any, dict[str, Pat
     """A random BERT of that shape, as transformers' model and as our fp32 and int8 files of the same weights."""
     from transformers import BertConfig, BertModel
 
-    from edgebert.artifact.checkpoint import load_checkpoint
     from edgebert.artifact.writer import build_model
+    from edgebert.checkpoints.loading import load_checkpoint
 
     torch.manual_seed(0)
     config = BertConfig(

@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 
 import edgebert
-from edgebert.artifact.checkpoint import ARCHITECTURES, NEXT_SENTENCE_LABELS
 from edgebert.artifact.reader import read_artifact
 from edgebert.artifact.spec import EncoderSpec
+from edgebert.checkpoints.loading import ARCHITECTURES, NEXT_SENTENCE_LABELS
 
 
 @dataclass(frozen=True)

@@ -516,9 +516,9 @@ def run_worker(names: Path) -> int:
     import torch
     import transformers
 
-    from edgebert.artifact import checkpoint_tokenizer as reading
-    from edgebert.artifact import export as exporting
-    from edgebert.artifact import reference
+    from edgebert.checkpoints import tokenizer as reading
+    from edgebert.exporting import export as exporting
+    from edgebert.exporting import reference
 
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from edgebert.artifact.export import CALIBRATION_FILE
 from edgebert.demo import SENTENCES_FILE
+from edgebert.exporting.export import CALIBRATION_FILE
 
 LENGTHS = (16, 32, 128, 512)
 CLS, SEP = 101, 102  # of BERT's uncased vocabulary, which both models have

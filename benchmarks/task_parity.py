@@ -45,8 +45,8 @@ def main() -> int:
 
     import edgebert
     from benchmarks import describe_run, write_result
-    from edgebert.artifact.checkpoint import load_checkpoint
     from edgebert.artifact.writer import build_model
+    from edgebert.checkpoints.loading import load_checkpoint
 
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)

@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader
 
 from benchmarks import describe_run, write_result
 from benchmarks.ladder import TUNING, first_rows, gather
-from edgebert.artifact.checkpoint import Checkpoint
+from edgebert.checkpoints.loading import Checkpoint
 from edgebert.compress.data import Dataset, hold_out, load_dataset
 from edgebert.compress.encode import IGNORED, STRIDE, Examples, encode
 from edgebert.compress.evaluate import evaluate, run_torch

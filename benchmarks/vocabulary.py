@@ -25,12 +25,12 @@ import edgebert
 from benchmarks import describe_run, write_result
 from benchmarks.accuracy import unit_rows
 from benchmarks.ladder import TUNING, gather
-from edgebert.artifact.checkpoint import Checkpoint, load_checkpoint
-from edgebert.artifact.export import export_checkpoint
+from edgebert.checkpoints.loading import Checkpoint, load_checkpoint
 from edgebert.compress.data import load_dataset
 from edgebert.compress.measure import evaluate_file
 from edgebert.compress.stages import load_saved
 from edgebert.compress.vocabulary import trim, unknown_share
+from edgebert.exporting.export import export_checkpoint
 from edgebert.tokenizer import Text
 
 

@@ -39,8 +39,8 @@ _MODULES = {
     "Model": "edgebert.model",
     "PackedBatch": "edgebert.batch",
     "available_backends": "edgebert.backends.registry",
-    "check": "edgebert.artifact.check",
-    "export": "edgebert.artifact.export",
+    "check": "edgebert.exporting.check",
+    "export": "edgebert.exporting.export",
     "load": "edgebert.model",
     "pipeline": "edgebert.model",
     "score": "edgebert.scoring.runner",
@@ -49,10 +49,10 @@ _MODULES = {
 }
 
 if TYPE_CHECKING:
-    from edgebert.artifact.check import check
-    from edgebert.artifact.export import export
     from edgebert.backends.registry import available_backends
     from edgebert.batch import PackedBatch
+    from edgebert.exporting.check import check
+    from edgebert.exporting.export import export
     from edgebert.model import Model, load, pipeline
     from edgebert.scoring.runner import score
     from edgebert.tasks.embedding import semantic_search, similarity

@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edgebert.artifact.check import check
-from edgebert.artifact.export import export
 from edgebert.backends.cpus import usable_cpus
 from edgebert.batch import PackedBatch
 from edgebert.errors import EdgeBertError
+from edgebert.exporting.check import check
+from edgebert.exporting.export import export
 from edgebert.model import Model, load
 
 F32 = NDArray[np.float32]

@@ -11,8 +11,8 @@ import transformers
 from checkpoints import CLASSES
 from conftest import WORDS
 
-from edgebert.artifact.checkpoint import load_checkpoint
 from edgebert.artifact.writer import build_model
+from edgebert.checkpoints.loading import load_checkpoint
 
 
 def make_pipeline_parts(

@@ -19,9 +19,6 @@ from onnx import numpy_helper
 
 import edgebert
 from edgebert import quant
-from edgebert.artifact import check as check_module
-from edgebert.artifact import export as export_module
-from edgebert.artifact.check import GateError, check, encode_probe, probe_batch
 from edgebert.artifact.names import weight_tensors
 from edgebert.artifact.reader import read_artifact
 from edgebert.artifact.spec import TASKS
@@ -29,6 +26,9 @@ from edgebert.artifact.writer import build_model, encode_metadata
 from edgebert.backends.base import Outputs
 from edgebert.backends.numpy_backend import NumpyBackend
 from edgebert.errors import InvalidInputError, ModelFormatError, UnsupportedModelError
+from edgebert.exporting import check as check_module
+from edgebert.exporting import export as export_module
+from edgebert.exporting.check import GateError, check, encode_probe, probe_batch
 
 SHAPES: list[dict[str, Any]] = [
     {},

@@ -15,7 +15,6 @@ from artifacts import random_batch, random_spec
 from checkpoints import make_checkpoint
 from conftest import BACKENDS, ISAS, WORDS
 
-from edgebert.artifact.checkpoint import load_checkpoint
 from edgebert.artifact.writer import build_model
 from edgebert.backends.registry import load_backend
 from edgebert.bench import tables
@@ -29,6 +28,7 @@ from edgebert.bench.roof import count_operations
 from edgebert.bench.run import Bench, Options, describe_timing
 from edgebert.bench.session import PeerSession
 from edgebert.bench.workloads import Model, Workload
+from edgebert.checkpoints.loading import load_checkpoint
 from edgebert.cli import main
 from edgebert.errors import EdgeBertError, InvalidInputError, UnsupportedModelError
 

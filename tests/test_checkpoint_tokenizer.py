@@ -13,10 +13,11 @@ import transformers
 from checkpoints import add_sentence_modules, make_checkpoint, write_json
 
 import edgebert
-from edgebert.artifact import checkpoint_tokenizer, export, reference
-from edgebert.artifact.check import Encoded, GateError, check_tokenizer
-from edgebert.artifact.checkpoint import load_checkpoint
+from edgebert.checkpoints import tokenizer as checkpoint_tokenizer
+from edgebert.checkpoints.loading import load_checkpoint
 from edgebert.errors import ModelFormatError, UnsupportedModelError
+from edgebert.exporting import export, reference
+from edgebert.exporting.check import Encoded, GateError, check_tokenizer
 from edgebert.tokenizer import Tokenizer
 
 MEAN = {"word_embedding_dimension": 32, "pooling_mode_mean_tokens": True}

@@ -15,11 +15,11 @@ from artifacts import random_spec, random_tensors
 from checkpoints import make_checkpoint
 
 import edgebert
-from edgebert.artifact.checkpoint import Checkpoint, load_checkpoint
 from edgebert.artifact.names import weight_tensors
 from edgebert.artifact.reader import read_artifact
 from edgebert.artifact.spec import LINEARS
 from edgebert.batch import PackedBatch
+from edgebert.checkpoints.loading import Checkpoint, load_checkpoint
 from edgebert.cli import main
 from edgebert.compress import demo, finetune, pipeline, planner, prune
 from edgebert.compress import distill as distillation
@@ -219,7 +219,7 @@ def test_heads(tmp_path: Path) -> None:
                     id2label={0: "warm", 1: "cold"})  # fmt: skip
     dataset = load_dataset(write_task(tmp_path / "a.jsonl"), "text-classification")
     new = load_for_task(tmp_path / "embedding", dataset)
-    body = edgebert.artifact.checkpoint.load_checkpoint(tmp_path / "embedding", "embedding:pooler")  # type: ignore[attr-defined]
+    body = edgebert.checkpoints.loading.load_checkpoint(tmp_path / "embedding", "embedding:pooler")  # type: ignore[attr-defined]
     assert new.spec.labels == ("cold", "warm") and new.tensors["head.out.weight"].std() > 0
     assert np.array_equal(new.tensors["head.dense.weight"], body.tensors["head.dense.weight"])
     kept = load_for_task(tmp_path / "classifier", dataset)

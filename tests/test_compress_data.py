@@ -13,7 +13,7 @@ import pytest
 from artifacts import random_spec
 from conftest import WORDS
 
-from edgebert.artifact.checkpoint import Checkpoint
+from edgebert.checkpoints.loading import Checkpoint
 from edgebert.compress.data import Answer, hold_out, load_dataset
 from edgebert.compress.encode import IGNORED, encode
 from edgebert.compress.evaluate import evaluate, find_entities, word_f1

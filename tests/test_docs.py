@@ -13,8 +13,8 @@ import pytest
 
 import edgebert
 from edgebert import cli
-from edgebert.artifact.checkpoint import load_checkpoint
 from edgebert.artifact.writer import build_model
+from edgebert.checkpoints.loading import load_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "edgebert"

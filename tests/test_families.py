@@ -27,13 +27,13 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
 import edgebert
-from edgebert.artifact.checkpoint import CROSS_ENCODER_ACTIVATIONS, HIDDEN_ACTS, Checkpoint, load_checkpoint
-from edgebert.artifact.families import FAMILY_TABLES
 from edgebert.artifact.names import weight_tensors
 from edgebert.artifact.spec import FAMILIES, FFN_ACTIVATIONS
 from edgebert.backends import numpy_ops
 from edgebert.backends.numpy_backend import NumpyBackend
 from edgebert.batch import PackedBatch
+from edgebert.checkpoints.families import FAMILY_TABLES
+from edgebert.checkpoints.loading import CROSS_ENCODER_ACTIVATIONS, HIDDEN_ACTS, Checkpoint, load_checkpoint
 from edgebert.errors import ModelFormatError, UnsupportedModelError
 
 F32 = NDArray[np.float32]

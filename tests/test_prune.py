@@ -13,10 +13,9 @@ from artifacts import Layers, random_batch, random_spec, random_tensors
 
 torch = pytest.importorskip("torch")
 
-from edgebert.artifact.checkpoint import Checkpoint  # noqa: E402
 from edgebert.artifact.names import linear_name, weight_tensors  # noqa: E402
-from edgebert.artifact.quantize import quantize  # noqa: E402
 from edgebert.artifact.spec import EncoderSpec  # noqa: E402
+from edgebert.checkpoints.loading import Checkpoint  # noqa: E402
 from edgebert.compress import prune as pruning  # noqa: E402
 from edgebert.compress.planner import Bytes, Candidate, choose, list_candidates, prune_until, spent_share  # noqa: E402
 from edgebert.compress.prune import (  # noqa: E402
@@ -32,6 +31,7 @@ from edgebert.compress.prune import (  # noqa: E402
 )
 from edgebert.compress.torch_encoder import TorchEncoder  # noqa: E402
 from edgebert.errors import InvalidInputError  # noqa: E402
+from edgebert.exporting.quantize import quantize  # noqa: E402
 
 LAYERS = ((4, 6, 40), (3, 6, 24), (2, 6, 0), (0, 6, 16))
 

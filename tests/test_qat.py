@@ -15,10 +15,9 @@ from numpy.typing import NDArray
 torch = pytest.importorskip("torch")
 
 from edgebert import quant  # noqa: E402
-from edgebert.artifact.checkpoint import Checkpoint  # noqa: E402
-from edgebert.artifact.quantize import quantize  # noqa: E402
 from edgebert.backends.numpy_backend import NumpyBackend  # noqa: E402
 from edgebert.batch import PackedBatch, unpad  # noqa: E402
+from edgebert.checkpoints.loading import Checkpoint  # noqa: E402
 from edgebert.compress import finetune  # noqa: E402
 from edgebert.compress.distill import distil  # noqa: E402
 from edgebert.compress.encode import Examples  # noqa: E402
@@ -27,6 +26,7 @@ from edgebert.compress.finetune import Batch  # noqa: E402
 from edgebert.compress.qat import QuantizedEncoder, settle  # noqa: E402
 from edgebert.compress.recipe import Distillation, Training  # noqa: E402
 from edgebert.compress.torch_encoder import TorchEncoder  # noqa: E402
+from edgebert.exporting.quantize import quantize  # noqa: E402
 
 LENGTHS = (7, 1, 30, 2, 17)
 SPECS: dict[str, dict[str, Any]] = {

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 import edgebert
 from edgebert import quant
 from edgebert.artifact.names import ONNX_DTYPES, linear_name, weight_tensors
-from edgebert.artifact.quantize import DAMPING, SMOOTHING_LIMIT, gptq, quantize, smoothing_factors
 from edgebert.artifact.spec import LINEARS, EncoderSpec
 from edgebert.backends.numpy_backend import NumpyBackend
 from edgebert.batch import PackedBatch
 from edgebert.errors import InvalidInputError, UnsupportedModelError
+from edgebert.exporting.quantize import DAMPING, SMOOTHING_LIMIT, gptq, quantize, smoothing_factors
 
 F32 = NDArray[np.float32]
 Tensors = dict[str, NDArray[Any]]

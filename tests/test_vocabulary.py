@@ -16,10 +16,10 @@ tokenizers = pytest.importorskip("tokenizers")
 
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers  # noqa: E402
 
-from edgebert.artifact.checkpoint import Checkpoint  # noqa: E402
 from edgebert.artifact.names import weight_tensors  # noqa: E402
 from edgebert.backends.numpy_backend import NumpyBackend  # noqa: E402
 from edgebert.batch import PackedBatch  # noqa: E402
+from edgebert.checkpoints.loading import Checkpoint  # noqa: E402
 from edgebert.compress.vocabulary import trim, unknown_share  # noqa: E402
 from edgebert.errors import InvalidInputError, UnsupportedModelError  # noqa: E402
 

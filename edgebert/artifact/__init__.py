@@ -1,1 +1,1 @@
-"""The model file: its spec, names, writer, reader, and the gate that every export passes."""
+"""The format of a model file: its spec, names, writer and reader."""

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from edgebert.artifact.export import CALIBRATION_FILE
 from edgebert.artifact.reader import read_artifact
 from edgebert.backends.registry import load_backend
 from edgebert.batch import PackedBatch
@@ -19,6 +18,7 @@ from edgebert.bench.answers import answer_outputs, answer_rows
 from edgebert.bench.harness import F32
 from edgebert.bench.peers.base import Kind
 from edgebert.errors import InvalidInputError
+from edgebert.exporting.export import CALIBRATION_FILE
 from edgebert.tokenizer import Tokenizer
 
 Row = list[int]

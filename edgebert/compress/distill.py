@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from edgebert.artifact.checkpoint import Checkpoint
 from edgebert.artifact.names import linear_name, weight_tensors
 from edgebert.artifact.spec import EncoderSpec
+from edgebert.checkpoints.loading import Checkpoint
 from edgebert.compress.encode import Examples
 from edgebert.compress.finetune import Batch, Progress, TaskLoss, find_device, train
 from edgebert.compress.prune import Units, remove_units, take_layers

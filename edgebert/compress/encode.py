@@ -10,9 +10,9 @@ import numpy as np
 import tokenizers
 from numpy.typing import NDArray
 
-from edgebert.artifact.checkpoint import Checkpoint
 from edgebert.artifact.spec import EncoderSpec
 from edgebert.batch import PackedBatch
+from edgebert.checkpoints.loading import Checkpoint
 from edgebert.compress.data import MULTI_LABEL, REGRESSION, Dataset
 from edgebert.errors import InvalidInputError, UnsupportedModelError
 from edgebert.runner import check_ids

@@ -14,10 +14,10 @@ import torch
 from numpy.typing import NDArray
 from scipy import stats
 
-from edgebert.artifact.checkpoint import Checkpoint
 from edgebert.artifact.spec import EncoderSpec
 from edgebert.backends.base import Outputs
 from edgebert.batch import PackedBatch
+from edgebert.checkpoints.loading import Checkpoint
 from edgebert.compress.data import Answer, Dataset
 from edgebert.compress.encode import IGNORED, Examples, find_special_tokens
 from edgebert.compress.torch_encoder import TorchEncoder

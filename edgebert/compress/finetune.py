@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from edgebert.artifact.checkpoint import Checkpoint
 from edgebert.artifact.spec import EncoderSpec
+from edgebert.checkpoints.loading import Checkpoint
 from edgebert.compress.encode import IGNORED, Examples, find_special_tokens
 from edgebert.compress.recipe import Training
 from edgebert.compress.torch_encoder import TorchEncoder

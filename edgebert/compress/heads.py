@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from edgebert.artifact.checkpoint import Checkpoint, load_checkpoint
-from edgebert.artifact.families import FAMILY_TABLES
 from edgebert.artifact.names import weight_tensors
 from edgebert.artifact.spec import EncoderSpec
+from edgebert.checkpoints.families import FAMILY_TABLES
+from edgebert.checkpoints.loading import Checkpoint, load_checkpoint
 from edgebert.compress.data import Dataset
 from edgebert.errors import UnsupportedModelError
 from edgebert.quant import F32

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 import edgebert
-from edgebert.artifact.checkpoint import Checkpoint
 from edgebert.artifact.reader import read_artifact
 from edgebert.batch import PackedBatch
+from edgebert.checkpoints.loading import Checkpoint
 from edgebert.compress.data import Dataset
 from edgebert.compress.encode import encode
 from edgebert.compress.evaluate import Evaluation, evaluate

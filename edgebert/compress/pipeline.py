@@ -18,12 +18,11 @@ import torch
 from tqdm import tqdm
 
 from edgebert import __version__
-from edgebert.artifact.checkpoint import Checkpoint
-from edgebert.artifact.export import calibration_batches, export_checkpoint
 from edgebert.artifact.spec import EncoderSpec
 from edgebert.artifact.writer import encode_metadata
 from edgebert.backends.base import Outputs
 from edgebert.batch import PackedBatch
+from edgebert.checkpoints.loading import Checkpoint
 from edgebert.compress import prune, vocabulary
 from edgebert.compress.data import Dataset, hold_out, load_dataset, read_rows
 from edgebert.compress.distill import distil, narrow_student, spread_layers
@@ -40,6 +39,7 @@ from edgebert.compress.recipe import Distillation, Pruning, QuantizationAware, R
 from edgebert.compress.stages import Stage, StageStore, hash_file
 from edgebert.compress.torch_encoder import TorchEncoder
 from edgebert.errors import EdgeBertError, InvalidInputError
+from edgebert.exporting.export import calibration_batches, export_checkpoint
 from edgebert.report import require_report
 from edgebert.runner import check_ids
 from edgebert.tokenizer import Text

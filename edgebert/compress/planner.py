@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from edgebert.artifact.checkpoint import Checkpoint
 from edgebert.artifact.names import weight_tensors
 from edgebert.artifact.spec import LINEARS, EncoderSpec, LayerSpec
+from edgebert.checkpoints.loading import Checkpoint
 from edgebert.compress.measure import describe_shape
 from edgebert.compress.prune import Costs, Importance, prune_within
 

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from edgebert.artifact.checkpoint import Checkpoint
 from edgebert.artifact.names import linear_name, weight_tensors
 from edgebert.artifact.spec import EncoderSpec
+from edgebert.checkpoints.loading import Checkpoint
 from edgebert.compress.torch_encoder import TorchEncoder
 from edgebert.errors import InvalidInputError
 from edgebert.quant import F32

@@ -16,11 +16,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from edgebert import quant
-from edgebert.artifact.checkpoint import Checkpoint
-from edgebert.artifact.quantize import settle_smoothing
 from edgebert.artifact.spec import EncoderSpec
 from edgebert.batch import PackedBatch
+from edgebert.checkpoints.loading import Checkpoint
 from edgebert.compress.torch_encoder import TorchEncoder
+from edgebert.exporting.quantize import settle_smoothing
 from edgebert.quant import F32
 
 

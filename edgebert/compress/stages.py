@@ -12,8 +12,8 @@ from typing import Any
 
 from safetensors.numpy import load_file, save_file
 
-from edgebert.artifact.checkpoint import Checkpoint
 from edgebert.artifact.spec import EncoderSpec
+from edgebert.checkpoints.loading import Checkpoint
 from edgebert.errors import EdgeBertError
 
 _RECORD = "stage.json"

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from edgebert.artifact.families import FAMILY_TABLES
 from edgebert.artifact.names import linear_name, weight_tensors
 from edgebert.artifact.spec import EncoderSpec
+from edgebert.checkpoints.families import FAMILY_TABLES
 from edgebert.errors import InvalidInputError, UnsupportedModelError
 from edgebert.quant import F32
 

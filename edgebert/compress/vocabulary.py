@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgebert.artifact.checkpoint import Checkpoint
+from edgebert.checkpoints.loading import Checkpoint
 from edgebert.errors import InvalidInputError, UnsupportedModelError
 from edgebert.tokenizer import Text
 

@@ -23,7 +23,7 @@ class EdgeBertInt8(Peer):
 
     def build(self, calibration: Sequence[Sequence[int]]) -> None:
         """Export the source; calibrated on the project's own sentences, as for any user."""
-        from edgebert.artifact.export import export
+        from edgebert.exporting.export import export
 
         with building(self.path) as draft:
             export(self.files.source, draft, int8=self.precision == "int8", int8_attention=self.int8_attention)

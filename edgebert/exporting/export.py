@@ -15,17 +15,18 @@ from typing import Any
 import numpy as np
 
 from edgebert import __version__
-from edgebert.artifact.check import check, check_tokenizer, compare_fp32, encode_probe, probe_batch
-from edgebert.artifact.checkpoint import Checkpoint, load_checkpoint
-from edgebert.artifact.folder import write_folder
-from edgebert.artifact.quantize import quantize
 from edgebert.artifact.reader import read_artifact
-from edgebert.artifact.reference import has_transformers, make_encoder, run_transformers
 from edgebert.artifact.writer import build_model, encode_metadata
 from edgebert.backends.base import Outputs
 from edgebert.backends.numpy_backend import NumpyBackend
 from edgebert.batch import PackedBatch
+from edgebert.checkpoints.loading import Checkpoint, load_checkpoint
+from edgebert.checkpoints.with_transformers import has_transformers
 from edgebert.errors import EdgeBertError, InvalidInputError, ModelFormatError
+from edgebert.exporting.check import check, check_tokenizer, compare_fp32, encode_probe, probe_batch
+from edgebert.exporting.folder import write_folder
+from edgebert.exporting.quantize import quantize
+from edgebert.exporting.reference import make_encoder, run_transformers
 from edgebert.runner import check_ids
 from edgebert.tokenizer import Text, Tokenizer
 

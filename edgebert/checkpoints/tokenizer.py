@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from edgebert.artifact.checkpoint_files import read_object, refuse_lfs_pointer
-from edgebert.artifact.families import FAMILY_TABLES
-from edgebert.artifact.reference import has_transformers, load_tokenizer
+from edgebert.checkpoints.families import FAMILY_TABLES
+from edgebert.checkpoints.files import read_object, refuse_lfs_pointer
+from edgebert.checkpoints.with_transformers import has_transformers, load_tokenizer
 from edgebert.errors import ModelFormatError, UnsupportedModelError
 
 _VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "*.model", "*.spm", "bpe.codes")

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib.util
-import warnings
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
-from edgebert.artifact.check import Encoded, GateError
 from edgebert.backends.base import Outputs
 from edgebert.batch import PackedBatch
-from edgebert.errors import UnsupportedModelError
+from edgebert.checkpoints.loading import Checkpoint
+from edgebert.checkpoints.with_transformers import has_transformers, load_tokenizer, make_config, quiet
+from edgebert.exporting.check import Encoded, GateError
 from edgebert.tokenizer import Text
-
-if TYPE_CHECKING:
-    from edgebert.artifact.checkpoint import Checkpoint
 
 # Task -> the class of transformers, without the family's prefix, and what it calls the file's outputs, in order.
 _CLASSES = {
@@ -30,11 +24,6 @@ _CLASSES = {
     "next-sentence": ("AutoModelForNextSentencePrediction", ("logits",)),
     "pretraining": ("AutoModelForPreTraining", ("prediction_logits", "seq_relationship_logits")),
 }
-
-
-def has_transformers() -> bool:
-    """Whether transformers is installed."""
-    return importlib.util.find_spec("transformers") is not None
 
 
 def run_transformers(checkpoint: Checkpoint, batch: PackedBatch) -> Outputs:
@@ -51,10 +40,10 @@ def run_transformers(checkpoint: Checkpoint, batch: PackedBatch) -> Outputs:
     spec = checkpoint.spec
     class_name, names = _CLASSES[spec.task]
     try:
-        with _quiet(transformers):
+        with quiet(transformers):
             model = getattr(transformers, class_name).from_pretrained(
                 checkpoint.folder,
-                config=_make_config(spec.family, checkpoint.config),
+                config=make_config(spec.family, checkpoint.config),
                 dtype=torch.float32,
                 attn_implementation="eager",
                 local_files_only=True,
@@ -76,39 +65,6 @@ def run_transformers(checkpoint: Checkpoint, batch: PackedBatch) -> Outputs:
             value = outputs[theirs].numpy()
             rows[ours].append(value[0] if spec.output_width(ours)[0] else value)
     return {name: np.concatenate(parts).astype(np.float32) for name, parts in rows.items()}
-
-
-def load_tokenizer(folder: Path, family: str, config: dict[str, Any]) -> Any:
-    """The tokenizer that transformers loads for a checkpoint: a PreTrainedTokenizerFast.
-
-    Args:
-        folder: the checkpoint's.
-        family: one of spec.FAMILIES.
-        config: of config.json.
-
-    Raises:
-        UnsupportedModelError: transformers cannot load it, or its class does not run on the tokenizers library.
-    """
-    import transformers
-
-    name = f"transformers {transformers.__version__}"
-    try:
-        with _quiet(transformers):
-            tokenizer = transformers.AutoTokenizer.from_pretrained(
-                folder, config=_make_config(family, config), local_files_only=True
-            )
-    except Exception as error:  # its errors share no base
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise UnsupportedModelError(
-            f"{name} cannot load the tokenizer of {folder} ({reason}): load and save it there with the release that "
-            "can, and export again"
-        ) from None
-    if not tokenizer.is_fast:
-        raise UnsupportedModelError(
-            f"the tokenizer class {type(tokenizer).__name__} is written in Python, and does not run on the tokenizers "
-            "library, which a model file needs: bring token ids instead, from a folder without tokenizer files"
-        )
-    return tokenizer
 
 
 def make_encoder(checkpoint: Checkpoint) -> tuple[str, Callable[[Text, int], Encoded]]:
@@ -151,29 +107,3 @@ def make_encoder(checkpoint: Checkpoint) -> tuple[str, Callable[[Text, int], Enc
 def _text_offsets(text: Text, offsets: list[tuple[int, int]], texts: list[int | None]) -> list[tuple[int, int]]:
     """The offsets of a single text's tokens; none for a pair."""
     return [pair for pair, i in zip(offsets, texts, strict=True) if i is not None] if isinstance(text, str) else []
-
-
-def _make_config(family: str, config: dict[str, Any]) -> Any:
-    """The config as transformers' own class; the family is stated, since a config.json need not say it."""
-    import transformers
-
-    return transformers.AutoConfig.for_model(
-        family, **{key: value for key, value in config.items() if key != "model_type"}
-    )
-
-
-@contextlib.contextmanager
-def _quiet(transformers: Any) -> Iterator[None]:
-    """Silence what transformers says while loading: the gate finds by itself what is wrong."""
-    logging = transformers.utils.logging
-    verbosity, has_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if has_bars:
-            logging.enable_progress_bar()

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgebert.artifact.checkpoint import ARCHITECTURES, CROSS_ENCODER_ACTIVATIONS, Checkpoint
-from edgebert.artifact.families import FAMILY_TABLES
 from edgebert.artifact.spec import EncoderSpec
+from edgebert.checkpoints.families import FAMILY_TABLES
+from edgebert.checkpoints.loading import ARCHITECTURES, CROSS_ENCODER_ACTIVATIONS, Checkpoint
 from edgebert.tokenizer import Tokenizer
 
 # Role of a special token -> what the families call it.

@@ -16,11 +16,11 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from edgebert.artifact.checkpoint_files import find_checkpoint_folder, read_json, read_object, read_weights
-from edgebert.artifact.checkpoint_tokenizer import CheckpointTokenizer, read_tokenizer
-from edgebert.artifact.families import FAMILY_TABLES, Family
 from edgebert.artifact.names import linear_name, weight_tensors
 from edgebert.artifact.spec import FAMILIES, POOLINGS, PROBLEM_TYPES, TASKS, EncoderSpec, LayerSpec
+from edgebert.checkpoints.families import FAMILY_TABLES, Family
+from edgebert.checkpoints.files import find_checkpoint_folder, read_json, read_object, read_weights
+from edgebert.checkpoints.tokenizer import CheckpointTokenizer, read_tokenizer
 from edgebert.errors import ModelFormatError, UnsupportedModelError
 from edgebert.quant import F32
 

@@ -1,0 +1,1 @@
+"""Checkpoints out as model files: quantized where asked for, and through the gate."""
