@@ -19,7 +19,7 @@ class _Entry(NamedTuple):
 
 
 # In the order of preference of `auto`.
-_BACKENDS = {
+BACKENDS = {
     "native": _Entry("edgebert.backends.native", ("cpu", "cuda")),
     "numba": _Entry("edgebert.backends.numba_backend", ("cpu", "cuda")),
     "onnxruntime": _Entry("edgebert.backends.onnxruntime", ("cpu", "cuda")),
@@ -59,10 +59,10 @@ def load_backend(
         raise InvalidInputError(f"threads must be an integer from 1 to {_MAX_THREADS}, or None, got {threads!r}")
     if backend == "auto":
         return _load_best(path, device, threads)
-    if not isinstance(backend, str) or backend not in _BACKENDS:
-        raise InvalidInputError(f"unknown backend {backend!r}: expected auto, {', '.join(_BACKENDS)}")
+    if not isinstance(backend, str) or backend not in BACKENDS:
+        raise InvalidInputError(f"unknown backend {backend!r}: expected auto, {', '.join(BACKENDS)}")
     if backend not in _backends_for(device):
-        reason: str | None = f"it runs on {', '.join(_BACKENDS[backend].devices)}, not on {device!r}"
+        reason: str | None = f"it runs on {', '.join(BACKENDS[backend].devices)}, not on {device!r}"
     else:
         reason = _unavailable_reason(backend, device)
     if reason is not None:
@@ -89,7 +89,7 @@ def _load_best(path: str | Path | bytes, device: str, threads: int | None) -> Ba
 
 
 def _load(path: str | Path | bytes, name: str, device: str, threads: int | None) -> Backend:
-    loaded: Backend = import_module(_BACKENDS[name].module).load(path, device, threads)
+    loaded: Backend = import_module(BACKENDS[name].module).load(path, device, threads)
     return loaded
 
 
@@ -103,14 +103,14 @@ def _parse_device(device: str) -> str:
 
 def _backends_for(device: str) -> list[str]:
     kind = device.partition(":")[0]
-    names = [name for name, entry in _BACKENDS.items() if kind in entry.devices]
+    names = [name for name, entry in BACKENDS.items() if kind in entry.devices]
     # on a GPU onnxruntime comes before numba, whose kernels there are plain f32
     return sorted(names, key=lambda name: kind == "cuda" and name == "numba")
 
 
 def _unavailable_reason(name: str, device: str) -> str | None:
     try:
-        module: Any = import_module(_BACKENDS[name].module)
+        module: Any = import_module(BACKENDS[name].module)
     except ImportError as error:
         return str(error)
     reason: str | None = getattr(module, "unavailable_reason", lambda device: None)(device)

@@ -6,6 +6,7 @@ import argparse
 import json
 from typing import Any
 
+from edgebert.backends.registry import BACKENDS
 from edgebert.errors import InvalidInputError
 
 
@@ -18,7 +19,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=VALUE",
         help="an option of the task, for instance top_k=3 or stride=64",
     )
-    parser.add_argument("--backend", default="auto", help="auto, native, numba, onnxruntime or numpy (default: auto)")
+    parser.add_argument("--backend", default="auto", help=f"auto, {', '.join(BACKENDS)} (default: auto)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:n (default: cpu)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: the CPUs this process may use)")
 
