@@ -15,7 +15,7 @@ PACKAGE = Path(edgebert.__file__).parent
 # Each room may import itself and the rooms before it. edgebert/__init__.py is no room but the door: who takes a public
 # name from it is counted as importing the module that defines the name.
 ROOMS = (
-    "errors", "quant", "batch", "report", "artifact", "tokenizer", "backends", "runner", "tasks", "model",
+    "errors", "quant", "batch", "report", "artifact", "tokenizer", "backends", "text", "runner", "tasks", "model",
     "checkpoints", "exporting", "doctor", "demo", "scoring", "bench", "compress", "commands", "cli", "__main__",
 )  # fmt: skip
 # Today's faults, (module, what it imports). Who mends one takes it out; none is ever put in.
