@@ -8,7 +8,10 @@
 # Versions: transformers 4.57.6 with tokenizers 0.22.2, transformers 5.24.0 with tokenizers 0.23.3.
 # Date run: 2026-11-27. Source: seen by running.
 # Output seen (the columns: tokenizers itself, BertTokenizer, PreTrainedTokenizerFast):
-#   4.57.6: the three columns agree for all four files
+#   4.57.6 normalizer     [CLS] [UNK] a - b [SEP] | [CLS] [UNK] a - b [SEP] | [CLS] [UNK] a - b [SEP]
+#   4.57.6 pre_tokenizer  [CLS] hello [UNK] [SEP] | [CLS] hello [UNK] [SEP] | [CLS] hello [UNK] [SEP]
+#   4.57.6 prefix         [CLS] b @@s hello [SEP] | [CLS] b @@s hello [SEP] | [CLS] b @@s hello [SEP]
+#   4.57.6 post_processor hello | hello | hello
 #   5.24.0 normalizer     [CLS] [UNK] a - b [SEP] | [CLS] hello a - b [SEP] | [CLS] [UNK] a - b [SEP]
 #   5.24.0 pre_tokenizer  [CLS] hello [UNK] [SEP] | [CLS] hello a - b [SEP] | [CLS] hello [UNK] [SEP]
 #   5.24.0 prefix         [CLS] b @@s hello [SEP] | [CLS] b ##s hello [SEP] | [CLS] b @@s hello [SEP]
@@ -54,7 +57,7 @@ def load(tokenizer, class_name):
         return AutoTokenizer.from_pretrained(name)
 
 
-cased, blanks, prefix, bare = bert(), bert(), bert("@@"), bert()
+cased, blanks, prefix = bert(), bert(), bert("@@")
 cased.normalizer = normalizers.NFC()
 blanks.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
 bare = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))

@@ -3,12 +3,12 @@
 #   a BertTokenizer in a folder without vocab.txt and tokenizer.json (a wrong name, a half-finished copy).
 # Happens: transformers 5 returns a tokenizer that knows the five special tokens only, without an error or a warning
 #   at the default log level, as long as tokenizer_config.json is there. Every word is then [UNK], and a model still
-#   gives plausible numbers. Release 4 raised.
+#   gives numbers. Release 4 raised (which error depends on what else is installed; with protobuf, a TypeError).
 # Versions: transformers 4.57.6 with tokenizers 0.22.2, transformers 5.24.0 with tokenizers 0.23.3.
 # Date run: 2026-11-27. Source: seen by running.
 # Output seen:
-#   4.57.6 BertTokenizer: raises TypeError
-#   4.57.6 XLMRobertaTokenizer: raises AttributeError
+#   4.57.6 BertTokenizer: raises ImportError
+#   4.57.6 XLMRobertaTokenizer: raises ImportError
 #   5.24.0 BertTokenizer: 5 tokens, "hello world" is [CLS] [UNK] [UNK] [SEP]
 #   5.24.0 XLMRobertaTokenizer: 5 tokens, "hello world" is <s> <unk> <unk> </s>
 set -euo pipefail
