@@ -7,7 +7,7 @@
 # Versions: onnxruntime 1.32.0 (CPU), onnx 1.23.2, numpy 2.4.6.
 # Date run: 2026-11-27. Source: seen by running.
 # Output seen (rows with a non-finite output, of rows 0 and 1, where row 0 holds the bad value):
-#   NaN in row 0: float [True, False], int8 [False, False]
+#   nan in row 0: float [True, False], int8 [False, False]
 #   inf in row 0: float [True, False], int8 [True, True]
 #   DynamicQuantizeLinear of [1, NaN, -1]: [254, 0, 0] zero point 127
 set -euo pipefail
