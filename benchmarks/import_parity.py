@@ -529,7 +529,8 @@ def run_worker(names: Path) -> int:
         try:
             expected: Any = run_reference(folder)
         except Exception as error:
-            expected = f"{type(error).__name__}: {str(error).strip()[:100]}"
+            reason = str(error).strip().partition(". ")[0][:100]
+            expected = f"{type(error).__name__}: {reason}"
         result = {"reference": expected if isinstance(expected, str) else "loads"}
         for how in ("beside", "without"):
             for module in (reading, reference, exporting):
