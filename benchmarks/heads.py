@@ -240,7 +240,7 @@ def name_as_bert(tensors: Mapping[str, Any], spec: EncoderSpec) -> dict[str, Any
                 state[f"{layer}.attention.self.{key}.{kind}"] = third
         else:
             state[f"{layer}.{parts[part]}.{kind}"] = value
-    if spec.has_mlm_head:  # tied
+    if spec.has_decoder:  # tied
         state["cls.predictions.decoder.weight"] = state["bert.embeddings.word_embeddings.weight"]
         state["cls.predictions.decoder.bias"] = state["cls.predictions.bias"]
     return state

@@ -225,7 +225,7 @@ class Model:
         if task is not None and (not isinstance(task, str) or task not in INPUTS):
             raise InvalidInputError(f"unknown task {task!r}: expected one of {', '.join(INPUTS)}")
         fitting = TASKS_OF_HEAD[self.task]
-        if self.task == "embedding" and not self.spec.has_sequence_head:  # hidden states, not pooled
+        if self.task == "embedding" and self.spec.pooling == "none":  # hidden states, not pooled
             fitting = ()
         if fitting and task in (None, *fitting):
             return task or fitting[0]

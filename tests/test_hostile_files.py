@@ -266,6 +266,8 @@ def test_hostile_metadata_is_refused(data: bytes) -> None:
 
 # (field, value) pairs that are legal, though not what the file had
 _HARMLESS: list[tuple[str, object]] = [
+    ("family", "x"),
+    ("mask_token", "x"),
     ("default_prompt_name", None),
     ("prompts", {}),
     ("normalize", True),

@@ -53,13 +53,13 @@ def test_quantized_model_is_whole_and_close(task: str, portable: bool) -> None:
 
     limit = 63 if portable else 127
     products = [f"{linear_name(i, name)}.weight" for i in range(spec.num_layers) for name in LINEARS]
-    products += ["embeddings.word.weight"] if spec.has_mlm_head else []
+    products += ["embeddings.word.weight"] if spec.has_decoder else []
     assert max(np.abs(codes[name].astype(int)).max() for name in products) == limit
     assert np.abs(codes["embeddings.position.weight"].astype(int)).max() == 127  # in no product
     for name in products[: 4 * spec.num_layers]:
         prefix = name.removesuffix(".weight")
         assert np.array_equal(codes[f"{prefix}.colsum"], codes[name].astype(int).sum(axis=0))
-    if spec.has_mlm_head:
+    if spec.has_decoder:
         assert np.array_equal(codes["mlm.colsum"], codes["embeddings.word.weight"].astype(int).sum(axis=1))
 
     assert report["calibration_tokens"] == batch.total_tokens

@@ -79,16 +79,16 @@ def weight_tensors(spec: EncoderSpec) -> dict[str, TensorSpec]:
             if name == "attention_output":
                 layer_norm(f"layer.{i}.attention.layer_norm", hidden)
         layer_norm(f"layer.{i}.ffn.layer_norm", hidden)
-    if spec.has_sequence_head and spec.dense_size:
-        linear("head.dense", hidden, spec.dense_size)
-    if spec.has_token_head:
-        linear("head.out", hidden, 2 if spec.task == "question-answering" else len(spec.labels))
-    elif spec.has_sequence_head and spec.labels:
-        linear("head.out", spec.dense_size or hidden, len(spec.labels))
-    if spec.has_mlm_head:
-        linear("mlm.dense", hidden, embedding)
-        layer_norm("mlm.layer_norm", embedding)
-        if spec.embedding_dtype == "s8":
-            tensors["mlm.colsum"] = ("s32", (spec.vocab_size,))
-        tensors["mlm.bias"] = ("f32", (spec.vocab_size,))
+    for head in sorted(spec.heads, key=lambda head: head.is_per_token):
+        width = hidden
+        for step in head.steps:
+            if step.op == "linear":
+                linear(step.weights, width, step.width)
+            elif step.op == "layer_norm":
+                layer_norm(step.weights, width)
+            elif step.op == "decoder":  # its weight is the word table
+                if spec.embedding_dtype == "s8":
+                    tensors[f"{step.weights}.colsum"] = ("s32", (step.width,))
+                tensors[f"{step.weights}.bias"] = ("f32", (step.width,))
+            width = step.width
     return tensors

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 from edgebert.errors import ModelFormatError
 
@@ -21,7 +22,6 @@ TASKS = (
     "next-sentence",
     "pretraining",
 )
-FAMILIES = ("bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra")
 ACTIVATIONS = ("gelu_erf", "gelu_tanh", "relu", "tanh", "identity")
 FFN_ACTIVATIONS = ("gelu_erf", "gelu_tanh", "relu")
 POOLINGS = ("mean", "cls", "none")
@@ -60,19 +60,39 @@ class LayerSpec:
         return str(getattr(self, linear))
 
 
-@dataclass(frozen=True)
-class EncoderSpec:
-    """Sizes, dtypes, head and text settings of one model file.
+class Step(NamedTuple):
+    """One operation of a head, on the rows that the step before left; engines know these and no tasks.
 
-    Heads. "embedding" pools the last hidden states (`pooling`), then applies the dense layer (`dense_size`,
-    `dense_activation`) where there is one, then normalises if `normalize`; "text-classification" and
-    "next-sentence" take the first token through the same dense layer and a linear to `labels`;
-    "token-classification" and "question-answering" apply a linear to every token; "fill-mask" applies dense,
-    activation and LayerNorm and the tied word table to every token; "pretraining" is BERT's pair of
-    "fill-mask" and "next-sentence".
+    pool: the tokens' rows become one a sequence, by `kind`, "mean" or "cls"; it comes first or not at all.
+    linear: x @ weight + bias, f32, then the activation `kind`.
+    layer_norm: LayerNorm of each row.
+    decoder: the word table as a linear from `embedding_size` to `vocab_size`, s8 where the table is.
+    normalize: each row divided by its Euclidean norm.
+    column: value `column` of each row, alone; it comes last or not at all.
     """
 
-    family: str
+    op: str
+    width: int  # of the rows it leaves; 0: one value each, no axis
+    kind: str = "identity"
+    weights: str = ""  # prefix of its tensors' names
+    column: int = 0
+    drops_input: bool = False  # whether training drops out some of its input, as transformers does
+
+
+class Head(NamedTuple):
+    """One output: the steps that lead to it from the last hidden states."""
+
+    name: str
+    is_per_token: bool  # else it has one row a sequence
+    width: int  # as that of a Step
+    steps: tuple[Step, ...]
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """Sizes, dtypes, heads and text settings of one model file."""
+
+    family: str  # a label: what a family computes is in the other fields
     task: str
     vocab_size: int
     hidden_size: int
@@ -132,51 +152,51 @@ class EncoderSpec:
             layer.dtype(name) == "s8" for layer in self.layers for name in LINEARS
         )
 
-    @property
-    def has_sequence_head(self) -> bool:
-        """Whether a head reads one row a sequence (pooled, then dense and out where present)."""
-        if self.task == "embedding":
-            return self.pooling != "none"
-        return self.task in ("text-classification", "next-sentence", "pretraining")
-
-    @property
-    def has_token_head(self) -> bool:
-        """Whether a linear from hidden states to `labels` is applied to every token."""
-        return self.task in ("token-classification", "question-answering")
-
-    @property
-    def has_mlm_head(self) -> bool:
-        """Whether the masked-language-model head is present."""
-        return self.task in ("fill-mask", "pretraining")
+    @cached_property
+    def heads(self) -> tuple[Head, ...]:
+        """The file's outputs, in order. Everything that computes, stores or describes an output reads this table."""
+        pooled = [Step("pool", self.hidden_size, self.pooling)]
+        if self.dense_size:
+            pooled.append(Step("linear", self.dense_size, self.dense_activation, "head.dense"))
+        sentence = [*pooled, Step("normalize", pooled[-1].width)] if self.normalize else pooled
+        labels = Step("linear", len(self.labels), weights="head.out", drops_input=True)
+        span = Step("linear", 2, weights="head.out")
+        words = (
+            Step("linear", self.embedding_size, self.mlm_activation, "mlm.dense"),
+            Step("layer_norm", self.embedding_size, weights="mlm.layer_norm"),
+            Step("decoder", self.vocab_size, weights="mlm"),
+        )
+        outputs: dict[str, dict[str, Sequence[Step]]] = {
+            "embedding": {"last_hidden_state": ()}
+            | ({} if self.pooling == "none" else {"sentence_embedding": sentence}),
+            "text-classification": {"logits": (*pooled, labels)},
+            "token-classification": {"logits": (labels,)},
+            "question-answering": {
+                "start_logits": (span, Step("column", 0, column=0)),
+                "end_logits": (span, Step("column", 0, column=1)),
+            },
+            "fill-mask": {"logits": words},
+            "next-sentence": {"logits": (*pooled, labels)},
+            "pretraining": {"prediction_logits": words, "seq_relationship_logits": (*pooled, labels)},
+        }
+        return tuple(
+            Head(name, not steps or steps[0].op != "pool", steps[-1].width if steps else self.hidden_size, tuple(steps))
+            for name, steps in outputs[self.task].items()
+        )
 
     @property
     def outputs(self) -> tuple[str, ...]:
         """Names of the file's outputs, in order."""
-        return {
-            "embedding": ("last_hidden_state", "sentence_embedding")
-            if self.pooling != "none"
-            else ("last_hidden_state",),
-            "text-classification": ("logits",),
-            "token-classification": ("logits",),
-            "question-answering": ("start_logits", "end_logits"),
-            "fill-mask": ("logits",),
-            "next-sentence": ("logits",),
-            "pretraining": ("prediction_logits", "seq_relationship_logits"),
-        }[self.task]
+        return tuple(head.name for head in self.heads)
+
+    @property
+    def has_decoder(self) -> bool:
+        """Whether the word table is a product's weight too."""
+        return any(step.op == "decoder" for head in self.heads for step in head.steps)
 
     def output_width(self, name: str) -> tuple[bool, int]:
         """Of an output: whether it has one row a token (else one a sequence), and its width (0: a scalar a token)."""
-        if name not in self.outputs:
-            raise KeyError(name)
-        if name == "last_hidden_state":
-            return True, self.hidden_size
-        if name == "sentence_embedding":
-            return False, self.dense_size or self.hidden_size
-        if name in ("start_logits", "end_logits"):
-            return True, 0
-        if name == "prediction_logits" or self.task == "fill-mask":
-            return True, self.vocab_size
-        return self.task == "token-classification", len(self.labels)
+        return {head.name: (head.is_per_token, head.width) for head in self.heads}[name]
 
     def to_json(self) -> str:
         """The spec as canonical JSON (sorted keys, no spaces)."""
@@ -217,7 +237,6 @@ class EncoderSpec:
             if value not in allowed:
                 raise ModelFormatError(f"edgebert.spec: {name} must be one of {', '.join(allowed)}, got {value!r}")
 
-        choice("family", self.family, FAMILIES)
         choice("task", self.task, TASKS)
         choice("activation", self.activation, FFN_ACTIVATIONS)
         choice("dense_activation", self.dense_activation, ACTIVATIONS)
@@ -240,8 +259,6 @@ class EncoderSpec:
         size("number of layers", len(self.layers), 0, 1024)
         if not isinstance(self.layer_norm_eps, float) or not 0.0 < self.layer_norm_eps < 1.0:
             raise ModelFormatError(f"edgebert.spec: layer_norm_eps must be in (0, 1), got {self.layer_norm_eps!r}")
-        if not math.isfinite(self.layer_norm_eps):
-            raise ModelFormatError("edgebert.spec: layer_norm_eps must be finite")
         for i, layer in enumerate(self.layers):
             size(f"layers[{i}].num_heads", layer.num_heads, 0, 1024)
             size(f"layers[{i}].head_dim", layer.head_dim, 1, 1024)
@@ -253,6 +270,8 @@ class EncoderSpec:
                 choice(f"layers[{i}].smoothed", name, LINEARS)
                 if layer.dtype(name) != "s8":
                     raise ModelFormatError(f"edgebert.spec: layers[{i}].{name} is smoothed but its weight is not s8")
+        if not isinstance(self.family, str):
+            raise ModelFormatError(f"edgebert.spec: family must be a string, got {self.family!r:.100}")
         for name in ("has_padding_position", "normalize", "portable"):
             if not isinstance(getattr(self, name), bool):
                 raise ModelFormatError(f"edgebert.spec: {name} must be true or false, got {getattr(self, name)!r}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from edgebert.artifact.names import ONNX_DTYPES, linear_name, weight_tensors
 from edgebert.artifact.reader import DTYPES, hash_graph
-from edgebert.artifact.spec import EncoderSpec
+from edgebert.artifact.spec import EncoderSpec, Head, Step
 from edgebert.errors import ModelFormatError, UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def build_model(spec: EncoderSpec, tensors: Mapping[str, NDArray[Any]], metadata
         raise UnsupportedModelError(f"attention_dtype {spec.attention_dtype} cannot be written as ONNX: use f32 or s8")
     _check_tensors(spec, tensors)
     graph = _Graph()
-    outputs = _build_encoder(graph, spec)
+    _build_encoder(graph, spec)
     inputs = ["input_ids", "attention_mask"] + ["token_type_ids"] * spec.has_token_types
     ids_shape = ["batch", "sequence"]
     initializers = [_tensor_proto(name, tensors[name]) for name in weight_tensors(spec)]
@@ -56,7 +57,7 @@ def build_model(spec: EncoderSpec, tensors: Mapping[str, NDArray[Any]], metadata
         graph.nodes,
         "edgebert",
         [helper.make_tensor_value_info(name, onnx.TensorProto.INT64, ids_shape) for name in inputs],
-        [helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, _output_shape(spec, n)) for n in outputs],
+        [helper.make_tensor_value_info(h.name, onnx.TensorProto.FLOAT, _output_shape(h)) for h in spec.heads],
         initializers,
     )
     graph_bytes = proto.SerializeToString(deterministic=True)
@@ -109,10 +110,9 @@ def _tensor_proto(name: str, value: NDArray[Any]) -> onnx.TensorProto:
     return onnx.TensorProto(name=name, data_type=ONNX_DTYPES[code], dims=value.shape, raw_data=raw)
 
 
-def _output_shape(spec: EncoderSpec, name: str) -> list[str | int]:
-    per_token, width = spec.output_width(name)
-    shape: list[str | int] = ["batch", "sequence"] if per_token else ["batch"]
-    return shape + [width] * bool(width)
+def _output_shape(head: Head) -> list[str | int]:
+    shape: list[str | int] = ["batch", "sequence"] if head.is_per_token else ["batch"]
+    return shape + [head.width] * bool(head.width)
 
 
 class _Graph:
@@ -154,8 +154,8 @@ class _Graph:
         return name
 
 
-def _build_encoder(g: _Graph, spec: EncoderSpec) -> tuple[str, ...]:
-    """Append everything from `input_ids` to the outputs; returns the outputs' names."""
+def _build_encoder(g: _Graph, spec: EncoderSpec) -> None:
+    """Append everything from `input_ids` to the outputs."""
     g.scope = "inputs"
     ids_shape = g.add("Shape", "input_ids")
     mask = g.add("Cast", "attention_mask", to=ONNX_DTYPES["f32"])
@@ -164,28 +164,15 @@ def _build_encoder(g: _Graph, spec: EncoderSpec) -> tuple[str, ...]:
     x = _embed(g, spec, ids_shape)
     for i in range(spec.num_layers):
         x = _build_layer(g, spec, i, x, padding, ids_shape)
-    g.scope = "head"
-    if spec.has_mlm_head:
-        name = spec.outputs[0]
-        _restore(g, _mlm_head(g, spec, x), ids_shape, [spec.vocab_size], output=name)
-    if spec.task == "question-answering":
-        for column, name in zip(g.split(_linear(g, x, "head.out"), 2), spec.outputs, strict=True):
-            g.add("Reshape", column, ids_shape, output=name)
-    elif spec.has_token_head:
-        _restore(g, _linear(g, x, "head.out"), ids_shape, [len(spec.labels)], output="logits")
-    if spec.task == "embedding" or spec.has_sequence_head:
-        hidden = _restore(
-            g, x, ids_shape, [spec.hidden_size], output="last_hidden_state" if spec.task == "embedding" else None
-        )
-        if spec.has_sequence_head:
-            _sequence_head(g, spec, hidden, mask)
-    return spec.outputs
+    _build_heads(g, spec, x, mask, ids_shape)
 
 
 def _restore(g: _Graph, x: str, ids_shape: str, inner: list[int], output: str | None = None) -> str:
     """[tokens, …] as [batch, sequence, *inner]."""
-    inner_name = g.constant("shape_" + "_".join(map(str, inner)), inner, np.int64)
-    return g.add("Reshape", x, g.add("Concat", ids_shape, inner_name, axis=0), output=output)
+    shape = ids_shape
+    if inner:
+        shape = g.add("Concat", shape, g.constant("shape_" + "_".join(map(str, inner)), inner, np.int64), axis=0)
+    return g.add("Reshape", x, shape, output=output)
 
 
 def _embed(g: _Graph, spec: EncoderSpec, ids_shape: str) -> str:
@@ -374,35 +361,56 @@ def _activate(g: _Graph, x: str, kind: str) -> str:
     return g.add("Mul", g.add("Mul", x, half), g.add("Add", g.add("Tanh", inner), one))
 
 
-def _sequence_head(g: _Graph, spec: EncoderSpec, hidden: str, mask: str) -> None:
-    """Pool f32 [batch, sequence, hidden_size], then dense, normalisation and labels where the spec has them."""
-    name = "sentence_embedding" if spec.task == "embedding" else spec.outputs[-1]
+def _build_heads(g: _Graph, spec: EncoderSpec, x: str, mask: str, ids_shape: str) -> None:
+    """Append the heads after the last hidden states `x`; what they have in common is appended once."""
+    g.scope = "head"
+    columns = cache(g.split)
+
+    @cache
+    def hidden_states(output: str | None) -> str:
+        return _restore(g, x, ids_shape, [spec.hidden_size], output)
+
+    @cache
+    def after(steps: tuple[Step, ...]) -> str:
+        if not steps:
+            return x
+        before, step = steps[:-1], steps[-1]
+        if step.op == "pool":
+            whole = next((head.name for head in spec.heads if not head.steps), None)
+            return _pool(g, hidden_states(whole), mask, step.kind)
+        rows = after(before)
+        if step.op == "layer_norm":
+            return _layer_norm(g, spec, rows, step.weights)
+        if step.op == "decoder":
+            decoder = g.add("Transpose", "embeddings.word.weight", perm=[1, 0])
+            if spec.embedding_dtype == "s8":
+                codes = _quantize_rows(g, rows, None)
+                return _linear_s8(g, codes, step.weights, decoder, "embeddings.word.scale")
+            return g.add("Add", g.add("MatMul", rows, decoder), f"{step.weights}.bias")
+        if step.op == "normalize":
+            norm = g.add("ReduceL2", rows, axes=[1], keepdims=1)
+            return g.add("Div", rows, g.add("Max", norm, g.constant("tiny", 1e-12)))
+        if step.op == "column":
+            return columns(rows, before[-1].width)[step.column]
+        return _activate(g, _linear(g, rows, step.weights), step.kind)
+
+    for head in spec.heads:
+        if not head.steps:
+            hidden_states(head.name)
+        elif head.is_per_token:
+            _restore(g, after(head.steps), ids_shape, [head.width] * bool(head.width), output=head.name)
+        else:
+            g.add("Identity", after(head.steps), output=head.name)
+
+
+def _pool(g: _Graph, hidden_states: str, mask: str, kind: str) -> str:
+    """One row a sequence of f32 [batch, sequence, hidden_size]."""
     zero_index = g.constant("index_zero", 0, np.int64)
-    if spec.pooling == "mean":
-        # Two equal rows: a runtime gives a product of one row another code path, whose bits move with the batch.
-        axis = g.constant("row_axis", [1], np.int64)
-        row = g.add("Unsqueeze", mask, axis)
-        sums = g.add("MatMul", g.add("Concat", row, row, axis=1), hidden)
-        count = g.add("ReduceSum", mask, axis, keepdims=1)
-        x = g.add("Div", g.add("Gather", sums, zero_index, axis=1), g.add("Max", count, g.constant("one", 1.0)))
-    else:
-        x = g.add("Gather", hidden, zero_index, axis=1)
-    if spec.dense_size:
-        x = _activate(g, _linear(g, x, "head.dense"), spec.dense_activation)
-    if spec.task == "embedding":
-        if spec.normalize:
-            norm = g.add("ReduceL2", x, axes=[1], keepdims=1)
-            x = g.add("Div", x, g.add("Max", norm, g.constant("tiny", 1e-12)))
-        g.add("Identity", x, output=name)
-    else:
-        g.add("Identity", _linear(g, x, "head.out"), output=name)
-
-
-def _mlm_head(g: _Graph, spec: EncoderSpec, x: str) -> str:
-    """Dense, activation, LayerNorm, then the word table as decoder: f32 [tokens, vocab_size]."""
-    x = _activate(g, _linear(g, x, "mlm.dense"), spec.mlm_activation)
-    x = _layer_norm(g, spec, x, "mlm.layer_norm")
-    decoder = g.add("Transpose", "embeddings.word.weight", perm=[1, 0])
-    if spec.embedding_dtype == "s8":
-        return _linear_s8(g, _quantize_rows(g, x, None), "mlm", decoder, "embeddings.word.scale")
-    return g.add("Add", g.add("MatMul", x, decoder), "mlm.bias")
+    if kind == "cls":
+        return g.add("Gather", hidden_states, zero_index, axis=1)
+    # Two equal rows: a runtime gives a product of one row another code path, whose bits move with the batch.
+    axis = g.constant("row_axis", [1], np.int64)
+    row = g.add("Unsqueeze", mask, axis)
+    sums = g.add("MatMul", g.add("Concat", row, row, axis=1), hidden_states)
+    count = g.add("ReduceSum", mask, axis, keepdims=1)
+    return g.add("Div", g.add("Gather", sums, zero_index, axis=1), g.add("Max", count, g.constant("one", 1.0)))

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgebert.artifact.names import linear_name
-from edgebert.artifact.spec import EncoderSpec
+from edgebert.artifact.spec import EncoderSpec, Step
 from edgebert.batch import I32, PackedBatch
 from edgebert.errors import UnsupportedModelError
 from edgebert.quant import F32, S8, S32, U8
@@ -155,31 +155,24 @@ def run_encoder(
             bias = tensors[f"layer.{i}.ffn.down.bias"]
         x = ops.add_layernorm(x, bias, norm(f"layer.{i}.ffn.layer_norm"))
 
-    def sequence_head() -> F32:
-        rows = ops.pool(x, batch.cu_seqlens, spec.pooling)
-        if spec.dense_size:
-            rows = linear("head.dense", rows, spec.dense_activation)
-        if spec.task != "embedding":
-            return linear("head.out", rows)
-        return ops.normalize(rows) if spec.normalize else rows
-
     @cache
-    def token_logits() -> F32:
-        return linear("head.out", x)
-
-    def mlm_head() -> F32:
-        inner = linear("mlm.dense", x, spec.mlm_activation)
-        inner = ops.add_layernorm(inner, None, norm("mlm.layer_norm"))
-        word = table("word")
-        return apply(inner, Linear(word.weight.T, tensors["mlm.bias"], word.scale, tensors.get("mlm.colsum")))
-
-    def compute(name: str) -> F32:
-        if name == "last_hidden_state":
+    def after(steps: tuple[Step, ...]) -> F32:
+        """The rows after these steps of a head; what heads have in common is computed once."""
+        if not steps:
             return x
-        if name in ("start_logits", "end_logits"):
-            return ops.column(token_logits(), ("start_logits", "end_logits").index(name))
-        if name == "prediction_logits" or spec.task == "fill-mask":
-            return mlm_head()
-        return token_logits() if spec.has_token_head else sequence_head()
+        rows, step = after(steps[:-1]), steps[-1]
+        if step.op == "pool":
+            return ops.pool(rows, batch.cu_seqlens, step.kind)
+        if step.op == "layer_norm":
+            return ops.add_layernorm(rows, None, norm(step.weights))
+        if step.op == "decoder":
+            word, bias = table("word"), tensors[f"{step.weights}.bias"]
+            return apply(rows, Linear(word.weight.T, bias, word.scale, tensors.get(f"{step.weights}.colsum")))
+        if step.op == "normalize":
+            return ops.normalize(rows)
+        if step.op == "column":
+            return ops.column(rows, step.column)
+        return linear(step.weights, rows, step.kind)
 
-    return {name: compute(name) for name in outputs}
+    steps = {head.name: head.steps for head in spec.heads}
+    return {name: after(steps[name]) for name in outputs}

@@ -49,7 +49,7 @@ def pool_outputs(spec: EncoderSpec, batch: PackedBatch, last_hidden_state: F32) 
             f"this {spec.task} file{' with a dense layer' if spec.dense_size else ''} needs more than the hidden "
             "states that this runtime gives"
         )
-    if not spec.has_sequence_head:
+    if spec.pooling == "none":
         return {"last_hidden_state": last_hidden_state}
     rows = numpy_ops.pool(last_hidden_state, batch.cu_seqlens, spec.pooling)
     return {"sentence_embedding": numpy_ops.normalize(rows) if spec.normalize else rows}

@@ -84,16 +84,18 @@ def count_operations(spec: EncoderSpec, lengths: Sequence[int]) -> int:
     tokens, squares = sum(lengths), sum(length * length for length in lengths)
     hidden = spec.hidden_size
     products = 0 if spec.embedding_size == hidden else tokens * spec.embedding_size * hidden
-    reads_first = spec.has_sequence_head and not spec.has_mlm_head and spec.pooling == "cls"
+    answers = [head for head in spec.heads if head.steps]
+    reads_first = bool(answers) and all(head.steps[0].op == "pool" and head.steps[0].kind == "cls" for head in answers)
     for i, layer in enumerate(spec.layers, 1):
         rows = len(lengths) if reads_first and i == spec.num_layers else tokens
         products += tokens * hidden * 3 * layer.attention_size + 2 * squares * layer.attention_size
         products += rows * hidden * (layer.attention_size + 2 * layer.intermediate_size)
-    if spec.has_token_head:
-        products += tokens * hidden * len(spec.labels)
-    if spec.has_mlm_head:
-        products += tokens * spec.embedding_size * (hidden + spec.vocab_size)
-    return 2 * products
+    weights: dict[str, int] = {}
+    for head in answers:
+        for before, step in zip((None, *head.steps), head.steps, strict=False):
+            if head.is_per_token and step.op in ("linear", "decoder"):
+                weights[step.weights] = (before.width if before else hidden) * step.width
+    return 2 * (products + tokens * sum(weights.values()))
 
 
 def roof_of(roof: Roof, threads: int, precision: str, isa: str | None = None) -> float | None:

@@ -79,7 +79,7 @@ def _roberta(class_prefix: str) -> Family:
     )
 
 
-# By the `model_type` of config.json; spec.FAMILIES has the same names.
+# By the `model_type` of config.json.
 FAMILY_TABLES = {
     "bert": Family(
         class_prefix="Bert",

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from edgebert.artifact.names import linear_name, weight_tensors
-from edgebert.artifact.spec import FAMILIES, POOLINGS, PROBLEM_TYPES, TASKS, EncoderSpec, LayerSpec
+from edgebert.artifact.spec import POOLINGS, PROBLEM_TYPES, TASKS, EncoderSpec, LayerSpec
 from edgebert.checkpoints.families import FAMILY_TABLES, Family
 from edgebert.checkpoints.files import find_checkpoint_folder, read_json, read_object, read_weights
 from edgebert.checkpoints.tokenizer import CheckpointTokenizer, read_tokenizer
@@ -125,7 +125,7 @@ def load_checkpoint(source: str | Path, task: str | None = None, family: str | N
         task: one of spec.TASKS; None takes it from the config's `architectures`. For embeddings without a
             sentence-transformers `modules.json` the pooling may follow a colon: `embedding:mean` (what
             sentence-transformers does by default), `embedding:cls`, `embedding:none` or BERT's own `embedding:pooler`.
-        family: one of spec.FAMILIES; None takes the config's `model_type`.
+        family: one of families.FAMILY_TABLES; None takes the config's `model_type`.
 
     Raises:
         ModelFormatError: no such source, or files missing or damaged.
@@ -249,9 +249,12 @@ def _choose_family(config: dict[str, Any], family: str | None) -> str:
         for name, table in FAMILY_TABLES.items():
             if any(str(a).removeprefix(table.class_prefix) in ARCHITECTURES for a in config.get("architectures") or ()):
                 return name
-        raise UnsupportedModelError(f"config.json has no model_type: name the family, one of {', '.join(FAMILIES)}")
-    if family not in FAMILIES:
-        _refuse("model family", family, FAMILIES)
+        names = ", ".join(FAMILY_TABLES)
+        raise UnsupportedModelError(f"config.json has no model_type: name the family, one of {names}")
+            f"config.json has no model_type: name the family, one of {', '.join(FAMILY_TABLES)}"
+        )
+    if family not in FAMILY_TABLES:
+        _refuse("model family", family, FAMILY_TABLES)
     return family
 
 
@@ -550,6 +553,7 @@ def _canonical_tensors(spec: EncoderSpec, table: Family, raw: _Weights, dense: d
     """The tensors of `names.weight_tensors(spec)`: linears transposed to [inputs, outputs], q, k and v side by side."""
     hidden, embedding = spec.hidden_size, spec.embedding_size
     tensors: dict[str, F32] = {}
+    expected = weight_tensors(spec)
 
     def linear(name: str, weight: F32, bias: F32) -> None:
         tensors[f"{name}.weight"], tensors[f"{name}.bias"] = weight.T, bias
@@ -559,8 +563,9 @@ def _canonical_tensors(spec: EncoderSpec, table: Family, raw: _Weights, dense: d
         biases = [raw.encoder(key, "bias", (outputs,), i) for key in keys]
         linear(name, np.concatenate(weights), np.concatenate(biases))
 
-    def head_linear(name: str, source: str, inputs: int, outputs: int) -> None:
-        linear(name, raw.get(f"{source}.weight", (outputs, inputs)), raw.get(f"{source}.bias", (outputs,)))
+    def head_linear(name: str, source: str) -> None:
+        shape = expected[f"{name}.weight"][1][::-1]
+        linear(name, raw.get(f"{source}.weight", shape), raw.get(f"{source}.bias", shape[:1]))
 
     def layer_norm(name: str, key: str, width: int, i: int = 0) -> None:
         for part in ("weight", "bias"):
@@ -583,22 +588,19 @@ def _canonical_tensors(spec: EncoderSpec, table: Family, raw: _Weights, dense: d
 
     if dense is not None:
         tensors["head.dense.weight"], tensors["head.dense.bias"] = dense["weight"], dense["bias"]
-    elif spec.has_sequence_head and spec.dense_size:
+    elif "head.dense.weight" in expected:
         source = table.dense if spec.task != "embedding" else f"{table.prefix}{table.encoder['pooler']}"
-        head_linear("head.dense", source, hidden, spec.dense_size)
-    if spec.task in ("text-classification", "token-classification", "question-answering"):
-        source = {"token-classification": "classifier", "question-answering": "qa_outputs"}.get(
-            spec.task, table.classifier
-        )
-        head_linear("head.out", source, hidden, len(spec.labels) or 2)
-    elif spec.task in ("next-sentence", "pretraining"):
-        head_linear("head.out", "cls.seq_relationship", hidden, 2)
-    if spec.has_mlm_head:
+        head_linear("head.dense", source)
+    if "head.out.weight" in expected:
+        sources = {"text-classification": table.classifier, "token-classification": "classifier"}
+        sources["question-answering"] = "qa_outputs"
+        head_linear("head.out", sources.get(spec.task, "cls.seq_relationship"))
+    if spec.has_decoder:
         _add_mlm_head(tensors, spec, table, raw)
     raw.check_encoder_used()
 
     canonical = {}
-    for name, (_, shape) in weight_tensors(spec).items():
+    for name, (_, shape) in expected.items():
         if tensors[name].shape != shape:
             raise UnsupportedModelError(f"{name} has shape {tensors[name].shape}, expected {shape}")
         canonical[name] = np.ascontiguousarray(tensors[name], np.float32)

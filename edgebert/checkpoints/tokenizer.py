@@ -46,7 +46,7 @@ def read_tokenizer(
 
     Args:
         folder: with tokenizer.json, or the vocabulary files of the tokenizer's class.
-        family: one of spec.FAMILIES.
+        family: one of families.FAMILY_TABLES.
         config: of config.json.
         has_token_types: whether the model takes types of tokens.
 

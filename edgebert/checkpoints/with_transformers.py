@@ -22,7 +22,7 @@ def load_tokenizer(folder: Path, family: str, config: dict[str, Any]) -> Any:
 
     Args:
         folder: the checkpoint's.
-        family: one of spec.FAMILIES.
+        family: one of families.FAMILY_TABLES.
         config: of config.json.
 
     Raises:

@@ -151,7 +151,7 @@ def _as_measured(spec: EncoderSpec, int8: bool) -> EncoderSpec:
     if int8:
         dtypes: dict[str, Any] = dict.fromkeys(LINEARS, "s8")
         largest = replace(largest, **dtypes, smoothed=_SMOOTHED)
-    rows = spec.vocab_size if spec.has_mlm_head else min(spec.vocab_size, _TABLE_ROWS)
+    rows = spec.vocab_size if spec.has_decoder else min(spec.vocab_size, _TABLE_ROWS)
     return spec.replace(
         layers=(largest,),
         embedding_dtype="s8" if int8 else "f32",

@@ -68,7 +68,7 @@ class QuantizedEncoder(TorchEncoder):
         return functional.linear(rows, columns).float() * w_scale.squeeze(-1) * a_scale + bias
 
     def _rows(self, table: str, rows: Tensor) -> Tensor:
-        is_decoder = table == "word" and self.spec.has_mlm_head
+        is_decoder = table == "word" and self.spec.has_decoder
         codes, scale = _quantize_weight(rows, self._limit if is_decoder else quant.WEIGHT_LIMIT)
         return codes * scale
 

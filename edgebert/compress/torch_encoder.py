@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from edgebert.artifact.names import linear_name, weight_tensors
-from edgebert.artifact.spec import EncoderSpec
+from edgebert.artifact.spec import EncoderSpec, Step
 from edgebert.checkpoints.families import FAMILY_TABLES
 from edgebert.errors import InvalidInputError, UnsupportedModelError
 from edgebert.quant import F32
@@ -61,6 +62,8 @@ class TorchEncoder(nn.Module):
             )
         self.spec = spec
         self.dropout, self.attention_dropout = dropout, attention_dropout
+        is_classifier = any(step.drops_input for head in spec.heads for step in head.steps)
+        self._drops_pooled = is_classifier and FAMILY_TABLES[spec.family].drops_pooled
         for name in expected:  # in canonical order: optimizers know parameters by their number
             tensor = torch.from_numpy(np.array(tensors[name], np.float32))
             self.register_parameter(_attribute(name), nn.Parameter(tensor))
@@ -187,32 +190,30 @@ class TorchEncoder(nn.Module):
         return x if spec.embedding_size == spec.hidden_size else self._linear("embeddings.projection", x)
 
     def _heads(self, x: Tensor, mask: Tensor, only: Tensor | None) -> dict[str, Tensor]:
-        spec = self.spec
-        outputs = {}
-        if spec.task == "embedding":
-            outputs["last_hidden_state"] = x
-        if spec.has_sequence_head:
-            rows = x[:, 0] if spec.pooling == "cls" else _mean_pool(x, mask)
-            if spec.task == "text-classification" and FAMILY_TABLES[spec.family].drops_pooled:
-                rows = self._drop(rows)
-            if spec.dense_size:
-                rows = _ACTIVATIONS[spec.dense_activation](self._linear("head.dense", rows))
-            if spec.task == "embedding":
-                outputs["sentence_embedding"] = functional.normalize(rows.float(), dim=-1) if spec.normalize else rows
-            else:
-                name = "seq_relationship_logits" if spec.task == "pretraining" else "logits"
-                outputs[name] = self._linear("head.out", self._drop(rows))
         tokens = x if only is None else x[only]
-        if spec.task == "token-classification":
-            outputs["logits"] = self._linear("head.out", self._drop(tokens))
-        elif spec.task == "question-answering":
-            outputs["start_logits"], outputs["end_logits"] = self._linear("head.out", tokens).unbind(-1)
-        if spec.has_mlm_head:
-            inner = _ACTIVATIONS[spec.mlm_activation](self._linear("mlm.dense", tokens))
-            inner = self._layer_norm("mlm.layer_norm", inner)
-            logits = self._product("mlm", inner, self.tensor("embeddings.word.weight"), self.tensor("mlm.bias"))
-            outputs["prediction_logits" if spec.task == "pretraining" else "logits"] = logits
-        return outputs
+
+        @cache
+        def after(steps: tuple[Step, ...]) -> Tensor:
+            if not steps:
+                return tokens
+            step = steps[-1]
+            if step.op == "pool":
+                rows = x[:, 0] if step.kind == "cls" else _mean_pool(x, mask)
+                return self._drop(rows) if self._drops_pooled else rows
+            rows = after(steps[:-1])
+            if step.op == "layer_norm":
+                return self._layer_norm(step.weights, rows)
+            if step.op == "decoder":
+                word, bias = self.tensor("embeddings.word.weight"), self.tensor(f"{step.weights}.bias")
+                return self._product(step.weights, rows, word, bias)
+            if step.op == "normalize":
+                return functional.normalize(rows.float(), dim=-1)
+            if step.op == "column":
+                return rows[..., step.column]
+            rows = self._drop(rows) if step.drops_input else rows
+            return _ACTIVATIONS[step.kind](self._linear(step.weights, rows))
+
+        return {head.name: after(head.steps) if head.steps else x for head in self.spec.heads}
 
     def _linear(self, prefix: str, x: Tensor) -> Tensor:
         return self._product(prefix, x, self.tensor(f"{prefix}.weight").t(), self.tensor(f"{prefix}.bias"))

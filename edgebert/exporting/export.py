@@ -58,7 +58,7 @@ def export(
             accuracy there. Not with portable.
         calibrate: with int8, a file with one text a line; None takes the built-in sentences.
         task: one of spec.TASKS; None takes what the checkpoint says.
-        family: one of spec.FAMILIES; None takes what the checkpoint says.
+        family: one of families.FAMILY_TABLES; None takes what the checkpoint says.
 
     Returns:
         The report, as stored in the file: what agreed, the worst figures, how it was quantized.

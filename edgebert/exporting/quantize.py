@@ -84,9 +84,9 @@ def quantize(
         table, _, part = name.removeprefix("embeddings.").partition(".")
         if part == "weight" and table not in ("layer_norm", "projection"):
             # the word table is also the weight of the tied decoder's integer product
-            table_limit = limit if table == "word" and spec.has_mlm_head else quant.WEIGHT_LIMIT
+            table_limit = limit if table == "word" and spec.has_decoder else quant.WEIGHT_LIMIT
             new[name], new[f"embeddings.{table}.scale"] = quant.quantize_table(tensors[name], table_limit)
-    if spec.has_mlm_head:
+    if spec.has_decoder:
         new["mlm.colsum"] = quant.column_sums(new["embeddings.word.weight"].T)
 
     spec = spec.replace(embedding_dtype="s8", portable=portable)

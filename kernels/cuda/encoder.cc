@@ -32,7 +32,9 @@
 
 namespace edgebert {
 
-using namespace cuda;  // NOLINT: its names are those of the CPU's structs, which this file does not see
+using cuda::check, cuda::CodeRows, cuda::Device, cuda::DeviceMemory, cuda::fail_after_fork, cuda::find_device;
+using cuda::Layer, cuda::LayerNorm, cuda::Linear, cuda::list_devices, cuda::PinnedMemory, cuda::row_stride, cuda::Rows;
+using cuda::upload_weights, cuda::UseDevice, cuda::Weights;
 
 namespace {
 
@@ -61,61 +63,21 @@ struct Slice {
 // What the queued work depends on.
 struct Shape {
   int tokens = 0, sequences = 0, max_seqlen = 0;
-  int out_rows = 0;      // of token outputs
-  int chosen = 0;        // the same where these are at some tokens alone; 0: at all
-  unsigned results = 0;  // a bit for each that is asked for
+  int out_rows = 0;    // of token outputs
+  int chosen = 0;      // the same where these are at some tokens alone; 0: at all
+  unsigned heads = 0;  // a bit for each that is asked for
 
+  size_t rows_of(const Head& head) const { return head.is_per_token() ? out_rows : sequences; }
   bool operator==(const Shape& o) const {
-    return std::tie(tokens, sequences, max_seqlen, out_rows, chosen, results) ==
-           std::tie(o.tokens, o.sequences, o.max_seqlen, o.out_rows, o.chosen, o.results);
+    return std::tie(tokens, sequences, max_seqlen, out_rows, chosen, heads) ==
+           std::tie(o.tokens, o.sequences, o.max_seqlen, o.out_rows, o.chosen, o.heads);
   }
 };
 
-// An output as the kernels compute it: [rows][stride] f32. Start and end logits are the columns of one.
-struct Result {
-  std::vector<const char*> names;
-  bool is_per_token;
-  int width;
+bool takes_column(const Head& head) { return !head.steps.empty() && head.steps.back().op == HeadStep::Op::kColumn; }
 
-  int stride() const { return row_stride(width); }
-};
-
-std::vector<Result> list_results(const EncoderSpec& spec) {
-  std::vector<Result> results;
-  switch (spec.task) {
-    case Task::kEmbedding:
-      results.push_back({{"last_hidden_state"}, true, spec.hidden_size});
-      if (spec.pooling != Pooling::kNone) {
-        results.push_back({{"sentence_embedding"}, false, spec.dense_size > 0 ? spec.dense_size : spec.hidden_size});
-      }
-      break;
-    case Task::kTextClassification:
-    case Task::kNextSentence:
-      results.push_back({{"logits"}, false, spec.num_labels});
-      break;
-    case Task::kTokenClassification:
-      results.push_back({{"logits"}, true, spec.num_labels});
-      break;
-    case Task::kQuestionAnswering:
-      results.push_back({{"start_logits", "end_logits"}, true, 2});
-      break;
-    case Task::kFillMask:
-      results.push_back({{"logits"}, true, spec.vocab_size});
-      break;
-    case Task::kPretraining:
-      results.push_back({{"prediction_logits"}, true, spec.vocab_size});
-      results.push_back({{"seq_relationship_logits"}, false, spec.num_labels});
-      break;
-  }
-  return results;
-}
-
-// The column of `name` in a result; -1: it is another's.
-int column_of(const Result& result, const char* name) {
-  for (size_t i = 0; i < result.names.size(); ++i)
-    if (std::strcmp(result.names[i], name) == 0) return static_cast<int>(i);
-  return -1;
-}
+// Of an output's block on the device, [rows][stride] f32: a last step that takes one column does so on the way back.
+int block_width(const Head& head) { return takes_column(head) ? head.steps.back().inputs : head.width; }
 
 // Places blocks one after the other; a null base only counts.
 class Layout {
@@ -155,16 +117,16 @@ struct Inputs {
   }
 };
 
-// What comes back: one block for each result asked for, else nullptr. The same on both sides.
+// What comes back: one block for each head asked for, else nullptr. The same on both sides.
 struct Outputs {
   std::vector<float*> blocks;
   size_t bytes;
 
-  Outputs(unsigned char* base, const std::vector<Result>& results, const Shape& shape) {
+  Outputs(unsigned char* base, const std::vector<Head>& heads, const Shape& shape) {
     Layout layout(base);
-    for (size_t i = 0; i < results.size(); ++i) {
-      const size_t rows = results[i].is_per_token ? shape.out_rows : shape.sequences;
-      blocks.push_back(shape.results >> i & 1 ? layout.place<float>(rows * results[i].stride()) : nullptr);
+    for (size_t i = 0; i < heads.size(); ++i) {
+      const size_t count = shape.rows_of(heads[i]) * row_stride(block_width(heads[i]));
+      blocks.push_back(shape.heads >> i & 1 ? layout.place<float>(count) : nullptr);
     }
     bytes = layout.bytes();
   }
@@ -175,7 +137,7 @@ struct Workspace {
   Rows hidden, projected, qkv, context, inner;  // f16 [tokens]
   CodeRows codes;                               // [tokens], of the next s8 linear's inputs
   Rows chosen;                                  // f16 [chosen]
-  Rows pooled, pooled_dense;                    // f32 [sequences]
+  float* head[2];                               // of a head's rows, before and after a step
   size_t bytes;
 
   Workspace(unsigned char* base, const EncoderSpec& spec, const Shape& shape) {
@@ -195,8 +157,12 @@ struct Workspace {
     codes = {layout.place<int8_t>(static_cast<size_t>(shape.tokens) * row_stride(widest)), row_stride(widest),
              layout.place<float>(shape.tokens), layout.place<int32_t>(shape.tokens)};
     chosen = f16(shape.chosen, spec.hidden_size);
-    pooled = layout.rows(shape.sequences, spec.hidden_size, cuda::DType::kF32);
-    pooled_dense = layout.rows(shape.sequences, spec.dense_size, cuda::DType::kF32);
+    size_t head_size = 0;
+    for (const Head& h : spec.heads) {
+      for (size_t i = 0; i + 1 < h.steps.size(); ++i)
+        head_size = std::max(head_size, shape.rows_of(h) * row_stride(h.steps[i].width));
+    }
+    for (float*& rows : head) rows = layout.place<float>(head_size);
     bytes = layout.bytes();
   }
 };
@@ -222,8 +188,7 @@ struct Graph {
 
 class Encoder::Impl {
  public:
-  Impl(const ModelFile& file, const Device& device)
-      : spec_(file.spec), device_(device), results_(list_results(file.spec)) {
+  Impl(const ModelFile& file, const Device& device) : spec_(file.spec), device_(device) {
     const UseDevice use(device_.index);
     weights_ = upload_weights(file.spec, file.weights);
     check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreateWithFlags");
@@ -249,8 +214,8 @@ class Encoder::Impl {
  private:
   struct Pass;
 
-  std::vector<Slice> cut(const eb_batch& batch, unsigned results) const;
-  Shape shape_of(const eb_batch& batch, const Slice& slice, unsigned results) const;
+  std::vector<Slice> cut(const eb_batch& batch, unsigned heads) const;
+  Shape shape_of(const eb_batch& batch, const Slice& slice, unsigned heads) const;
   void reserve(const Shape& shape);
   void fill_inputs(const eb_batch& batch, const Slice& slice, const Shape& shape) const;
   void start(const Shape& shape);
@@ -258,15 +223,14 @@ class Encoder::Impl {
   void queue(const Shape& shape) const;
   void copy_outputs(const Slice& slice, const Shape& shape, const eb_output* outputs, int num_outputs) const;
 
-  bool is_wanted_per_token(size_t result, unsigned results) const {
-    return (results >> result & 1) && results_[result].is_per_token;
+  bool is_wanted_per_token(size_t head, unsigned heads) const {
+    return (heads >> head & 1) && spec_.heads[head].is_per_token();
   }
 
   const uint32_t fork_depth_ = fork_depth();
   std::mutex mutex_;  // one run after the other
   const EncoderSpec spec_;
   const Device device_;
-  const std::vector<Result> results_;
   std::string isa_;
   Weights weights_;
   cudaStream_t stream_ = nullptr;
@@ -285,7 +249,7 @@ struct Encoder::Impl::Pass {
   const Weights& weights = model.weights_;
   const cudaStream_t stream = model.stream_;
   const Inputs in{model.device_inputs_.data(), shape};
-  const Outputs out{model.device_outputs_.data(), model.results_, shape};
+  const Outputs out{model.device_outputs_.data(), spec.heads, shape};
   const Workspace w{model.workspace_.data(), spec, shape};
 
   void queue() {
@@ -371,66 +335,66 @@ struct Encoder::Impl::Pass {
 
   // ---- Heads ----
 
+  // Choosing tokens moves no rows that are pooled.
   void heads() {
-    Rows hidden = w.hidden;
-    for (size_t i = 0; i < model.results_.size(); ++i) {
-      if (out.blocks[i] && !model.results_[i].is_per_token) sequence_head(rows_of_result(i));
-    }
-    for (size_t i = 0; i < model.results_.size(); ++i) {
-      if (!out.blocks[i] || !model.results_[i].is_per_token || shape.out_rows == 0) continue;
-      if (shape.chosen > 0) {
-        hidden = w.chosen;
-        gather(w.hidden, in.chosen, hidden);
-      }
-      if (spec.has_token_head())
-        linear(weights.out, hidden, shape.out_rows, Activation::kIdentity, rows_of_result(i));
-      else if (spec.has_mlm_head())
-        mlm_head(hidden, rows_of_result(i));
-      else
-        gather(hidden, nullptr, rows_of_result(i));
-    }
+    if (shape.chosen > 0) gather(w.hidden, in.chosen, w.chosen);
+    for (size_t i = 0; i < spec.heads.size(); ++i)
+      if (out.blocks[i] && shape.rows_of(spec.heads[i]) > 0) run_head(spec.heads[i], out.blocks[i]);
   }
-
-  Rows rows_of_result(size_t i) const { return rows_of(out.blocks[i], cuda::DType::kF32, model.results_[i].width); }
 
   void gather(const Rows& from, const int32_t* index, const Rows& to) {
     check(cuda::gather_rows(from, index, shape.out_rows, spec.hidden_size, to, stream), "gather_rows");
   }
 
-  void sequence_head(const Rows& to) {
-    const bool has_dense = weights.dense.is_present(), has_out = weights.out.is_present();
-    const int n = shape.sequences;
-    const Rows pooled = has_dense || has_out ? w.pooled : to;
-    const Rows dense = has_out ? w.pooled_dense : to;
-    check(cuda::pool({w.hidden, spec.hidden_size, in.cu_seqlens, n, spec.pooling == Pooling::kMean, pooled}, stream),
-          "pool");
-    if (has_dense) linear(weights.dense, pooled, n, spec.dense_activation, dense);
-    if (has_out) linear(weights.out, has_dense ? dense : pooled, n, Activation::kIdentity, to);
-    if (spec.normalize) {
-      check(cuda::normalize_rows(to, n, has_dense ? spec.dense_size : spec.hidden_size, stream), "normalize_rows");
+  // From the hidden states to an output's block. In between, rows are f16 where a product with the vocabulary follows.
+  void run_head(const Head& head, float* block) {
+    const int rows = static_cast<int>(shape.rows_of(head));
+    const size_t end = head.steps.size() - takes_column(head);
+    const Rows to = rows_of(block, cuda::DType::kF32, block_width(head));
+    Rows x = shape.chosen > 0 ? w.chosen : w.hidden;
+    if (end == 0) return gather(x, nullptr, to);
+    for (size_t i = 0, next = 0; i < end; ++i) {
+      const HeadStep& step = head.steps[i];
+      if (step.op == HeadStep::Op::kLayerNorm) {
+        const Linear* after = i + 1 < end && head.steps[i + 1].is_linear() ? &head_linear(head.steps[i + 1]) : nullptr;
+        const bool quantize = after && after->takes_codes();
+        check(cuda::add_layernorm({x, kNoRows, weights.head_norms.at(step.weights), rows, x,
+                                   quantize ? codes_for(*after) : kNoCodes, nullptr},
+                                  stream),
+              "add_layernorm");
+        continue;
+      }
+      if (step.op == HeadStep::Op::kNormalize) {
+        check(cuda::normalize_rows(x, rows, step.width, stream), "normalize_rows");
+        continue;
+      }
+      const bool is_last = std::none_of(head.steps.begin() + i + 1, head.steps.end(), makes_rows);
+      const cuda::DType dtype = head.has_decoder() ? cuda::DType::kF16 : cuda::DType::kF32;
+      const Rows y = is_last ? to : rows_of(w.head[next], dtype, step.width);
+      if (step.is_pool()) {
+        const bool is_mean = step.op == HeadStep::Op::kPoolMean;
+        check(cuda::pool({w.hidden, step.width, in.cu_seqlens, rows, is_mean, y}, stream), "pool");
+      } else {
+        const bool has_codes = i > 0 && head.steps[i - 1].op == HeadStep::Op::kLayerNorm;
+        if (!has_codes) quantize_for(head_linear(step), x, rows);
+        linear(head_linear(step), x, rows, step.activation, y);
+      }
+      x = y;
+      next = 1 - next;
     }
   }
 
-  void mlm_head(const Rows& hidden, const Rows& to) {
-    const int rows = shape.out_rows;
-    const Rows inner = rows_of(w.projected.data, w.projected.dtype, spec.embedding_size);
-    const Linear& decoder = weights.mlm_decoder;
-    linear(weights.mlm_dense, hidden, rows, spec.mlm_activation, inner);
-    check(cuda::add_layernorm({inner, kNoRows, weights.mlm_norm, rows, inner,
-                               decoder.takes_codes() ? codes_for(decoder) : kNoCodes, nullptr},
-                              stream),
-          "add_layernorm");
-    linear(decoder, inner, rows, Activation::kIdentity, to);
-  }
+  static bool makes_rows(const HeadStep& step) { return step.is_pool() || step.is_linear(); }
+  const Linear& head_linear(const HeadStep& step) const { return weights.head_linears.at(step.weights); }
 };
 
 // ---- Running ------------------------------------------------------------------------------------------------------
 
 // As few slices of whole sequences as the limits allow.
-std::vector<Slice> Encoder::Impl::cut(const eb_batch& batch, unsigned results) const {
+std::vector<Slice> Encoder::Impl::cut(const eb_batch& batch, unsigned heads) const {
   int64_t floats_a_row = 0;
-  for (size_t i = 0; i < results_.size(); ++i)
-    if (is_wanted_per_token(i, results)) floats_a_row += results_[i].stride();
+  for (size_t i = 0; i < spec_.heads.size(); ++i)
+    if (is_wanted_per_token(i, heads)) floats_a_row += row_stride(block_width(spec_.heads[i]));
   std::vector<Slice> slices;
   for (int s = 0, out_row = 0; s < batch.num_sequences; ++s) {
     const int first = batch.cu_seqlens[s], length = batch.cu_seqlens[s + 1] - first;
@@ -451,16 +415,16 @@ std::vector<Slice> Encoder::Impl::cut(const eb_batch& batch, unsigned results) c
   return slices;
 }
 
-Shape Encoder::Impl::shape_of(const eb_batch& batch, const Slice& slice, unsigned results) const {
+Shape Encoder::Impl::shape_of(const eb_batch& batch, const Slice& slice, unsigned heads) const {
   Shape shape;
   shape.tokens = round_up(slice.num_tokens, kTokenStep);
   shape.sequences = slice.num_sequences;
   for (int s = slice.first_sequence; s < slice.first_sequence + slice.num_sequences; ++s)
     shape.max_seqlen = std::max(shape.max_seqlen, batch.cu_seqlens[s + 1] - batch.cu_seqlens[s]);
   shape.max_seqlen = round_up(shape.max_seqlen, kSeqlenStep);
-  shape.results = results;
-  for (size_t i = 0; i < results_.size(); ++i) {
-    if (!is_wanted_per_token(i, results)) continue;
+  shape.heads = heads;
+  for (size_t i = 0; i < spec_.heads.size(); ++i) {
+    if (!is_wanted_per_token(i, heads)) continue;
     shape.chosen = batch.output_tokens ? slice.num_out_rows : 0;
     shape.out_rows = batch.output_tokens ? shape.chosen : shape.tokens;
   }
@@ -474,8 +438,8 @@ void Encoder::Impl::reserve(const Shape& shape) {
   l.sequences = std::max(l.sequences, shape.sequences);
   l.out_rows = std::max(l.out_rows, shape.out_rows);
   l.chosen = std::max(l.chosen, shape.chosen);
-  l.results |= shape.results;
-  const size_t input_bytes = Inputs(nullptr, l).bytes, output_bytes = Outputs(nullptr, results_, l).bytes;
+  l.heads |= shape.heads;
+  const size_t input_bytes = Inputs(nullptr, l).bytes, output_bytes = Outputs(nullptr, spec_.heads, l).bytes;
   const auto grow = [this](auto& memory, size_t bytes) {
     if (bytes <= memory.bytes()) return;
     graphs_.clear();  // they hold addresses
@@ -506,7 +470,7 @@ void Encoder::Impl::fill_inputs(const eb_batch& batch, const Slice& slice, const
 }
 
 void Encoder::Impl::queue(const Shape& shape) const {
-  const size_t input_bytes = Inputs(nullptr, shape).bytes, output_bytes = Outputs(nullptr, results_, shape).bytes;
+  const size_t input_bytes = Inputs(nullptr, shape).bytes, output_bytes = Outputs(nullptr, spec_.heads, shape).bytes;
   check(cudaMemcpyAsync(device_inputs_.data(), inputs_.data(), input_bytes, cudaMemcpyHostToDevice, stream_),
         "copying the batch");
   Pass{*this, shape}.queue();
@@ -545,19 +509,16 @@ void Encoder::Impl::start(const Shape& shape) {
 
 void Encoder::Impl::copy_outputs(const Slice& slice, const Shape& shape, const eb_output* outputs,
                                  int num_outputs) const {
-  const Outputs from(outputs_.data(), results_, shape);
+  const Outputs from(outputs_.data(), spec_.heads, shape);
   for (int o = 0; o < num_outputs; ++o) {
-    for (size_t i = 0; i < results_.size(); ++i) {
-      const Result& result = results_[i];
-      const int column = column_of(result, outputs[o].name);
-      if (column < 0) continue;
-      const size_t width = result.names.size() > 1 ? 1 : result.width;
-      const int first = result.is_per_token ? slice.first_out_row : slice.first_sequence;
-      const int rows = result.is_per_token ? slice.num_out_rows : slice.num_sequences;
-      for (int r = 0; r < rows; ++r) {
-        std::memcpy(outputs[o].data + (static_cast<size_t>(first) + r) * width,
-                    from.blocks[i] + static_cast<size_t>(r) * result.stride() + column, sizeof(float) * width);
-      }
+    const Head* head = spec_.find_head(outputs[o].name);
+    const size_t width = head->width, stride = row_stride(block_width(*head));
+    const float* block = from.blocks[head - spec_.heads.data()] + (takes_column(*head) ? head->steps.back().column : 0);
+    const int first = head->is_per_token() ? slice.first_out_row : slice.first_sequence;
+    const int rows = head->is_per_token() ? slice.num_out_rows : slice.num_sequences;
+    for (int r = 0; r < rows; ++r) {
+      std::memcpy(outputs[o].data + (static_cast<size_t>(first) + r) * width, block + r * stride,
+                  sizeof(float) * width);
     }
   }
 }
@@ -565,18 +526,15 @@ void Encoder::Impl::copy_outputs(const Slice& slice, const Shape& shape, const e
 void Encoder::Impl::run(const eb_batch& batch, const eb_output* outputs, int num_outputs) {
   if (is_another_process()) fail_after_fork();
   const std::lock_guard<std::mutex> turn(mutex_);
-  unsigned results = 0;
-  for (size_t i = 0; i < results_.size(); ++i) {
-    for (int o = 0; o < num_outputs; ++o)
-      if (column_of(results_[i], outputs[o].name) >= 0) results |= 1u << i;
-  }
+  unsigned heads = 0;
+  for (int o = 0; o < num_outputs; ++o) heads |= 1u << (spec_.find_head(outputs[o].name) - spec_.heads.data());
   const UseDevice use(device_.index);
   struct Finish {  // also where an error ends the run early: what is queued reads and writes the buffers
     cudaStream_t stream;
     ~Finish() { cudaStreamSynchronize(stream); }
   } finish{stream_};
-  for (const Slice& slice : cut(batch, results)) {
-    const Shape shape = shape_of(batch, slice, results);
+  for (const Slice& slice : cut(batch, heads)) {
+    const Shape shape = shape_of(batch, slice, heads);
     reserve(shape);
     fill_inputs(batch, slice, shape);
     start(shape);

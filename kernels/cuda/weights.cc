@@ -73,12 +73,15 @@ class Uploader {
                             part("attention.qkv"), part("attention.output"), part("ffn.up"), part("ffn.down"),
                             layer_norm(prefix + "attention.layer_norm"), layer_norm(prefix + "ffn.layer_norm")});
     }
-    to_.dense = linear("head.dense", Linear::Kind::kF32);
-    to_.out = linear("head.out", Linear::Kind::kF32);
-    if (spec_.has_mlm_head()) {
-      to_.mlm_dense = linear("mlm.dense", Linear::Kind::kF16);
-      to_.mlm_norm = layer_norm("mlm.layer_norm");
-      to_.mlm_decoder = decoder();
+    for (const Head& head : spec_.heads) {
+      const Linear::Kind kind = head.has_decoder() ? Linear::Kind::kF16 : Linear::Kind::kF32;
+      for (const HeadStep& step : head.steps) {
+        if (step.op == HeadStep::Op::kLayerNorm) to_.head_norms[step.weights] = layer_norm(step.weights);
+        if (step.is_linear() && to_.head_linears.count(step.weights) == 0) {
+          to_.head_linears[step.weights] =
+              step.op == HeadStep::Op::kDecoder ? decoder(step.weights) : linear(step.weights, kind);
+        }
+      }
     }
     return std::move(to_);
   }
@@ -159,14 +162,14 @@ class Uploader {
   }
 
   // The tied decoder: an output is a word, its weights the word's row.
-  Linear decoder() {
+  Linear decoder(const std::string& prefix) {
     const TensorView& word = tensor("embeddings.word.weight");
     Linear linear;
     linear.outputs = spec_.vocab_size;
     linear.inputs = spec_.embedding_size;
-    linear.bias = copy<float>(tensor("mlm.bias"));
+    linear.bias = copy<float>(tensor(prefix + ".bias"));
     if (word.dtype == FileDType::kS8)
-      set_s8(linear, word, Layout::kOutputsByInputs, tensor("embeddings.word.scale"), tensor("mlm.colsum"));
+      set_s8(linear, word, Layout::kOutputsByInputs, tensor("embeddings.word.scale"), tensor(prefix + ".colsum"));
     else
       set_f16(linear, "embeddings.word", word, Layout::kOutputsByInputs);
     return linear;

@@ -1,6 +1,7 @@
 // The model's weights on the device, in the forms that kernels.h takes.
 #pragma once
 
+#include <map>
 #include <string>
 #include <vector>
 
@@ -35,15 +36,16 @@ struct Layer {
 struct Weights {
   Table word, position, token_type;
   LayerNorm embedding_norm;
-  Linear projection, dense, out, mlm_dense, mlm_decoder;
-  LayerNorm mlm_norm{};
+  Linear projection;
+  std::map<std::string, Linear> head_linears;  // by the name of their tensors
+  std::map<std::string, LayerNorm> head_norms;
   std::vector<Layer> layers;
   std::vector<DeviceMemory> memory;  // what all of the above point into
 };
 
-// Copies the weights to the current device. The four linears of a layer, the projection and the masked-LM head become
-// f16, or stay s8; the other heads, all tables, norms and biases stay as they are.
-// Throws Error(EB_UNSUPPORTED) if these kernels do not run the model, before anything is copied if its spec tells.
+// Copies the weights to the current device. The four linears of a layer, the projection and heads that end in the
+// vocabulary become f16, or stay s8; the other heads, all tables, norms and biases stay as they are. Throws
+// Error(EB_UNSUPPORTED) if these kernels do not run the model, before anything is copied if its spec tells.
 Weights upload_weights(const EncoderSpec& spec, const EncoderWeights& weights);
 
 }  // namespace cuda

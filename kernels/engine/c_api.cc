@@ -29,41 +29,6 @@ thread_local char last_error[2048] = "";
 
 std::string range(int last) { return "0 to " + std::to_string(last); }
 
-struct OutputShape {
-  bool is_per_token;
-  int width;
-};
-
-// The twin of EncoderSpec.outputs and output_width in edgebert/artifact/spec.py.
-OutputShape output_shape(const EncoderSpec& spec, std::string_view name) {
-  switch (spec.task) {
-    case Task::kEmbedding:
-      if (name == "last_hidden_state") return {true, spec.hidden_size};
-      if (name == "sentence_embedding" && spec.pooling != Pooling::kNone) {
-        return {false, spec.dense_size > 0 ? spec.dense_size : spec.hidden_size};
-      }
-      break;
-    case Task::kTextClassification:
-    case Task::kNextSentence:
-      if (name == "logits") return {false, spec.num_labels};
-      break;
-    case Task::kTokenClassification:
-      if (name == "logits") return {true, spec.num_labels};
-      break;
-    case Task::kQuestionAnswering:
-      if (name == "start_logits" || name == "end_logits") return {true, 1};
-      break;
-    case Task::kFillMask:
-      if (name == "logits") return {true, spec.vocab_size};
-      break;
-    case Task::kPretraining:
-      if (name == "prediction_logits") return {true, spec.vocab_size};
-      if (name == "seq_relationship_logits") return {false, spec.num_labels};
-      break;
-  }
-  fail("unknown output '" + std::string(name.substr(0, 100)) + "': the model's task has none of that name");
-}
-
 void check_ids(const char* name, const int32_t* ids, int32_t count, int limit) {
   for (int32_t i = 0; i < count; ++i) {
     if (ids[i] < 0 || ids[i] >= limit) {
@@ -109,11 +74,14 @@ void check_output_tokens(const eb_batch& batch) {
 
 void check_output(const EncoderSpec& spec, const eb_batch& batch, const eb_output& output) {
   if (output.name == nullptr) fail("an output's name is NULL");
-  const OutputShape shape = output_shape(spec, output.name);
-  const int32_t rows = !shape.is_per_token              ? batch.num_sequences
+  const Head* head = spec.find_head(output.name);
+  if (head == nullptr) {
+    fail("unknown output '" + std::string(output.name).substr(0, 100) + "': the model's task has none of that name");
+  }
+  const int32_t rows = !head->is_per_token()            ? batch.num_sequences
                        : batch.output_tokens != nullptr ? batch.num_output_tokens
                                                         : batch.cu_seqlens[batch.num_sequences];
-  const size_t needed = static_cast<size_t>(rows) * static_cast<size_t>(shape.width);
+  const size_t needed = static_cast<size_t>(rows) * static_cast<size_t>(head->width);
   if (needed > output.capacity) {
     fail("output " + std::string(output.name) + " needs room for " + std::to_string(needed) + " floats, got " +
          std::to_string(output.capacity));

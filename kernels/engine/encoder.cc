@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -27,8 +28,9 @@
 namespace edgebert {
 namespace {
 
-constexpr int kMicroBatchTokens = 96;  // at most, of short sequences that run on one thread together
-constexpr int kDecoderRows = 24;       // rows of vocabulary-wide logits held at once
+constexpr int kMicroBatchTokens = 96;    // at most, of short sequences that run on one thread together
+constexpr int kHeadRows = 24;            // of a head held at once: they may be as wide as the vocabulary
+static_assert(kHeadRows <= kBlockRows);  // their codes lie in a block's
 
 // Below so many rows a thread, threads share out a linear's columns instead of rows: its weights are then read once,
 // not once a thread, but threads meet at every step. That pays later where a layer's weights are small.
@@ -93,10 +95,10 @@ struct Workspace {
   size_t capacity = 0;
   int tokens = 0, sequences = 0, max_seqlen = 0;
 
-  float *hidden, *qkv, *context;          // [tokens]
-  float *projected, *ffn;                 // [threads * kBlockRows]
-  CodeRows codes;                         // [threads * kBlockRows]
-  float *pooled, *pooled_dense, *logits;  // [sequences], or for token logits [tokens] or [kDecoderRows]
+  float *hidden, *qkv, *context;  // [tokens]
+  float *projected, *ffn;         // [threads * kBlockRows]
+  CodeRows codes;                 // [threads * kBlockRows]
+  float* head[2];                 // [kHeadRows], before and after a step
   int32_t *cu_seqlens, *position_ids;
   float* scratch;  // of attention, [threads][scratch_stride]
   size_t scratch_stride;
@@ -155,9 +157,11 @@ class Encoder::Impl {
   const int num_threads_;
   Arena arena_;
   EmbedArgs embed_{};
-  Linear projection_, dense_, out_, mlm_dense_, mlm_decoder_;
-  LayerNormWeights mlm_norm_{};
+  Linear projection_;
   std::vector<Layer> layers_;
+  std::map<std::string, Linear> head_linears_;  // by the name of their tensors
+  std::map<std::string, LayerNormWeights> head_norms_;
+  int head_widths_[2] = {0, 0};  // of Workspace::head
   PerProcess<Workplace> workplace_;
   int max_width_ = 0;  // widest row that is ever quantized
   int max_intermediate_size_ = 0;
@@ -200,18 +204,19 @@ struct Encoder::Impl::Loader {
   }
 
   // The tied decoder: the word table, transposed, with the table's row scales as output scales.
-  Linear decoder() const {
+  Linear decoder(const std::string& prefix) const {
     Linear linear;
     const TensorView& word = tensor("embeddings.word.weight");
     if (word.dtype == DType::kS8) {
       linear.kind = Linear::Kind::kS8;
-      linear.s8 = pack_linear_u8s8(word, tensor("embeddings.word.scale"), tensor("mlm.colsum"), tensor("mlm.bias"),
-                                   WeightLayout::kOutputsByInputs, to.kernels_.s8_nr, to.arena_);
+      linear.s8 =
+          pack_linear_u8s8(word, tensor("embeddings.word.scale"), tensor(prefix + ".colsum"), tensor(prefix + ".bias"),
+                           WeightLayout::kOutputsByInputs, to.kernels_.s8_nr, to.arena_);
       to.max_width_ = std::max(to.max_width_, linear.s8.inputs);
     } else {
       linear.kind = Linear::Kind::kF32;
-      linear.f32 =
-          pack_linear_f32(word, tensor("mlm.bias"), WeightLayout::kOutputsByInputs, to.kernels_.f32_nr, to.arena_);
+      linear.f32 = pack_linear_f32(word, tensor(prefix + ".bias"), WeightLayout::kOutputsByInputs, to.kernels_.f32_nr,
+                                   to.arena_);
     }
     return linear;
   }
@@ -248,12 +253,18 @@ struct Encoder::Impl::Loader {
                             layer_norm(prefix + "attention.layer_norm"), layer_norm(prefix + "ffn.layer_norm")});
       if (to.layers_.back().weight_bytes() > kLargeLayer) to.few_rows_ = kFewRowsOfLargeLayers;
     }
-    to.dense_ = linear("head.dense");
-    to.out_ = linear("head.out");
-    if (spec.has_mlm_head()) {
-      to.mlm_dense_ = linear("mlm.dense");
-      to.mlm_norm_ = layer_norm("mlm.layer_norm");
-      to.mlm_decoder_ = decoder();
+    for (const Head& head : spec.heads) {
+      int at = 0;  // each step that makes new rows writes to the other buffer
+      for (const HeadStep& step : head.steps) {
+        if (step.op == HeadStep::Op::kLayerNorm) to.head_norms_[step.weights] = layer_norm(step.weights);
+        if (step.is_linear() && to.head_linears_.count(step.weights) == 0) {
+          to.head_linears_[step.weights] =
+              step.op == HeadStep::Op::kDecoder ? decoder(step.weights) : linear(step.weights);
+        }
+        if (!step.is_linear() && !step.is_pool()) continue;
+        to.head_widths_[at] = std::max(to.head_widths_[at], step.width);
+        at = 1 - at;
+      }
     }
   }
 };
@@ -274,8 +285,7 @@ void Encoder::Impl::reserve(Workspace& workspace, int tokens, int sequences, int
     attention = std::max(attention, layer.attention_size);
     if (layer.num_heads) head_dim = std::max(head_dim, layer.head_dim);
   }
-  const int labels = out_.outputs(), projected = std::max(spec_.hidden_size, spec_.embedding_size);
-  const int pooled = std::max({spec_.hidden_size, spec_.dense_size, labels});
+  const int projected = std::max(spec_.hidden_size, spec_.embedding_size);
   size_t total = 0;
   const auto place = [&total](size_t bytes) {
     const size_t at = total;
@@ -284,11 +294,8 @@ void Encoder::Impl::reserve(Workspace& workspace, int tokens, int sequences, int
   };
   const auto rows = [&place](size_t count, int width) { return place(count * row_stride(width) * sizeof(float)); };
   const size_t at_hidden = rows(tokens, spec_.hidden_size), at_qkv = rows(tokens, 3 * attention),
-               at_context = rows(tokens, attention), at_pooled = rows(sequences, pooled),
-               at_dense = rows(sequences, pooled);
-  const size_t at_logits = spec_.has_token_head() ? rows(tokens, labels)
-                           : spec_.has_mlm_head() ? rows(kDecoderRows, spec_.vocab_size)
-                                                  : rows(sequences, labels);
+               at_context = rows(tokens, attention);
+  const size_t at_head[2] = {rows(kHeadRows, head_widths_[0]), rows(kHeadRows, head_widths_[1])};
   const size_t block_rows = static_cast<size_t>(threads) * kBlockRows;
   const int codes_stride = round_up(max_width_, 64);
   const size_t at_projected = rows(block_rows, projected), at_ffn = rows(block_rows, max_intermediate_size_),
@@ -316,9 +323,7 @@ void Encoder::Impl::reserve(Workspace& workspace, int tokens, int sequences, int
   workspace.context = floats(at_context);
   workspace.projected = floats(at_projected);
   workspace.ffn = floats(at_ffn);
-  workspace.pooled = floats(at_pooled);
-  workspace.pooled_dense = floats(at_dense);
-  workspace.logits = floats(at_logits);
+  for (int i = 0; i < 2; ++i) workspace.head[i] = floats(at_head[i]);
   workspace.codes = {base + at_codes, codes_stride, floats(at_scale), ints(at_zero)};
   workspace.cu_seqlens = ints(at_seqlens);
   workspace.position_ids = ints(at_positions);
@@ -354,10 +359,6 @@ struct Encoder::Impl::Pass {
   const int hidden_stride = row_stride(spec.hidden_size);
   int out_rows = slice.num_tokens, first_out_row = slice.first_token;  // of token outputs
   bool is_chosen = false;
-
-  static int max_steps(const EncoderSpec& spec, int tokens) {
-    return 19 + 9 * static_cast<int>(spec.layers.size()) + (spec.has_mlm_head() ? 4 * (tokens / kDecoderRows + 1) : 0);
-  }
 
   void run() {
     const size_t num_layers = model.layers_.size();
@@ -494,10 +495,13 @@ struct Encoder::Impl::Pass {
 
   // After the last attention tokens no longer meet: the rows that no output asks for end here.
   void keep_rows() {
-    const bool wants_sequences = spec.has_sequence_head() && output(sequence_output());
-    if (batch.output_tokens && !wants_sequences) {
+    const bool reads_first = std::all_of(outputs, outputs + num_outputs, [&](const eb_output& output) {
+      const Head& head = head_of(output);
+      return !head.is_per_token() && head.steps[0].op == HeadStep::Op::kPoolCls;
+    });
+    if (batch.output_tokens && !is_asked(false)) {
       choose_tokens();
-    } else if (wants_sequences && num_outputs == 1 && spec.pooling == Pooling::kCls) {
+    } else if (reads_first) {
       move_rows(slice.num_sequences, [&](int r) { return w.cu_seqlens[r]; });
       team.share(1, [&](int, int) {
         for (int r = 0; r <= slice.num_sequences; ++r) w.cu_seqlens[r] = r;
@@ -522,37 +526,26 @@ struct Encoder::Impl::Pass {
 
   // ---- Heads ----
 
-  const char* sequence_output() const {
-    return spec.task == Task::kEmbedding     ? "sentence_embedding"
-           : spec.task == Task::kPretraining ? "seq_relationship_logits"
-                                             : "logits";
+  const Head& head_of(const eb_output& output) const { return *spec.find_head(output.name); }
+  bool is_asked(bool per_token) const {
+    return std::any_of(outputs, outputs + num_outputs,
+                       [&](const eb_output& o) { return head_of(o).is_per_token() == per_token; });
   }
 
-  float* output(const char* name) const {
-    for (int i = 0; i < num_outputs; ++i)
-      if (std::strcmp(outputs[i].name, name) == 0) return outputs[i].data;
-    return nullptr;
-  }
-
-  // Copies rows into an output whose rows are not padded.
-  void copy_rows(const float* from, int stride, int rows, int first_row, int width, float* to) {
-    team.share(rows, [&](int begin, int end) {
-      for (int r = begin; r < end; ++r)
-        std::memcpy(to + (static_cast<size_t>(first_row) + r) * width, from + static_cast<size_t>(r) * stride,
-                    sizeof(float) * width);
-    });
-  }
-
+  // Sequences first: choosing tokens moves the rows that they pool.
   void heads() {
-    if (spec.has_sequence_head()) {
-      if (float* to = output(sequence_output())) sequence_head(to);
-    }
-    if (batch.output_tokens && !is_chosen) choose_tokens();
-    if (float* to = output("last_hidden_state"))
-      copy_rows(w.hidden, hidden_stride, out_rows, first_out_row, spec.hidden_size, to);
-    if (spec.has_token_head()) token_head();
-    if (spec.has_mlm_head()) {
-      if (float* to = output(spec.task == Task::kPretraining ? "prediction_logits" : "logits")) mlm_head(to);
+    for (const bool per_token : {false, true}) {
+      if (per_token && batch.output_tokens && !is_chosen && is_asked(true)) choose_tokens();
+      for (int i = 0; i < num_outputs; ++i) {
+        const Head& head = head_of(outputs[i]);
+        if (head.is_per_token() != per_token) continue;
+        const int count = per_token ? out_rows : slice.num_sequences;
+        const int first_out = per_token ? first_out_row : slice.first_sequence;
+        for (int first = 0; first < count; first += kHeadRows) {
+          run_head(head, first, std::min(kHeadRows, count - first),
+                   outputs[i].data + (static_cast<size_t>(first_out) + first) * head.width);
+        }
+      }
     }
   }
 
@@ -566,24 +559,51 @@ struct Encoder::Impl::Pass {
     is_chosen = true;
   }
 
-  void sequence_head(float* to) {
-    const int n = slice.num_sequences;
-    const bool ends_pooled = !model.dense_.has_weight() && !model.out_.has_weight();
-    int width = spec.hidden_size;
-    const PoolArgs args{
-        w.hidden, row_stride(width), width, w.cu_seqlens, spec.pooling == Pooling::kMean, spec.normalize && ends_pooled,
-        w.pooled, row_stride(width)};
-    team.share(n, [&](int begin, int end) { kernels.pool(args, begin, end); });
-    float *x = w.pooled, *y = w.pooled_dense;
-    for (const Linear* l : {&model.dense_, &model.out_}) {
-      if (!l->has_weight()) continue;
-      const Epilogue epilogue = l == &model.dense_ ? epilogue_of(spec.dense_activation) : Epilogue::kBias;
-      linear(team, *l, w.codes, x, row_stride(width), n, epilogue, y, row_stride(l->outputs()));
-      width = l->outputs();
-      std::swap(x, y);
+  // A few rows, from the hidden states of tokens or of sequences from `first` on to an output, whose rows are not
+  // padded.
+  void run_head(const Head& head, int first, int rows, float* to) {
+    float* x = w.hidden + static_cast<size_t>(first) * hidden_stride;
+    int stride = hidden_stride, next = 0;
+    for (const HeadStep& step : head.steps) {
+      float* const y = w.head[next];
+      switch (step.op) {
+        case HeadStep::Op::kPoolMean:
+        case HeadStep::Op::kPoolCls: {
+          const PoolArgs args{
+              w.hidden, hidden_stride, step.width, w.cu_seqlens + first, step.op == HeadStep::Op::kPoolMean, false,
+              y,        hidden_stride};
+          team.share(rows, [&](int begin, int end) { kernels.pool(args, begin, end); });
+          break;
+        }
+        case HeadStep::Op::kLinear:
+        case HeadStep::Op::kDecoder: {
+          const Linear& l = model.head_linears_.at(step.weights);
+          quantize_for(team, {0, rows, nullptr, nullptr, w.codes}, l, x, stride);
+          linear(team, l, w.codes, x, stride, rows, epilogue_of(step.activation), y, row_stride(step.width));
+          break;
+        }
+        case HeadStep::Op::kLayerNorm: {
+          const AddLayerNormArgs args{x, stride, nullptr, 0,       model.head_norms_.at(step.weights),
+                                      x, stride, false,   nullptr, w.codes};
+          team.share(rows, [&](int begin, int end) { kernels.add_layernorm(args, begin, end); });
+          continue;
+        }
+        case HeadStep::Op::kNormalize:
+          normalize(x, step.width, rows);
+          continue;
+        case HeadStep::Op::kColumn:
+          x += step.column;
+          continue;
+      }
+      x = y;
+      stride = row_stride(step.width);
+      next = 1 - next;
     }
-    if (spec.normalize && !ends_pooled) normalize(x, width, n);
-    copy_rows(x, row_stride(width), n, slice.first_sequence, width, to);
+    team.share(rows, [&](int begin, int end) {
+      for (int r = begin; r < end; ++r)
+        std::memcpy(to + static_cast<size_t>(r) * head.width, x + static_cast<size_t>(r) * stride,
+                    sizeof(float) * head.width);
+    });
   }
 
   // Divides rows by their L2 norm: pooling over "sequences" of one row each.
@@ -595,38 +615,6 @@ struct Encoder::Impl::Pass {
         kernels.pool({row, row_stride(width), width, kOneRow, false, true, row, row_stride(width)}, 0, 1);
       }
     });
-  }
-
-  void token_head() {
-    const int labels = model.out_.outputs(), stride = row_stride(labels);
-    linear(team, model.out_, w.codes, w.hidden, hidden_stride, out_rows, Epilogue::kBias, w.logits, stride);
-    if (spec.task == Task::kTokenClassification) {
-      if (float* to = output("logits")) copy_rows(w.logits, stride, out_rows, first_out_row, labels, to);
-      return;
-    }
-    float *start = output("start_logits"), *end_logits = output("end_logits");
-    team.share(out_rows, [&](int begin, int end) {
-      for (int r = begin; r < end; ++r) {
-        if (start) start[first_out_row + r] = w.logits[static_cast<size_t>(r) * stride];
-        if (end_logits) end_logits[first_out_row + r] = w.logits[static_cast<size_t>(r) * stride + 1];
-      }
-    });
-  }
-
-  // A few rows at a time, each with a logit for the whole vocabulary.
-  void mlm_head(float* to) {
-    const int stride = row_stride(spec.embedding_size), logits_stride = row_stride(spec.vocab_size);
-    const Linear& decoder = model.mlm_decoder_;
-    const AddLayerNormArgs args{w.projected,           stride,  nullptr, 0, model.mlm_norm_, w.projected, stride,
-                                decoder.takes_codes(), nullptr, w.codes};
-    for (int first = 0; first < out_rows; first += kDecoderRows) {
-      const int rows = std::min(kDecoderRows, out_rows - first);
-      linear(team, model.mlm_dense_, w.codes, w.hidden + static_cast<size_t>(first) * hidden_stride, hidden_stride,
-             rows, epilogue_of(spec.mlm_activation), w.projected, stride);
-      team.share(rows, [&](int begin, int end) { kernels.add_layernorm(args, begin, end); });
-      linear(team, decoder, w.codes, w.projected, stride, rows, Epilogue::kBias, w.logits, logits_stride);
-      copy_rows(w.logits, logits_stride, rows, first_out_row + first, spec.vocab_size, to);
-    }
   }
 };
 
@@ -668,8 +656,7 @@ void Encoder::Impl::run(const eb_batch& batch, const eb_output* outputs, int num
   for (int rank = 0; rank < threads; ++rank)
     reserve(workspaces[1 + rank], largest_tokens, largest_sequences, max_seqlen, 1);
   if (together.num_sequences) place(workspaces[0], batch, together);
-  const int max_steps = 1 + Pass::max_steps(spec_, together.num_tokens);
-  here.pool.run(max_steps, [&](Team& team) {
+  here.pool.run([&](Team& team) {
     team.share(num_alone, [&](int begin, int end) {
       Team alone;
       Workspace& workspace = workspaces[1 + team.rank()];

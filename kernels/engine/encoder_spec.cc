@@ -1,5 +1,7 @@
 #include "engine/encoder_spec.h"
 
+#include <algorithm>
+#include <limits>
 #include <set>
 #include <string>
 #include <utility>
@@ -132,22 +134,74 @@ LayerSpec parse_layer(const Json& json, size_t index) {
   return layer;
 }
 
-void check_head(const EncoderSpec& spec) {
-  if (spec.task == Task::kEmbedding && spec.num_labels > 0) fail("an embedding has no labels");
-  if (spec.has_sequence_head() && spec.task != Task::kEmbedding) {
-    if (spec.pooling != Pooling::kCls) fail("the head reads the first token, pooling must be cls");
-    if (spec.task != Task::kTextClassification && spec.num_labels != 2) {
-      fail("next-sentence heads have 2 labels, got " + std::to_string(spec.num_labels));
-    }
+// A file's outputs, from the members that say which: the twin of EncoderSpec.heads in edgebert/artifact/spec.py.
+std::vector<Head> take_heads(Members& members, const EncoderSpec& spec) {
+  using Op = HeadStep::Op;
+  // In the order of Activation's enumerators.
+  const std::vector<std::string> activations = {"identity", "gelu_erf", "gelu_tanh", "relu", "tanh"};
+  const int hidden = spec.hidden_size, embedding = spec.embedding_size;
+  const int pooling = members.take_choice("pooling", {"none", "mean", "cls"}, 0);
+  const int dense_size = members.take_size("dense_size", 0, kMaxInnerSize, 0);
+  const auto dense_activation = static_cast<Activation>(members.take_choice("dense_activation", activations, 0));
+  const auto mlm_activation = static_cast<Activation>(members.take_choice("mlm_activation", activations, 0));
+  const bool normalizes = members.take_bool("normalize");
+  const size_t label_count = count_strings("labels", members.take("labels"));
+  const int num_labels = static_cast<int>(label_count);  // fits: the text is below 4 MiB
+
+  std::vector<HeadStep> pooled = {{pooling == 1 ? Op::kPoolMean : Op::kPoolCls, hidden, hidden, ""}};
+  if (dense_size > 0) pooled.push_back({Op::kLinear, hidden, dense_size, "head.dense", dense_activation});
+  const int width = pooled.back().width;
+  std::vector<HeadStep> sentence = pooled, classes = pooled;
+  if (normalizes) sentence.push_back({Op::kNormalize, width, width, ""});
+  classes.push_back({Op::kLinear, width, num_labels, "head.out"});
+  const std::vector<HeadStep> words = {{Op::kLinear, hidden, embedding, "mlm.dense", mlm_activation},
+                                       {Op::kLayerNorm, embedding, embedding, "mlm.layer_norm"},
+                                       {Op::kDecoder, embedding, spec.vocab_size, "mlm"}};
+  const HeadStep span{Op::kLinear, hidden, 2, "head.out"};
+  const auto column = [](int i) { return HeadStep{Op::kColumn, 2, 1, "", Activation::kIdentity, i}; };
+  struct Choice {
+    std::string task;
+    int min_labels, max_labels;
+    std::vector<Head> heads;
+  };
+  const int any = std::numeric_limits<int>::max(), some = kMaxInnerSize;
+  std::vector<Choice> choices = {
+      {"embedding", 0, 0, {{"last_hidden_state", hidden, {}}, {"sentence_embedding", width, sentence}}},
+      {"text-classification", 1, some, {{"logits", num_labels, classes}}},
+      {"token-classification", 1, some, {{"logits", num_labels, {{Op::kLinear, hidden, num_labels, "head.out"}}}}},
+      {"question-answering", 0, any, {{"start_logits", 1, {span, column(0)}}, {"end_logits", 1, {span, column(1)}}}},
+      {"fill-mask", 0, any, {{"logits", spec.vocab_size, words}}},
+      {"next-sentence", 2, 2, {{"logits", num_labels, classes}}},
+      {"pretraining",
+       2,
+       2,
+       {{"prediction_logits", spec.vocab_size, words}, {"seq_relationship_logits", num_labels, classes}}}};
+  std::vector<std::string> tasks;
+  for (const Choice& choice : choices) tasks.push_back(choice.task);
+  Choice& chosen = choices[members.take_choice("task", tasks)];
+  if (num_labels < chosen.min_labels || num_labels > chosen.max_labels) {
+    fail("the number of labels of " + chosen.task + " must be in [" + std::to_string(chosen.min_labels) + ", " +
+         std::to_string(chosen.max_labels) + "], got " + std::to_string(num_labels));
   }
-  if ((spec.task == Task::kTextClassification || spec.task == Task::kTokenClassification) &&
-      (spec.num_labels < 1 || spec.num_labels > kMaxInnerSize)) {
-    fail("the number of labels must be in [1, " + std::to_string(kMaxInnerSize) + "], got " +
-         std::to_string(spec.num_labels));
+  const bool is_pooled = !chosen.heads.back().is_per_token();
+  if (chosen.task == "embedding") {
+    if (pooling == 0) chosen.heads.pop_back();
+  } else if (is_pooled && pooling != 2) {
+    fail("the head reads the first token, pooling must be cls");
   }
+  return chosen.heads;
 }
 
 }  // namespace
+
+bool Head::has_decoder() const {
+  return std::any_of(steps.begin(), steps.end(), [](const HeadStep& s) { return s.op == HeadStep::Op::kDecoder; });
+}
+
+const Head* EncoderSpec::find_head(std::string_view name) const {
+  const auto found = std::find_if(heads.begin(), heads.end(), [&](const Head& head) { return head.name == name; });
+  return found == heads.end() ? nullptr : &*found;
+}
 
 void EncoderSpec::find_positions(const int32_t* input_ids, int num_tokens, int32_t* position_ids) const {
   int next = position_offset;
@@ -166,14 +220,9 @@ EncoderSpec parse_encoder_spec(std::string_view text) {
                                     ", the one this EdgeBERT reads: update EdgeBERT or re-export the model");
   }
 
-  // Choices in the order of their enumerators.
-  const std::vector<std::string> activations = {"identity", "gelu_erf", "gelu_tanh", "relu", "tanh"};
   const Activation ffn_activations[] = {Activation::kGeluErf, Activation::kGeluTanh, Activation::kRelu};
   EncoderSpec spec;
-  members.take_choice("family", {"bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra"});
-  spec.task = static_cast<Task>(
-      members.take_choice("task", {"embedding", "text-classification", "token-classification", "question-answering",
-                                   "fill-mask", "next-sentence", "pretraining"}));
+  if (members.take_required("family").kind != Json::Kind::kString) fail("family must be a string");  // a label
   spec.vocab_size = members.take_size("vocab_size", 1, 1 << 24);
   spec.hidden_size = members.take_size("hidden_size", 1, kMaxInnerSize);
   spec.embedding_size = members.take_size("embedding_size", 1, kMaxInnerSize);
@@ -183,13 +232,9 @@ EncoderSpec parse_encoder_spec(std::string_view text) {
   spec.position_offset = spec.has_padding_position ? members.take_size("position_offset", 1, spec.num_positions - 1)
                                                    : members.take_size("position_offset", 0, spec.num_positions - 1, 0);
   members.take_size("max_length", 1, spec.usable_positions(), 1);  // where texts are cut, in the layers above
-  spec.dense_size = members.take_size("dense_size", 0, kMaxInnerSize, 0);
   spec.pad_token_id = members.take_size("pad_token_id", 0, spec.vocab_size - 1, 0);
   spec.activation = ffn_activations[members.take_choice("activation", {"gelu_erf", "gelu_tanh", "relu"}, 0)];
-  spec.dense_activation = static_cast<Activation>(members.take_choice("dense_activation", activations, 0));
-  spec.mlm_activation = static_cast<Activation>(members.take_choice("mlm_activation", activations, 0));
-  spec.pooling = static_cast<Pooling>(members.take_choice("pooling", {"none", "mean", "cls"}, 0));
-  spec.normalize = members.take_bool("normalize");
+  spec.heads = take_heads(members, spec);
   spec.is_embedding_s8 = members.take_choice("embedding_dtype", {"f32", "s8"}, 0) == 1;
   const size_t attention_dtype = members.take_choice("attention_dtype", {"f32", "s8", "bf16"}, 0);
   if (attention_dtype > 1) {
@@ -206,9 +251,7 @@ EncoderSpec parse_encoder_spec(std::string_view text) {
   if (!(eps_value > 0 && eps_value < 1)) fail("layer_norm_eps must be a number in (0, 1)");
   spec.layer_norm_eps = static_cast<float>(eps_value);
 
-  const size_t num_labels = count_strings("labels", members.take("labels"));
-  spec.num_labels = static_cast<int>(num_labels);  // fits: the text is below 4 MiB
-  members.take("mask_token");                      // these three as well
+  members.take("mask_token");  // these three as well
   members.take("prompts");
   members.take("default_prompt_name");
 
@@ -218,7 +261,6 @@ EncoderSpec parse_encoder_spec(std::string_view text) {
   }
   for (size_t i = 0; i < layers.array.size(); ++i) spec.layers.push_back(parse_layer(layers.array[i], i));
   members.check_all_taken();
-  check_head(spec);
   return spec;
 }
 

@@ -1,4 +1,4 @@
-// EncoderSpec: sizes, dtypes and head of a model, parsed from the file's metadata `edgebert.spec` (JSON).
+// EncoderSpec: sizes, dtypes and heads of a model, parsed from the file's metadata `edgebert.spec` (JSON).
 // The Python twin with the field-by-field documentation is edgebert/artifact/spec.py.
 #pragma once
 
@@ -10,15 +10,29 @@
 namespace edgebert {
 
 enum class Activation { kIdentity, kGeluErf, kGeluTanh, kRelu, kTanh };
-enum class Pooling { kNone, kMean, kCls };
-enum class Task {
-  kEmbedding,
-  kTextClassification,
-  kTokenClassification,
-  kQuestionAnswering,
-  kFillMask,
-  kNextSentence,
-  kPretraining
+
+// One operation of a head on the rows that the step before left. The first makes rows of its own: LayerNorm and
+// normalisation work in place.
+struct HeadStep {
+  enum class Op { kPoolMean, kPoolCls, kLinear, kLayerNorm, kDecoder, kNormalize, kColumn } op;
+  int inputs, width;    // of a row before and after
+  std::string weights;  // prefix of its tensors' names
+  Activation activation = Activation::kIdentity;
+  int column = 0;
+
+  bool is_pool() const { return op == Op::kPoolMean || op == Op::kPoolCls; }
+  bool is_linear() const { return op == Op::kLinear || op == Op::kDecoder; }
+};
+
+// One output: the steps that lead to it from the last hidden states. Engines know these and no tasks.
+struct Head {
+  std::string name;
+  int width;
+  std::vector<HeadStep> steps;
+
+  bool is_per_token() const { return steps.empty() || !steps[0].is_pool(); }
+  // The word table is a product's weight too.
+  bool has_decoder() const;
 };
 
 struct LinearSpec {
@@ -36,7 +50,6 @@ struct LayerSpec {
 };
 
 struct EncoderSpec {
-  Task task = Task::kEmbedding;
   int vocab_size = 0;
   int hidden_size = 0;
   int embedding_size = 0;
@@ -45,28 +58,18 @@ struct EncoderSpec {
   int position_offset = 0;
   bool has_padding_position = false;
   int pad_token_id = 0;
-  int num_labels = 0;
-  int dense_size = 0;
   float layer_norm_eps = 0;
   Activation activation = Activation::kGeluErf;
-  Activation dense_activation = Activation::kIdentity;
-  Activation mlm_activation = Activation::kIdentity;
-  Pooling pooling = Pooling::kNone;
-  bool normalize = false;
   bool is_embedding_s8 = false;
   bool is_attention_s8 = false;
   std::vector<LayerSpec> layers;
+  std::vector<Head> heads;
 
   int usable_positions() const { return num_positions - position_offset; }
   // Rows of the position table for the tokens of one sequence; PackedBatch.position_ids in edgebert/batch.py.
   void find_positions(const int32_t* input_ids, int num_tokens, int32_t* position_ids) const;
-  bool has_sequence_head() const {
-    return task == Task::kEmbedding
-               ? pooling != Pooling::kNone
-               : task == Task::kTextClassification || task == Task::kNextSentence || task == Task::kPretraining;
-  }
-  bool has_token_head() const { return task == Task::kTokenClassification || task == Task::kQuestionAnswering; }
-  bool has_mlm_head() const { return task == Task::kFillMask || task == Task::kPretraining; }
+  // nullptr if no output has that name.
+  const Head* find_head(std::string_view name) const;
 };
 
 // Parses and validates; throws Error(EB_MODEL_FORMAT) on anything unexpected, Error(EB_UNSUPPORTED) on a spec

@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <set>
 #include <utility>
 
 #include "engine/status.h"
@@ -61,17 +62,14 @@ class Checker {
       check_linear(prefix + ".ffn.down", layer.intermediate_size, hidden, layer.ffn_down);
       check_layer_norm(prefix + ".ffn.layer_norm", hidden);
     }
-    if (spec_.has_sequence_head() && spec_.dense_size > 0) check_linear("head.dense", hidden, spec_.dense_size, {});
-    if (spec_.has_token_head()) {
-      check_linear("head.out", hidden, spec_.task == Task::kQuestionAnswering ? 2 : spec_.num_labels, {});
-    } else if (spec_.has_sequence_head() && spec_.num_labels > 0) {
-      check_linear("head.out", spec_.dense_size > 0 ? spec_.dense_size : hidden, spec_.num_labels, {});
-    }
-    if (spec_.has_mlm_head()) {
-      check_linear("mlm.dense", hidden, embedding, {});
-      check_layer_norm("mlm.layer_norm", embedding);
-      if (spec_.is_embedding_s8) check_mlm_colsum();
-      check("mlm.bias", DType::kF32, {spec_.vocab_size});
+    std::set<std::string> seen;  // heads may share a step
+    for (const Head& head : spec_.heads) {
+      for (const HeadStep& step : head.steps) {
+        if (!seen.insert(step.weights).second) continue;
+        if (step.op == HeadStep::Op::kLinear) check_linear(step.weights, step.inputs, step.width, {});
+        if (step.op == HeadStep::Op::kLayerNorm) check_layer_norm(step.weights, step.width);
+        if (step.op == HeadStep::Op::kDecoder) check_decoder(step.weights);
+      }
     }
     return num_checked_;
   }
@@ -152,15 +150,17 @@ class Checker {
     check(name + ".bias", DType::kF32, {outputs});
   }
 
-  // The tied decoder's columns are the word table's rows.
-  void check_mlm_colsum() {
+  // Its columns are the word table's rows.
+  void check_decoder(const std::string& name) {
+    check(name + ".bias", DType::kF32, {spec_.vocab_size});
+    if (!spec_.is_embedding_s8) return;
     const TensorView& table = tensors_.at("embeddings.word.weight");
     std::vector<int32_t> sums(spec_.vocab_size);
     const uint8_t* byte = table.data;
     for (int32_t& sum : sums) {
       for (int k = 0; k < spec_.embedding_size; ++k) sum += static_cast<int8_t>(*byte++);
     }
-    check_colsum("mlm.colsum", sums);
+    check_colsum(name + ".colsum", sums);
   }
 
   const EncoderSpec& spec_;

@@ -60,13 +60,13 @@ struct ThreadPool::Workers {
     for (std::thread& thread : threads) thread.join();
   }
 
-  void prepare(int max_steps) {
-    const size_t cursors = static_cast<size_t>(max_steps) * (size + 1);
-    if (steps.size() < static_cast<size_t>(max_steps)) {
+  void prepare(size_t num_steps) {
+    const size_t cursors = num_steps * (size + 1);
+    if (steps.size() < num_steps) {
       memory = std::vector<Cursor>(cursors);
-      steps.resize(max_steps);
-      for (int i = 0; i < max_steps; ++i) {
-        Cursor* first = &memory[static_cast<size_t>(i) * (size + 1)];
+      steps.resize(num_steps);
+      for (size_t i = 0; i < num_steps; ++i) {
+        Cursor* first = &memory[i * (size + 1)];
         steps[i] = {first, first + size};
       }
     } else {
@@ -136,11 +136,12 @@ ThreadPool::ThreadPool(int num_threads) : size_(num_threads) {}
 
 ThreadPool::~ThreadPool() = default;
 
-void ThreadPool::run(int max_steps, const std::function<void(Team&)>& body) {
-  Team alone;
-  if (size_ == 1) return body(alone);
-  if (!workers_) workers_ = std::make_unique<Workers>(size_);
-  workers_->prepare(max_steps);
+void ThreadPool::run(const std::function<void(Team&)>& body) {
+  Team counting(0, size_, nullptr);
+  if (size_ > 1 && !workers_) workers_ = std::make_unique<Workers>(size_);
+  body(counting);  // all of the work, if the team is of one
+  if (size_ == 1) return;
+  workers_->prepare(counting.num_steps());
   workers_->body = &body;
   workers_->is_open.store(true);
   workers_->announce();

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <atomic>
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -25,10 +26,11 @@ struct Step {
 // A thread's view of the team it works in.
 class Team {
  public:
-  Team() = default;  // a team of one
-  Team(int rank, int size, const Step* steps) : rank_(rank), size_(size), step_(steps) {}
+  Team() = default;                                                                        // a team of one
+  Team(int rank, int size, const Step* steps) : rank_(rank), size_(size), step_(steps) {}  // no steps: only counts
   int rank() const { return rank_; }
   int size() const { return size_; }
+  size_t num_steps() const { return num_steps_; }  // calls of share() so far
 
   // Calls body(begin, end) for ranges that cover [0, items) once, on all threads; returns when all items are done.
   // Every thread of the team makes the same calls in the same order. A range has `chunk` items, or less at the end of a
@@ -39,6 +41,8 @@ class Team {
       if (items > 0) body(0, items);
       return;
     }
+    ++num_steps_;
+    if (step_ == nullptr) return;
     const Step& step = *step_++;
     int finished = 0;
     for (int i = 0; i < size_; ++i)
@@ -70,6 +74,7 @@ class Team {
 
   int rank_ = 0, size_ = 1;
   const Step* step_ = nullptr;
+  size_t num_steps_ = 0;
 };
 
 // Of one process: a forked child has none of the threads, and needs a pool of its own.
@@ -79,8 +84,9 @@ class ThreadPool {
   ~ThreadPool();
   int size() const { return size_; }
   // Calls body(team) on the calling thread, rank 0, and on those workers that come in time; returns when all that came
-  // are through. `body` must not throw, and calls share() at most `max_steps` times.
-  void run(int max_steps, const std::function<void(Team&)>& body);
+  // are through. `body` must not throw, and leaves all work to share(): it is called once more before, with a team that
+  // counts these calls and does nothing in them.
+  void run(const std::function<void(Team&)>& body);
 
  private:
   struct Workers;

@@ -144,7 +144,8 @@ void test_json() {
 void test_spec() {
   const std::string good = Parts().spec;
   const EncoderSpec spec = parse_encoder_spec(good);
-  CHECK(spec.task == Task::kFillMask && spec.vocab_size == 3 && spec.is_embedding_s8 &&
+  CHECK(spec.heads.size() == 1 && spec.heads[0].has_decoder() && spec.find_head("logits") == &spec.heads[0]);
+  CHECK(spec.find_head("logit") == nullptr && spec.vocab_size == 3 && spec.is_embedding_s8 &&
         spec.activation == Activation::kGeluErf);
   CHECK(spec.layers.size() == 1 && spec.layers[0].attention_size() == 0 && spec.layers[0].ffn_up.is_s8);
   CHECK(spec.layers[0].ffn_up.is_smoothed && !spec.layers[0].ffn_down.is_s8 && spec.layer_norm_eps == 1e-12f);
@@ -165,10 +166,12 @@ void test_spec() {
   refused("\"num_positions\":4", "\"has_padding_position\":true,\"position_offset\":0,\"num_positions\":4",
           "in [1, 3]");
   refused("\"task\":\"fill-mask\"", "\"task\":\"translation\"", "task must be one of");
+  refused("\"family\":\"bert\"", "\"family\":1", "family must be a string");
   refused("\"task\":\"fill-mask\"", "\"task\":\"next-sentence\",\"labels\":[\"a\",\"b\"]", "pooling must be cls");
   refused("\"task\":\"fill-mask\"", "\"task\":\"token-classification\"", "number of labels");
   // it would write rows as wide as its labels where rows of the hidden size are expected
-  refused("\"task\":\"fill-mask\"", "\"task\":\"embedding\",\"pooling\":\"cls\",\"labels\":[\"a\"]", "no labels");
+  refused("\"task\":\"fill-mask\"", "\"task\":\"embedding\",\"pooling\":\"cls\",\"labels\":[\"a\"]",
+          "labels of embedding");
   refused("\"prompts\"", "\"labels\":[1],\"prompts\"", "labels must be a list of strings");
   refused("\"prompts\"", "\"layer_norm_eps\":0,\"prompts\"", "layer_norm_eps");
   refused("\"prompts\"", "\"colour\":1,\"prompts\"", "'colour' is not known");

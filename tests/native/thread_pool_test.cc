@@ -26,7 +26,7 @@ namespace {
 // sum. Some items are slow, so that shares are claimed by others.
 int run_steps(ThreadPool& pool, int items, int steps) {
   std::vector<int> now(items, 1), next(items);
-  pool.run(2 * steps, [&](Team& team) {
+  pool.run([&](Team& team) {
     for (int i = 0; i < steps; ++i) {
       team.share(items, [&](int begin, int end) {
         if (begin == 0 && i % 5 == 0) std::this_thread::sleep_for(std::chrono::microseconds(50));
@@ -125,7 +125,7 @@ int main() {
 
     for (const int items : {0, 1, size, 10 * size + 1}) {  // every item once
       std::vector<std::atomic<int>> times(items);
-      pool.run(1, [&](Team& team) {
+      pool.run([&](Team& team) {
         team.share(items, [&](int begin, int end) {
           for (int k = begin; k < end; ++k) ++times[k];
         });
