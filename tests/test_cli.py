@@ -17,7 +17,7 @@ import pytest
 
 import edgebert
 from edgebert import cli, doctor
-from edgebert.commands.printing import print_report
+from edgebert.printing import print_report
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:

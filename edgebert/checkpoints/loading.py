@@ -249,8 +249,7 @@ def _choose_family(config: dict[str, Any], family: str | None) -> str:
         for name, table in FAMILY_TABLES.items():
             if any(str(a).removeprefix(table.class_prefix) in ARCHITECTURES for a in config.get("architectures") or ()):
                 return name
-        names = ", ".join(FAMILY_TABLES)
-        raise UnsupportedModelError(f"config.json has no model_type: name the family, one of {names}")
+        raise UnsupportedModelError(
             f"config.json has no model_type: name the family, one of {', '.join(FAMILY_TABLES)}"
         )
     if family not in FAMILY_TABLES:

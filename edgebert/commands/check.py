@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from edgebert.commands.printing import print_report
+from edgebert.printing import print_report
 
 HELP = "run a file's probe on every backend here and compare"
 

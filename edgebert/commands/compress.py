@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import Any
 
-from edgebert.commands.printing import print_table
+from edgebert.printing import print_table
 
 HELP = "fine-tune, distil, prune and quantize a model to a budget"
 

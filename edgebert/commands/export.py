@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from edgebert.commands.printing import print_report
+from edgebert.printing import print_report
 
 HELP = "turn a checkpoint into one checked ONNX file"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from edgebert.commands.printing import print_report
+from edgebert.printing import print_report
 
 HELP = "print what a model file is"
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from edgebert.commands.arguments import add_model_arguments, read_option
-from edgebert.commands.printing import format_value
 from edgebert.errors import InvalidInputError
+from edgebert.printing import format_value
 
 HELP = "run texts through a model file and print a line for each"
 

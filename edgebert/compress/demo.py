@@ -7,12 +7,12 @@ import time
 from pathlib import Path
 
 import edgebert
-from edgebert.commands.printing import print_table
 from edgebert.compress.page import ladder_columns, ladder_rows
 from edgebert.compress.pipeline import run
 from edgebert.compress.recipe import Distillation, Pruning, Recipe, Training
 from edgebert.demo import MODEL_PACKAGE, SENTENCES_FILE
 from edgebert.exporting.export import CALIBRATION_FILE
+from edgebert.printing import print_table
 
 LABELLED_FILE = SENTENCES_FILE.with_name("demo_labelled.tsv")
 EVALUATED = 3  # one sentence in so many is for evaluation

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from edgebert.errors import InvalidInputError
 from edgebert.scoring.output import Output
-from edgebert.scoring.readers import InputFile, Source, Window
-from edgebert.scoring.runner import make_part, require
+from edgebert.scoring.readers import InputFile, Source, Window, require
 from edgebert.scoring.scorer import Scorer
 from edgebert.scoring.survey import Survey, survey
-from edgebert.scoring.writers import TableWriter
+from edgebert.scoring.writers import TableWriter, make_part
 
 if TYPE_CHECKING:
     import pyarrow as pa

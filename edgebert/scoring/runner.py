@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import os
 import time
@@ -16,12 +15,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from edgebert.errors import BackendUnavailableError, EdgeBertError, InvalidInputError
+from edgebert.errors import EdgeBertError, InvalidInputError
 from edgebert.scoring.output import Output
-from edgebert.scoring.readers import InputFile, Source, Window
+from edgebert.scoring.readers import InputFile, Source, Window, require
 from edgebert.scoring.scorer import Scorer
 from edgebert.scoring.survey import Survey, survey
-from edgebert.scoring.writers import WRITERS, Part, Writer
+from edgebert.scoring.writers import WRITERS, Part, Writer, make_part
 
 ROWS_PER_PART = 8192
 
@@ -121,21 +120,6 @@ def _failures_told(source: str | os.PathLike[str], output: str | os.PathLike[str
         if isinstance(error, OSError) and error.filename:
             where = f"{error.filename}: {error.strerror}"
         raise EdgeBertError(f"scoring {source} to {output} has stopped ({where}); parts that are done stay") from error
-
-
-def require(module: str, extra: str) -> None:
-    """Check that a library is installed.
-
-    Raises:
-        BackendUnavailableError: it is not; the message says which extra brings it.
-    """
-    if importlib.util.find_spec(module) is None:
-        raise BackendUnavailableError(f"{module} is not installed: pip install 'edgebert[{extra}]'")
-
-
-def make_part(window: Window, scorer: Scorer, writer: Writer) -> Part:
-    """Score a window and make it ready to be written."""
-    return writer.encode(window, scorer({name: window.column(name) for name in scorer.columns}))
 
 
 def _read_each(progress: bool, read: Callable[[InputFile], Survey], files: Sequence[InputFile]) -> Iterator[Survey]:

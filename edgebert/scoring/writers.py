@@ -237,6 +237,11 @@ class TableWriter(Writer):
         return {"text": pa.string(), "json": pa.string(), "number": pa.float64(), "flag": pa.bool_()}[kind]
 
 
+def make_part(window: Window, scorer: Scorer, writer: Writer) -> Part:
+    """Score a window and make it ready to be written."""
+    return writer.encode(window, scorer({name: window.column(name) for name in scorer.columns}))
+
+
 WRITERS: dict[str, type[Writer]] = {"parquet": TableWriter, "jsonl": LineWriter, "csv": CsvWriter}
 
 

@@ -1,4 +1,4 @@
-"""What the commands print in common."""
+"""Values, reports and tables as people read them."""
 
 from __future__ import annotations
 
