@@ -595,7 +595,7 @@ def compare(folder: Path, expected: list[dict[str, Any]] | str) -> str:
             batch, _ = model.tokenizer.tokenize([text])
             found = {"ids": batch.input_ids.tolist(), "types": batch.token_type_ids.tolist(), "offsets": []}
             if isinstance(text, str):
-                found["offsets"] = model.tokenizer.tokenize_windows([text])[1][0].offsets.tolist()
+                found["offsets"] = model.tokenizer.make_windows([text])[0][0].offsets.tolist()
             logits = model.forward(batch)["logits"][0]
         except edgebert.InvalidInputError as error:
             if row["logits"] is not None:

@@ -27,8 +27,8 @@ from benchmarks import describe_run, write_result
 from benchmarks.ladder import TUNING, first_rows, gather
 from edgebert.checkpoints.loading import Checkpoint
 from edgebert.compress.data import Dataset, hold_out, load_dataset
-from edgebert.compress.encode import IGNORED, STRIDE, Examples, encode
-from edgebert.compress.evaluate import evaluate, run_torch
+from edgebert.compress.encode import IGNORED, STRIDE, Examples, encode, load_tokenizer
+from edgebert.compress.evaluate import TorchBackend, evaluate
 from edgebert.compress.finetune import batches_by_length, uses_bf16
 from edgebert.compress.heads import load_for_task
 from edgebert.compress.pipeline import run
@@ -126,13 +126,13 @@ def run_trainer(recipe: Recipe, checkpoint: Checkpoint, train: Dataset, dev: Dat
     judge.spec = spec
     tokenizer = transformers.AutoTokenizer.from_pretrained(recipe.model)
     limit = min(training.max_length or spec.max_length, spec.max_length)
-    examples, dev_examples = encode(train, checkpoint, limit), encode(dev, checkpoint, limit)
+    examples = encode(train, checkpoint, limit)
     rows = encode_by_library(tokenizer, train, limit)
     check_same(rows, examples)
 
     def score(state: dict[str, torch.Tensor]) -> float:
         judge.load_state_dict(state)
-        return evaluate(checkpoint, dev, dev_examples, run_torch(judge)).score
+        return evaluate(TorchBackend(judge), load_tokenizer(checkpoint), dev, limit).score
 
     steps = -(-len(rows) // training.batch_size)
     arguments = transformers.TrainingArguments(

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields
+from functools import cache, partial
+from inspect import Parameter, Signature
 from typing import Any, Literal, overload
 
 import numpy as np
 
-from edgebert.artifact.reader import find_model_file, read_artifact
+from edgebert.artifact.reader import Artifact, read_artifact
 from edgebert.artifact.spec import EncoderSpec
 from edgebert.backends.base import Backend, Outputs
 from edgebert.backends.registry import load_backend
 from edgebert.batch import PackedBatch
 from edgebert.errors import InvalidInputError
-from edgebert.runner import BATCH_TOKENS, F32, Bools, TextRunner
-from edgebert.tasks import INPUTS, TASKS_OF_HEAD, UNLISTED, find_answer
-from edgebert.tasks.inputs import warn
+from edgebert.runner import BATCH_TOKENS, answer
+from edgebert.tasks import TASKS, Task, base, find_task
+from edgebert.tasks.base import F32, Bools, warn
 from edgebert.tokenizer import Tokenizer
 
 
@@ -40,9 +40,11 @@ def load(path: str | os.PathLike[str], backend: str = "auto", device: str = "cpu
     """
     if not isinstance(path, (str, os.PathLike)):
         raise InvalidInputError(f"expected the path of a model file, got {type(path).__name__}")
-    file = find_model_file(path)
-    loaded = load_backend(file, backend, device, threads)
-    return Model(loaded, _read_tokenizer(file, loaded.spec), (os.path.abspath(path), backend, device, threads))
+    artifact = read_artifact(path, verify=False)  # the backend verifies what it verifies
+    with ThreadPoolExecutor(1) as pool:  # both take as long, and neither holds up the other
+        tokenizer = pool.submit(_make_tokenizer, artifact)
+        loaded = load_backend(artifact, backend, device, threads)
+    return Model(loaded, tokenizer.result(), (os.path.abspath(path), backend, device, threads))
 
 
 def pipeline(
@@ -118,7 +120,7 @@ class Model:
 
         Args:
             *inputs: the task's inputs, and
-            **options: the task's own options: see `answer` in `edgebert/tasks/`, one file a task.
+            **options: the task's own options: see `Options` in `edgebert/tasks/`, one file a task.
             task: another task that fits the file's head; None for the file's own.
             max_length: tokens a row has at most, special tokens included; None takes the file's limit.
             stride: cut what is longer into windows that have this many tokens in common, and answer from all of
@@ -130,24 +132,59 @@ class Model:
             InvalidInputError: an input or option that is not usable, or a task that does not fit the file's head;
                 the message says what does.
         """
-        task = self.choose_task(task)
-        answer = find_answer(task)
-        runner = TextRunner(self.backend, self.tokenizer, max_length, stride, batch_tokens)
-        try:
-            answers = answer(runner, *inputs, **options)
-        except TypeError:
-            _check_arguments(task, answer, runner, *inputs, **options)
-            raise
+        name = self.choose_task(task)
+        given, answers, is_truncated = self._answer(
+            name, inputs, options, max_length=max_length, stride=stride, batch_tokens=batch_tokens
+        )
+        call = TASKS[name]
+        is_listed = call.is_best_alone and "top_k" not in options and isinstance(given, str)
+        if len(answers) == 1 and (call.unlists or (isinstance(given, call.single) and not is_listed)):
+            answers = answers[0]
         if return_truncated:
-            is_single = len(inputs) == 1 and isinstance(inputs[0], str)
-            return answers, runner.is_truncated[0] if is_single else runner.is_truncated
-        if runner.is_truncated.any():
+            return answers, is_truncated[0] if isinstance(given, str) else is_truncated
+        if is_truncated.any():
+            assert self.tokenizer is not None  # which has truncated them
             warn(
-                f"{np.count_nonzero(runner.is_truncated)} of {len(runner.is_truncated)} texts were truncated to "
-                f"{max_length or runner.tokenizer.max_length} tokens: return_truncated=True says which, "
+                f"{np.count_nonzero(is_truncated)} of {len(is_truncated)} texts were truncated to "
+                f"{max_length or self.tokenizer.max_length} tokens: return_truncated=True says which, "
                 "stride=N answers from all of a text"
             )
         return answers
+
+    def answer_each(
+        self, inputs: Sequence[Any], task: str | None = None, **options: Any
+    ) -> tuple[Sequence[Any], Bools]:
+        """`model(inputs, **options)` with one answer an input, also where pipelines take the list off a single one.
+
+        Returns:
+            (the answers, bool [n]: which inputs were truncated).
+        """
+        limits = {key: options.pop(key) for key in ("max_length", "stride", "batch_tokens") if key in options}
+        return self._answer(self.choose_task(task), (inputs,), options, **limits)[1:]
+
+    def _answer(
+        self, task: str, inputs: Sequence[Any], options: dict[str, Any], **limits: Any
+    ) -> tuple[Any, Sequence[Any], Bools]:
+        """(the inputs as they were given; an answer an input, as pipelines have it; which inputs were truncated)."""
+        try:
+            arguments = _signature(task).bind(*inputs, **options).arguments
+        except TypeError as error:
+            common = Signature.from_callable(Model.__call__).parameters
+            names = [
+                name for name in (*_signature(task).parameters, *common) if name not in ("self", "inputs", "options")
+            ]
+            raise InvalidInputError(f"{task}: {error}; it takes {', '.join(names)}") from None
+        call = TASKS[task]
+        given = _take_inputs(call, arguments)
+        items = _list_inputs(call, given)
+        if self.tokenizer is None:
+            raise InvalidInputError(
+                "this file has no tokenizer, it takes token ids: use forward(PackedBatch.from_lists(input_ids))"
+            )
+        answers, is_truncated = answer(self.backend, self.tokenizer, task, items, **limits, **arguments)
+        if call.unlists or (call.is_best_alone and "top_k" not in options):
+            answers = [found[0] if len(found) == 1 else found for found in answers]
+        return given, answers, is_truncated
 
     @overload
     def encode(
@@ -164,7 +201,7 @@ class Model:
 
         Args:
             texts: a text or several.
-            **options: those of every call, and those of `edgebert.tasks.embedding.answer`.
+            **options: those of every call, and those of `edgebert.tasks.embedding.Options`.
 
         Returns:
             f32 [n, width] in the order of the texts, f32 [width] for a single str; with `return_truncated`
@@ -177,11 +214,11 @@ class Model:
         return result
 
     def rank(self, query: str, documents: Iterable[str], **options: Any) -> Any:
-        """Documents in the order a cross-encoder ranks them: see `edgebert.tasks.reranking.answer`."""
+        """Documents in the order a cross-encoder ranks them: see `edgebert.tasks.reranking`."""
         return self(query, documents, task="reranking", **options)
 
     def rescore(self, inputs: Any, **options: Any) -> Any:
-        """Pseudo-log-likelihoods of sentences, and n-best lists: see `edgebert.tasks.rescoring.answer`."""
+        """Pseudo-log-likelihoods of sentences, and n-best lists: see `edgebert.tasks.rescoring`."""
         return self(inputs, task="rescoring", **options)
 
     def forward(self, batch: PackedBatch, outputs: Sequence[str] | None = None) -> Outputs:
@@ -206,48 +243,71 @@ class Model:
             raise InvalidInputError(f"outputs must be a list of names, got {outputs!r}")
         return self.backend.run(batch, self.spec.outputs if outputs is None else tuple(outputs))
 
-    def answer_each(self, inputs: Sequence[Any], **options: Any) -> tuple[Sequence[Any], Bools]:
-        """`model(inputs, **options)` with one answer an input, also where pipelines take the list off a single one.
-
-        Returns:
-            (the answers, bool [n]: which inputs were truncated).
-        """
-        answers, is_truncated = self(inputs, return_truncated=True, **options)
-        is_bare = len(inputs) == 1 and self.choose_task(options.get("task")) in UNLISTED
-        return [answers] if is_bare else answers, is_truncated
-
     def choose_task(self, task: str | None) -> str:
         """`task`, or the one that the file's head is for.
 
         Raises:
             InvalidInputError: it does not fit the head; the message says which calls do.
         """
-        if task is not None and (not isinstance(task, str) or task not in INPUTS):
-            raise InvalidInputError(f"unknown task {task!r}: expected one of {', '.join(INPUTS)}")
-        fitting = TASKS_OF_HEAD[self.task]
+        if task is not None and (not isinstance(task, str) or task not in TASKS):
+            raise InvalidInputError(f"unknown task {task!r}: expected one of {', '.join(TASKS)}")
+        fitting = [name for name, call in TASKS.items() if self.task in call.heads]
         if self.task == "embedding" and self.spec.pooling == "none":  # hidden states, not pooled
-            fitting = ()
+            fitting = []
         if fitting and task in (None, *fitting):
             return task or fitting[0]
-        calls = [f"model({INPUTS[name]}{'' if name == fitting[0] else f', task={name!r}'})" for name in fitting]
+        calls = [f"model({TASKS[name].usage}{'' if name == fitting[0] else f', task={name!r}'})" for name in fitting]
         raise InvalidInputError(
             f"{task or self.task} does not fit this file: its head is {self.task}, with the outputs "
             f"{', '.join(self.spec.outputs)}; use {' or '.join([*calls, 'forward(PackedBatch)'])}"
         )
 
 
-def _check_arguments(task: str, answer: Callable[..., Any], *inputs: Any, **options: Any) -> None:
-    """Raise InvalidInputError if the task does not take such arguments."""
-    try:
-        inspect.signature(answer).bind(*inputs, **options)
-    except TypeError as error:
-        own, common = (inspect.signature(function).parameters for function in (answer, Model.__call__))
-        names = [name for name in (*own, *common) if name not in ("runner", "self", "inputs", "options")]
-        raise InvalidInputError(f"{task}: {error}; it takes {', '.join(names)}") from None
+def _make_tokenizer(artifact: Artifact) -> Tokenizer | None:
+    return None if artifact.tokenizer_json is None else Tokenizer.for_spec(artifact.tokenizer_json, artifact.spec)
 
 
-def _read_tokenizer(path: Path, spec: EncoderSpec) -> Tokenizer | None:
-    tokenizer_json = read_artifact(path, verify=False).tokenizer_json  # the backend has verified what it verifies
-    if tokenizer_json is None:
-        return None
-    return Tokenizer.for_spec(tokenizer_json, spec)
+@cache
+def _signature(task: str) -> Signature:
+    """The inputs and options that a task takes."""
+    call = TASKS[task]
+    common = {field.name for field in fields(base.Options)}
+    own = [field for field in fields(find_task(task).Options) if field.name not in (*common, *call.inputs)]
+    optional = {"default": None} if call.keys else {}
+    by_name = [*call.keys, *(field.name for field in own)]
+    return Signature(
+        [
+            *(Parameter(name, Parameter.POSITIONAL_OR_KEYWORD, **optional) for name in call.inputs),
+            *(Parameter(name, Parameter.KEYWORD_ONLY, default=None) for name in by_name),
+        ]
+    )
+
+
+def _take_inputs(call: Task, arguments: dict[str, Any]) -> Any:
+    """The inputs out of the arguments: those given by place, or lists by key made one."""
+    given = arguments.pop(call.inputs[-1], None)
+    columns = [column for key in call.keys if (column := arguments.pop(key, None)) is not None]
+    if not columns and (given is not None or not call.keys):
+        return given
+    keys = " and ".join(f"{key}=…" for key in call.keys)
+    if given is not None:
+        raise InvalidInputError(f"expected {call.inputs[-1]}, or {keys}, got both")
+    size = len(columns[0]) if columns and isinstance(columns[0], list) else 1
+    lists = [[column] * size if isinstance(column, str) else column for column in columns]
+    if len(lists) < len(call.keys) or not all(isinstance(part, list) and len(part) == size for part in lists):
+        raise InvalidInputError(f"expected {keys}, each a text or lists of one length")
+    return [dict(zip(call.keys, values, strict=True)) for values in zip(*lists, strict=True)]
+
+
+def _list_inputs(call: Task, given: Any) -> list[Any]:
+    """The inputs as a list.
+
+    Raises:
+        InvalidInputError: neither a list nor what stands for a list of one.
+    """
+    if isinstance(given, call.single):
+        return [given]
+    if isinstance(given, (str, bytes, dict)) or not isinstance(given, Iterable):
+        one = "" if call.single else "one "
+        raise InvalidInputError(f"expected {call.expects}, got {one}{type(given).__name__}")
+    return list(given)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,26 +46,41 @@ class _Layout(NamedTuple):
         return ids, types
 
 
-class Window(NamedTuple):
-    """One row of a batch, and the tokens of its last text: the whole of it, or a part with the special tokens again.
+_NO_OFFSETS = np.zeros((0, 2), np.int32)
+_NO_WORDS = np.zeros(0, np.int32)
+
+
+class Row(NamedTuple):
+    """Tokens that run together: a text or pair, or a window of one, with its special tokens.
 
     Attributes:
         text: index of the text or pair in the caller's list.
-        first: the row's token at which those tokens begin.
-        offsets: int32 [k, 2], where each begins and ends in the caller's string, in characters.
+        window: which of its windows this is, from 0.
+        input_ids: int32 [length].
+        token_type_ids: int32 [length].
+        first: the token at which those of the last text begin.
+        offsets: int32 [k, 2], where each of those begins and ends in the caller's string, in characters; none where
+            they were not asked for.
         word_ids: int32 [k], the word each belongs to, as the tokenizer splits words; -1 for none.
-        owned: those of the k that no other window has further from its edges; every token is owned once.
+        owned: which of the k tokens no other window of the text has more text around; every token is owned once.
+        output_tokens: int32 [m], ascending: the row's tokens whose token outputs are wanted; None: all of them.
+        note: what a task wants back with the outputs.
     """
 
     text: int
-    first: int
-    offsets: I32
-    word_ids: I32
-    owned: range
+    window: int
+    input_ids: I32
+    token_type_ids: I32
+    first: int = 0
+    offsets: I32 = _NO_OFFSETS
+    word_ids: I32 = _NO_WORDS
+    owned: range = range(0)
+    output_tokens: I32 | None = None
+    note: Any = None
 
     @property
     def tokens(self) -> slice:
-        """The row's tokens that are the text's."""
+        """The row's tokens that are the last text's."""
         return slice(self.first, self.first + len(self.offsets))
 
 
@@ -152,42 +167,44 @@ class Tokenizer:
         return " ".join(tokens) if decoder is None else decoder.decode(tokens)
 
     def tokenize(self, texts: Iterable[Text], max_length: int | None = None) -> tuple[PackedBatch, NDArray[np.bool_]]:
-        """Pack texts and pairs, each truncated to the limit; of a pair the longer text gives way first.
+        """The rows of `make_rows`, packed, and which of them were truncated, bool [n]."""
+        rows, is_truncated = self.make_rows(texts, max_length)
+        return PackedBatch.from_lists(
+            [row.input_ids for row in rows], [row.token_type_ids for row in rows]
+        ), is_truncated
+
+    def make_rows(self, texts: Iterable[Text], max_length: int | None = None) -> tuple[list[Row], NDArray[np.bool_]]:
+        """A row a text or pair, each truncated to the limit; of a pair the longer text gives way first.
 
         Args:
             texts: each a str, or a pair of two as a tuple or list.
             max_length: tokens a row has at most, special tokens included; None takes the file's own limit.
 
         Returns:
-            (batch, bool [n]: which rows were truncated).
+            (rows, without offsets; bool [n]: which were truncated).
 
         Raises:
             InvalidInputError: what is not text, named by its index; a text that gives no tokens; a limit out of range.
         """
         limit = self._check_limit(max_length)
         texts = _read_texts(texts)
-        all_ids: list[NDArray[np.int32]] = []
-        all_types: list[NDArray[np.int32]] = []
+        rows: list[Row] = []
         is_truncated = np.zeros(len(texts), np.bool_)
-        for row, encodings in self._encode_parts(texts):
+        for i, encodings in self._encode_parts(texts):
             parts = [encoding.ids for encoding in encodings]
             layout = self._layouts[len(parts) - 1]
-            room = self._find_room(row, layout, limit)
+            room = self._find_room(i, layout, limit)
             if sum(map(len, parts)) > room:
-                is_truncated[row] = True
+                is_truncated[i] = True
                 keep = _longest_first([len(part) for part in parts], room)
                 parts = [self._cut(part, size) for part, size in zip(parts, keep, strict=True)]
-            ids, types = layout.assemble(parts)
-            if not ids:
-                raise InvalidInputError(f"text {row} gives no tokens: the tokenizer adds none of its own, leave it out")
-            all_ids.append(np.array(ids, np.int32))
-            all_types.append(np.array(types, np.int32))
-        return self._pack(all_ids, all_types), is_truncated
+            rows.append(Row(i, 0, *self._assemble(i, layout, parts)))
+        return rows, is_truncated
 
-    def tokenize_windows(
+    def make_windows(
         self, texts: Iterable[Text], max_length: int | None = None, stride: int | None = None
-    ) -> tuple[PackedBatch, list[Window], NDArray[np.bool_]]:
-        """Pack texts and pairs with their offsets; of what is too long, the last text is cut into windows.
+    ) -> tuple[list[Row], NDArray[np.bool_]]:
+        """Rows with offsets; of what is too long, the last text is cut into windows.
 
         Args:
             texts: each a str, or a pair of two as a tuple or list; the first of a pair stands whole in every window.
@@ -195,28 +212,26 @@ class Tokenizer:
             stride: tokens that a window has in common with the one before it; None keeps the first window alone.
 
         Returns:
-            (batch, one Window a row, bool [n]: which texts were truncated, none with a stride).
+            (rows, those of a text in their order; bool [n]: which texts were truncated, none with a stride).
 
         Raises:
-            InvalidInputError: as `tokenize`; a stride, or the first of a pair, that leaves no room to move on.
+            InvalidInputError: as `make_rows`; a stride, or the first of a pair, that leaves no room to move on.
         """
         limit = self._check_limit(max_length)
         texts = _read_texts(texts)
         if stride is not None and (not isinstance(stride, int) or isinstance(stride, bool) or stride < 0):
             raise InvalidInputError(f"stride must be an integer of at least 0, got {stride!r}")
-        all_ids: list[NDArray[np.int32]] = []
-        all_types: list[NDArray[np.int32]] = []
-        windows: list[Window] = []
+        rows: list[Row] = []
         is_truncated = np.zeros(len(texts), np.bool_)
-        for row, encodings in self._encode_parts(texts, offsets=True):
+        for text, encodings in self._encode_parts(texts, offsets=True):
             *before, last = encodings
             layout = self._layouts[len(before)]
             head = [encoding.ids for encoding in before]
-            room = self._find_room(row, layout, limit) - sum(map(len, head))
+            room = self._find_room(text, layout, limit) - sum(map(len, head))
             step = room if stride is None else room - stride
             if len(last.ids) > room and step < 1:
                 raise InvalidInputError(
-                    f"text {row}: {limit} tokens leave {max(room, 0)} to a window, special tokens"
+                    f"text {text}: {limit} tokens leave {max(room, 0)} to a window, special tokens"
                     f"{' and the first text of the pair' if before else ''} taken off, and stride is {stride or 0}: "
                     "raise max_length or lower stride"
                 )
@@ -224,17 +239,15 @@ class Tokenizer:
             word_ids = np.array([-1 if word is None else word for word in last.word_ids], np.int32)
             first = layout.last_text + sum(map(len, head))
             spans = self._find_windows(len(last.ids), room, stride)
-            is_truncated[row] = stride is None and room < len(last.ids)
+            is_truncated[text] = stride is None and room < len(last.ids)
             for i, (begin, end) in enumerate(spans):
-                ids, types = layout.assemble([*head, last.ids[begin:end]])
-                all_ids.append(np.array(ids, np.int32))
-                all_types.append(np.array(types, np.int32))
+                ids, types = self._assemble(text, layout, [*head, last.ids[begin:end]])
                 # what two windows share is owned half by each
                 owned_from = (spans[i - 1][1] + begin + 1) // 2 if i > 0 else begin
                 owned_to = (end + spans[i + 1][0] + 1) // 2 if i + 1 < len(spans) else end
                 owned = range(owned_from - begin, owned_to - begin)
-                windows.append(Window(row, first, offsets[begin:end], word_ids[begin:end], owned))
-        return self._pack(all_ids, all_types), windows, is_truncated
+                rows.append(Row(text, i, ids, types, first, offsets[begin:end], word_ids[begin:end], owned))
+        return rows, is_truncated
 
     def _cut(self, tokens: list[int], size: int) -> list[int]:
         """The `size` tokens that truncation keeps."""
@@ -252,8 +265,13 @@ class Tokenizer:
             windows = [(begin, min(begin + room, size)) for begin in steps]
         return [(size - end, size - begin) for begin, end in reversed(windows)] if self._cuts_left else windows
 
-    def _pack(self, ids: list[NDArray[np.int32]], types: list[NDArray[np.int32]]) -> PackedBatch:
-        return PackedBatch.from_lists(ids, types if self._num_token_types >= 2 else None)
+    def _assemble(self, text: int, layout: _Layout, parts: list[list[int]]) -> tuple[I32, I32]:
+        """(input_ids, token_type_ids) of a row of these tokens."""
+        ids, types = layout.assemble(parts)
+        if not ids:
+            raise InvalidInputError(f"text {text} gives no tokens: the tokenizer adds none of its own, leave it out")
+        input_ids = np.array(ids, np.int32)
+        return input_ids, np.array(types, np.int32) if self._num_token_types >= 2 else np.zeros_like(input_ids)
 
     def _find_room(self, row: int, layout: _Layout, limit: int) -> int:
         """Tokens that the limit leaves to the texts themselves."""
@@ -381,3 +399,27 @@ def _longest_first(sizes: list[int], room: int) -> list[int]:
         short = room // 2
     long = room - short
     return [long, short] if sizes[0] > sizes[1] else [short, long]
+
+
+def check_id(token_id: int, where: str, tokenizer: Tokenizer, spec: EncoderSpec) -> None:
+    """Refuse a token that the model has no row for: one that was added to the tokenizer, but not to the model.
+
+    Raises:
+        InvalidInputError: it is such a token; names it, and `where` it was found.
+    """
+    if token_id >= spec.vocab_size:
+        raise InvalidInputError(
+            f"{where}: the tokenizer gives {tokenizer.id_to_token(token_id)!r} the id {token_id}, and the model "
+            f"has the ids 0 to {spec.vocab_size - 1} alone: leave that token out, or give the model a row for it "
+            "(resize_token_embeddings in transformers), train it, and export it again"
+        )
+
+
+def check_ids(
+    batch: PackedBatch, text_of_row: Sequence[int] | NDArray[np.int64], tokenizer: Tokenizer, spec: EncoderSpec
+) -> None:
+    """`check_id` of every token of a batch; `text_of_row` says of each of its rows which text it is from."""
+    if batch.input_ids.max(initial=0) >= spec.vocab_size:
+        token = int(np.argmax(batch.input_ids >= spec.vocab_size))
+        row = int(np.searchsorted(batch.cu_seqlens, token, side="right")) - 1
+        check_id(int(batch.input_ids[token]), f"text {text_of_row[row]}", tokenizer, spec)

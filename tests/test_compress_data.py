@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,12 @@ import pytest
 from artifacts import random_spec
 from conftest import WORDS
 
+from edgebert.artifact.spec import EncoderSpec
+from edgebert.backends.base import Backend, Outputs
+from edgebert.batch import PackedBatch
 from edgebert.checkpoints.loading import Checkpoint
 from edgebert.compress.data import Answer, hold_out, load_dataset
-from edgebert.compress.encode import IGNORED, encode
+from edgebert.compress.encode import IGNORED, encode, load_tokenizer
 from edgebert.compress.evaluate import evaluate, find_entities, word_f1
 from edgebert.errors import InvalidInputError
 
@@ -29,6 +32,23 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 def checkpoint_for(tokenizer_json: str, **spec: Any) -> Checkpoint:
     return Checkpoint(random_spec(**spec), {}, tokenizer_json, {}, {}, Path())
+
+
+class Told(Backend):
+    """Gives what it is told to: of a row's ids and an output's name, its logits."""
+
+    name = device = detail = "told"
+
+    def __init__(self, spec: EncoderSpec, tell: Callable[[list[int], str], Any]) -> None:
+        self.spec, self._tell = spec, tell
+
+    def _run(self, batch: PackedBatch, outputs: Sequence[str]) -> Outputs:
+        rows = [row.tolist() for row in np.split(batch.input_ids, batch.cu_seqlens[1:-1])]
+        found = {name: [self._tell(row, name) for row in rows] for name in outputs}
+        return {
+            name: np.concatenate(values, dtype=np.float32) if self.spec.output_width(name)[0] else np.float32(values)
+            for name, values in found.items()
+        }
 
 
 @pytest.mark.parametrize("task", ["text-classification", "token-classification", "question-answering"])
@@ -149,9 +169,9 @@ def test_the_first_piece_of_a_word_has_its_tag(tmp_path: Path, tokenizer_json: s
     labels = [None if target == IGNORED else dataset.labels[target] for target in examples.targets[0]]
     # [CLS] the restarts ! router [SEP]; the last word has no token
     assert labels == [None, "O", "B-x", None, "I-x", None]
-    assert examples.has_piece == [[True, True, True, False]] and examples.counts["lost_words"] == 1
+    assert examples.counts["lost_words"] == 1
     short = encode(dataset, checkpoint, max_length=4)
-    assert short.has_piece == [[True, True, False, False]] and short.counts["truncated"] == 1
+    assert short.counts == {"truncated": 1, "lost_words": 2}
 
 
 def test_windows_find_the_answer(tmp_path: Path, tokenizer_json: str) -> None:
@@ -162,26 +182,16 @@ def test_windows_find_the_answer(tmp_path: Path, tokenizer_json: str) -> None:
     checkpoint = checkpoint_for(tokenizer_json, task="question-answering")
     examples = encode(dataset, checkpoint, max_length=14)
     assert len(examples) > 1 and examples.counts["windowed"] == 1
-    for i, target in enumerate(examples.targets):
-        spans = examples.windows[i].offsets
-        texts = [context[a:b] for a, b in spans if a >= 0]
-        assert ("roses" in texts) == (target[0] > 0)
-        if target[0]:
-            assert context[spans[target[0], 0] : spans[target[1], 1]] == "roses"
+    for i, (first, last) in enumerate(examples.targets):
+        ids = examples.batch.take([i]).input_ids.tolist()
+        assert (WORDS.index("roses") in ids) == (first > 0)
+        assert first == last == (ids.index(WORDS.index("roses")) if first else 0)
 
-    def right(batch: Any) -> dict[str, Any]:  # a model that knows
-        scores = {name: np.zeros(batch.total_tokens, np.float32) for name in ("start_logits", "end_logits")}
-        for i in range(batch.num_sequences):
-            row = next(
-                j
-                for j in range(len(examples))
-                if np.array_equal(examples.batch.take([j]).input_ids, batch.take([i]).input_ids)
-            )
-            for name, place in zip(scores, examples.targets[row], strict=True):
-                scores[name][batch.cu_seqlens[i] + place] = 5.0
-        return scores
+    def right(row: list[int], name: str) -> list[float]:  # a model that knows
+        return [5.0 * (token == WORDS.index("roses")) for token in row]
 
-    found = evaluate(checkpoint, dataset, examples, right)
+    tokenizer = load_tokenizer(checkpoint)
+    found = evaluate(Told(checkpoint.spec, right), tokenizer, dataset, max_length=14)
     assert found.metrics == {"exact_match": 1.0, "f1": 1.0} and not found.mistakes
 
 
@@ -214,9 +224,9 @@ def classify(tokenizer_json: str) -> Callable[..., Any]:
         dataset = load_dataset(write_rows(path, rows), "text-classification", problem_type=problem_type)
         checkpoint = checkpoint_for(tokenizer_json, task="text-classification")
         checkpoint.spec = checkpoint.spec.replace(labels=dataset.labels, problem_type=problem_type)
-        examples = encode(dataset, checkpoint)
-        order = np.argsort(-examples.batch.lengths, kind="stable")
-        return evaluate(checkpoint, dataset, examples, lambda batch: {"logits": np.array(logits, np.float32)[order]})
+        tokenizer = load_tokenizer(checkpoint)
+        number = {tuple(row.input_ids.tolist()): row.text for row in tokenizer.make_rows(dataset.texts())[0]}
+        return evaluate(Told(checkpoint.spec, lambda row, _: logits[number[tuple(row)]]), tokenizer, dataset)
 
     return make
 

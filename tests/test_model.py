@@ -8,6 +8,7 @@ import pickle
 import re
 import warnings
 from collections.abc import Callable, Iterator
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,13 @@ from artifacts import random_spec, random_tensors
 from conftest import WORDS
 
 import edgebert
+from edgebert import runner
+from edgebert.artifact import reader
 from edgebert.artifact.writer import build_model
 from edgebert.batch import PackedBatch
 from edgebert.errors import InvalidInputError, ModelFormatError
-from edgebert.tasks import text_classification
+from edgebert.tasks import TASKS, find_task, text_classification
+from edgebert.tokenizer import Row, Tokenizer
 
 TEXTS = [
     "the router restarts .",
@@ -212,6 +216,43 @@ def test_answer_each_is_always_a_list(make_file: Callable[..., Path]) -> None:
             np.testing.assert_equal(alone, answer)
 
 
+CALLERS = {
+    "embedding": [(["a b", "the router " * 60], {"stride": 7}), (["slow"], {"prompt": "query : "})],
+    "token-classification": [(TEXTS, {}), (TEXTS[::-1], {"aggregation_strategy": "max", "stride": 3})],
+    "question-answering": [
+        ([{"question": "is it off ?", "context": "the modem is off . " * 40}], {"top_k": 3}),
+        ([{"question": "a", "context": "b c d"}], {"handle_impossible_answer": True}),
+    ],
+    "fill-mask": [(["the [MASK] restarts .", "[MASK] [MASK]"], {}), (["roses " * 99 + "[MASK]"], {"stride": 9})],
+    "rescoring": [(["the router is on", ""], {}), (["the router is off", "the router is on"], {})],
+    "next-sentence": [([("a", "b")], {}), ([("roses " * 99, "water"), ("a", "c")], {"top_k": None})],
+}
+
+
+@pytest.mark.parametrize("task", CALLERS)
+def test_rows_of_several_callers_share_batches(backend: str, make_file: Callable[..., Path], task: str) -> None:
+    head = TASKS[task].heads[0]
+    model = edgebert.load(make_file(task=head), backend)
+    assert model.tokenizer is not None
+    module, tokenizer = find_task(task), model.tokenizer
+    calls = [(inputs, module.Options(spec=model.spec, **options)) for inputs, options in CALLERS[task]]
+    prepared = [module.prepare(inputs, tokenizer, options) for inputs, options in calls]
+    rows = [list(each.rows) for each in prepared]
+    caller_of = {id(row): caller for caller, made in enumerate(rows) for row in made}
+    found: list[list[Any]] = [[] for _ in calls]
+    for row, values in runner.run_rows(
+        model.backend, [row for made in zip_longest(*rows) for row in made if row], prepared[0].outputs
+    ):
+        found[caller_of[id(row)]].append((row, values))
+    for (inputs, options), outputs, (_, given) in zip(calls, found, CALLERS[task], strict=True):
+        together = module.decode(inputs, outputs, tokenizer, options)
+        alone, _ = runner.answer(model.backend, tokenizer, task, inputs, **given)
+        if backend == "onnxruntime":  # it pads
+            assert len(together) == len(alone)
+        else:
+            np.testing.assert_equal(together, alone)
+
+
 def test_pipeline_is_a_model_with_its_task(make_file: Callable[..., Path]) -> None:
     path = make_file(task="token-classification")
     tag = edgebert.pipeline("ner", path, backend="numpy", aggregation_strategy="max")
@@ -270,6 +311,16 @@ def test_a_copy_is_loaded_again(
     path.unlink()
     with pytest.raises(ModelFormatError, match=re.escape(f"{path} does not exist")):
         copy_model(model)
+
+
+def test_a_load_reads_the_file_once(
+    backend: str, make_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parsed = []
+    parse = reader._parse
+    monkeypatch.setattr(reader, "_parse", lambda *args: parsed.append(args) or parse(*args))
+    edgebert.load(make_file(), backend).encode("a")
+    assert len(parsed) == 1
 
 
 def test_load_says_what_it_loaded(make_file: Callable[..., Path], tmp_path: Path) -> None:
@@ -428,11 +479,14 @@ def test_classify_refuses(make_file: Callable[..., Path], inputs: Any, options: 
         model(inputs, **options)
 
 
-def test_scores_of_extreme_logits_are_finite() -> None:
+def test_scores_of_extreme_logits_are_finite(tokenizer_json: str) -> None:
     spec = random_spec(task="text-classification", num_labels=2)
     logits = np.float32([-1000, 1000])
+    tokenizer = Tokenizer.for_spec(tokenizer_json, spec)
+    row = Row(0, 0, np.int32([1]), np.int32([0]))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for function in ("softmax", "sigmoid"):
-            scores = text_classification.decoder(spec, function, top_k=None)(logits)
+            options = text_classification.Options(spec=spec, function_to_apply=function, top_k=None)
+            [scores] = text_classification.decode(["a"], [(row, {"logits": logits})], tokenizer, options)
             assert [entry["score"] for entry in scores] == [1.0, 0.0]

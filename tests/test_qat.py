@@ -21,7 +21,7 @@ from edgebert.checkpoints.loading import Checkpoint  # noqa: E402
 from edgebert.compress import finetune  # noqa: E402
 from edgebert.compress.distill import distil  # noqa: E402
 from edgebert.compress.encode import Examples  # noqa: E402
-from edgebert.compress.evaluate import run_torch  # noqa: E402
+from edgebert.compress.evaluate import TorchBackend  # noqa: E402
 from edgebert.compress.finetune import Batch  # noqa: E402
 from edgebert.compress.qat import QuantizedEncoder, settle  # noqa: E402
 from edgebert.compress.recipe import Distillation, Training  # noqa: E402
@@ -70,7 +70,7 @@ def test_training_sees_what_the_file_gives(name: str, portable: bool) -> None:
     settled = settle(checkpoint, [batch])
     model = QuantizedEncoder(settled.spec, settled.tensors, smooth=settled.smooth, portable=portable)
     file = quantized(settled, [batch], portable=portable)
-    seen, given = (rows(run(batch)) for run in (run_torch(model), lambda b: file.run(b, file.spec.outputs)))
+    seen, given = (rows(backend.run(batch, file.spec.outputs)) for backend in (TorchBackend(model), file))
     cosines = (seen * given).sum(1) / np.linalg.norm(seen, axis=1) / np.linalg.norm(given, axis=1)
     assert cosines.min() >= 0.998  # two int8 implementations
     exact = rows(NumpyBackend(checkpoint.spec, checkpoint.tensors).run(batch, checkpoint.spec.outputs))
@@ -214,7 +214,9 @@ def test_outputs_of_padded_and_packed_batches() -> None:
     ids, mask, types = batch.pad()
     together = Batch(*(torch.from_numpy(part) for part in (ids, mask, types)), [], [])
     found = unpad(together.run(model)["logits"].detach().numpy(), mask)
-    alone = np.concatenate([run_torch(model)(batch.take([i]))["logits"] for i in range(len(LENGTHS))])
+    alone = np.concatenate(
+        [TorchBackend(model).run(batch.take([i]), ["logits"])["logits"] for i in range(len(LENGTHS))]
+    )
     cosines = (found * alone).sum(1) / np.linalg.norm(found, axis=1) / np.linalg.norm(alone, axis=1)
     assert cosines.min() >= 0.998
 
@@ -222,10 +224,10 @@ def test_outputs_of_padded_and_packed_batches() -> None:
 def test_bf16_sees_nearly_the_same() -> None:
     settled = settle(make_checkpoint(task="text-classification"), [random_batch(random_spec(), LENGTHS)])
     model = QuantizedEncoder(settled.spec, settled.tensors, smooth=settled.smooth).eval()
-    run, batch = run_torch(model), random_batch(settled.spec, LENGTHS)
+    backend, batch = TorchBackend(model), random_batch(settled.spec, LENGTHS)
     with torch.autocast("cpu", torch.bfloat16):
-        half = run(batch)["logits"]
-    assert distance(half, run(batch)["logits"]) < 0.05
+        half = backend.run(batch, ["logits"])["logits"]
+    assert distance(half, backend.run(batch, ["logits"])["logits"]) < 0.05
 
 
 def test_checkpoints_keep_their_smoothing(tmp_path: Path) -> None:

@@ -15,7 +15,9 @@ import mmap
 import os
 import stat
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -53,40 +55,70 @@ class Artifact:
 
     Attributes:
         spec: sizes, head and text settings.
-        tensors: every weight of `names.weight_tensors(spec)`, by name; read-only views on the file, which need not be
-            aligned to their item size.
         tokenizer_json: the tokenizer, None for a file that takes token ids only.
         probe: token ids and the outputs they must give; empty if the file has none.
         report: what the export's gate found; empty if the file has none.
-        path: the file it was read from, None for bytes.
+        data: the file's bytes.
+        path: the file they were read from, None for bytes.
     """
 
     spec: EncoderSpec
-    tensors: Mapping[str, NDArray[Any]]
     tokenizer_json: str | None
     probe: dict[str, Any]
     report: dict[str, Any]
+    data: memoryview
     path: Path | None
+    _graph: memoryview
+    _graph_hash: str
+
+    @cached_property
+    def tensors(self) -> Mapping[str, NDArray[Any]]:
+        """Every weight of `names.weight_tensors(spec)`, by name: read-only views, which need not be aligned.
+
+        Raises:
+            ModelFormatError: the file does not hold exactly the weights of its spec.
+        """
+        with _told_of(self.path):
+            return _read_tensors(self._graph, self.spec)
+
+    def check_graph(self) -> None:
+        """Recompute the hash over the graph and compare.
+
+        Raises:
+            ModelFormatError: it was changed since export.
+        """
+        with _told_of(self.path):
+            if hash_graph(self._graph) != self._graph_hash:
+                raise ModelFormatError(
+                    f"its graph was changed since export (the hash over its nodes differs): {_FOREIGN}"
+                )
 
 
 def read_artifact(
-    path_or_bytes: str | os.PathLike[str] | bytes | bytearray | memoryview, verify: bool = True
+    source: Artifact | str | os.PathLike[str] | bytes | bytearray | memoryview, verify: bool = True
 ) -> Artifact:
     """Read and check a model file, or a folder that holds `model.onnx`.
 
     Args:
-        path_or_bytes: a path, or the file's bytes.
-        verify: recompute the hash over the graph and compare.
+        source: a path, the file's bytes, or what was read before.
+        verify: check the graph and the weights now; False leaves them to whoever runs them.
 
     Raises:
         ModelFormatError: the file is missing, empty, truncated, not ONNX, not EdgeBERT's, changed since export, has
             data outside itself, or does not hold exactly the weights of its spec.
         InvalidInputError: the argument is neither a path nor bytes.
     """
-    if isinstance(path_or_bytes, (bytes, bytearray, memoryview)):
-        return _parse(memoryview(path_or_bytes).cast("B"), None, verify)
-    path = find_model_file(path_or_bytes)
-    return _parse(_map_file(path), path, verify)
+    if isinstance(source, Artifact):
+        artifact = source
+    elif isinstance(source, (bytes, bytearray, memoryview)):
+        artifact = _parse(memoryview(source).cast("B"), None)
+    else:
+        path = find_model_file(source)
+        artifact = _parse(_map_file(path), path)
+    if verify:
+        artifact.check_graph()
+        _ = artifact.tensors
+    return artifact
 
 
 def find_model_file(path: str | os.PathLike[str]) -> Path:
@@ -137,9 +169,17 @@ def _open_without_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # opening a pipe would wait for its writer
 
 
-def _parse(data: memoryview, path: Path | None, verify: bool) -> Artifact:
-    where = str(path) if path else "the model"
+@contextmanager
+def _told_of(path: Path | None) -> Iterator[None]:
+    """Put the file's name before what is wrong with it."""
     try:
+        yield
+    except ModelFormatError as error:
+        raise ModelFormatError(f"{path or 'the model'}: {error}") from None
+
+
+def _parse(data: memoryview, path: Path | None) -> Artifact:
+    with _told_of(path):
         if not len(data):
             raise ModelFormatError(f"empty: {_REMEDY}")
         if data[: len(LFS_POINTER)] == LFS_POINTER:
@@ -152,18 +192,16 @@ def _parse(data: memoryview, path: Path | None, verify: bool) -> Artifact:
         spec = EncoderSpec.from_json(metadata["edgebert.spec"])
         if opsets != [("", _OPSET)]:
             raise ModelFormatError(f"changed since export (operator sets {opsets}, not {_OPSET}): {_FOREIGN}")
-        if verify and hash_graph(graph) != metadata["edgebert.graph_hash"]:
-            raise ModelFormatError(f"its graph was changed since export (the hash over its nodes differs): {_FOREIGN}")
         return Artifact(
             spec=spec,
-            tensors=_read_tensors(graph, spec),
             tokenizer_json=metadata.get("edgebert.tokenizer"),
             probe=_json_object(metadata, "edgebert.probe"),
             report=_json_object(metadata, "edgebert.report"),
+            data=data,
             path=path,
+            _graph=graph,
+            _graph_hash=metadata["edgebert.graph_hash"],
         )
-    except ModelFormatError as error:
-        raise ModelFormatError(f"{where}: {error}") from None
 
 
 def _model_parts(data: memoryview) -> tuple[memoryview | None, dict[str, str], list[tuple[str, int]]]:

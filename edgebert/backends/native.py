@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 import edgebert
-from edgebert.artifact.reader import find_model_file, read_artifact
+from edgebert.artifact.reader import Artifact, read_artifact
 from edgebert.artifact.spec import EncoderSpec
 from edgebert.backends.base import Backend, Outputs
 from edgebert.batch import PackedBatch
@@ -133,12 +133,12 @@ class NativeBackend(Backend):
 
 
 def load(
-    path: str | Path | bytes, device: str = "cpu", threads: int | None = None, isa: str | None = None
+    source: Artifact | str | Path | bytes, device: str = "cpu", threads: int | None = None, isa: str | None = None
 ) -> NativeBackend:
-    """Load a model file, a folder that holds `model.onnx`, or a file's bytes.
+    """Load a model file, a folder that holds `model.onnx`, a file's bytes, or what was read of either.
 
     Args:
-        path: the file.
+        source: the file, which the engine verifies.
         device: "cpu" or "cuda:n".
         threads: of the CPU; None for those this process may use.
         isa: of the CPU, one of `built_isas()`; None for EDGEBERT_FORCE_ISA if that is set, else the best this CPU has.
@@ -150,15 +150,16 @@ def load(
     """
     kind, _, index = device.partition(":")
     library = load_library(kind)
-    spec = read_artifact(path, verify=False).spec  # the engine verifies the file
+    artifact = read_artifact(source, verify=False)
     options = _Options(isa.encode() if isa is not None else None, threads or 0, int(index or 0))
     model = ctypes.c_void_p()
-    if isinstance(path, bytes):
-        status = library.eb_load_memory(path, len(path), options, ctypes.byref(model))
+    if artifact.path is None:
+        data = bytes(artifact.data)
+        status = library.eb_load_memory(data, len(data), options, ctypes.byref(model))
     else:
-        status = library.eb_load(os.fsencode(find_model_file(path)), options, ctypes.byref(model))
+        status = library.eb_load(os.fsencode(artifact.path), options, ctypes.byref(model))
     check(library, status)
-    return NativeBackend(spec, library, model, device)
+    return NativeBackend(artifact.spec, library, model, device)
 
 
 def unavailable_reason(device: str = "cpu") -> str | None:

@@ -6,7 +6,6 @@ import itertools
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, NamedTuple
 from weakref import WeakSet
@@ -14,7 +13,7 @@ from weakref import WeakSet
 import numpy as np
 from numpy.typing import NDArray
 
-from edgebert.artifact.reader import read_artifact
+from edgebert.artifact.reader import Artifact
 from edgebert.artifact.spec import EncoderSpec
 from edgebert.backends.base import Backend, Outputs
 from edgebert.backends.cpus import usable_cpus
@@ -243,7 +242,7 @@ def unavailable_reason(device: str = "cpu") -> str | None:
     return None
 
 
-def load(path: str | Path | bytes, device: str = "cpu", threads: int | None = None) -> Backend:
+def load(artifact: Artifact, device: str = "cpu", threads: int | None = None) -> Backend:
     """Load a file, verified; the first time on a machine this compiles the kernels.
 
     Raises:
@@ -254,7 +253,7 @@ def load(path: str | Path | bytes, device: str = "cpu", threads: int | None = No
     reason = unavailable_reason(device)
     if reason is not None:
         raise BackendUnavailableError(f"backend numba is not available: {reason}")
-    artifact = read_artifact(path)
+    artifact.check_graph()
     if device != "cpu":
         from edgebert.backends.numba_cuda_backend import NumbaCudaBackend
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgebert.artifact.reader import read_artifact
+from edgebert.artifact.reader import Artifact
 from edgebert.artifact.spec import EncoderSpec
 from edgebert.backends import numpy_ops
 from edgebert.backends.base import Backend, Outputs
@@ -37,11 +36,11 @@ class NumpyBackend(Backend):
         return {name: np.concatenate([row[name] for row in rows]) for name in outputs}
 
 
-def load(path: str | Path | bytes, device: str = "cpu", threads: int | None = None) -> Backend:
+def load(artifact: Artifact, device: str = "cpu", threads: int | None = None) -> Backend:
     """Load a file, verified; `threads` is left to NumPy's BLAS.
 
     Raises:
         ModelFormatError: the file is missing, damaged or changed.
     """
-    artifact = read_artifact(path)
+    artifact.check_graph()
     return NumpyBackend(artifact.spec, artifact.tensors)

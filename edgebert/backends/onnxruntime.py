@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from edgebert.artifact.reader import read_artifact
+from edgebert.artifact.reader import Artifact
 from edgebert.artifact.spec import EncoderSpec
 from edgebert.backends.base import Backend, Outputs
 from edgebert.backends.cpus import cpu_flags, usable_cpus
@@ -53,7 +52,7 @@ def unavailable_reason(device: str = "cpu") -> str | None:
     return None
 
 
-def load(path: str | Path | bytes, device: str = "cpu", threads: int | None = None) -> Backend:
+def load(artifact: Artifact, device: str = "cpu", threads: int | None = None) -> Backend:
     """Create a session on exactly the device asked for.
 
     The graph hash is not verified here: a file whose graph was changed on purpose still runs, and only here.
@@ -67,7 +66,7 @@ def load(path: str | Path | bytes, device: str = "cpu", threads: int | None = No
         raise BackendUnavailableError(f"backend onnxruntime is not available: {reason}")
     import onnxruntime
 
-    spec = read_artifact(path, verify=False).spec
+    _ = artifact.tensors  # its weights are checked
     threads = threads or usable_cpus()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
@@ -85,7 +84,9 @@ def load(path: str | Path | bytes, device: str = "cpu", threads: int | None = No
         providers.insert(0, (provider, {"device_id": int(device.removeprefix("cuda:"))}))
     try:
         session = onnxruntime.InferenceSession(
-            path if isinstance(path, bytes) else str(path), sess_options=options, providers=providers
+            bytes(artifact.data) if artifact.path is None else str(artifact.path),
+            sess_options=options,
+            providers=providers,
         )
     except Exception as error:  # its exception classes share no other base
         if device != "cpu":
@@ -98,7 +99,7 @@ def load(path: str | Path | bytes, device: str = "cpu", threads: int | None = No
             "check the GPU, its driver and the CUDA version that this onnxruntime-gpu needs"
         )
     detail = f"onnxruntime {onnxruntime.__version__}, {provider}, {threads} thread{'s' if threads > 1 else ''}"
-    return OnnxRuntimeBackend(session, spec, device, detail)
+    return OnnxRuntimeBackend(session, artifact.spec, device, detail)
 
 
 def _saturates_u8s8() -> bool:

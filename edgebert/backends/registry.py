@@ -7,6 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from edgebert.artifact.reader import Artifact, read_artifact
 from edgebert.errors import BackendUnavailableError, InvalidInputError, UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -36,12 +37,12 @@ def available_backends(device: str = "cpu") -> dict[str, str | None]:
 
 
 def load_backend(
-    path: str | Path | bytes, backend: str = "auto", device: str = "cpu", threads: int | None = None
+    source: Artifact | str | Path | bytes, backend: str = "auto", device: str = "cpu", threads: int | None = None
 ) -> Backend:
     """Load a model file on a backend.
 
     Args:
-        path: the file, or its bytes.
+        source: the file, its bytes, or what `read_artifact` has read.
         backend: a name out of `available_backends()`, or "auto": the best one usable here that has the device.
             What was picked, and what was passed over, is in the backend's `detail`.
         device: "cpu", "cuda" or "cuda:n"; the model runs there or is not loaded.
@@ -58,7 +59,7 @@ def load_backend(
     ):
         raise InvalidInputError(f"threads must be an integer from 1 to {_MAX_THREADS}, or None, got {threads!r}")
     if backend == "auto":
-        return _load_best(path, device, threads)
+        return _load_best(read_artifact(source, verify=False), device, threads)
     if not isinstance(backend, str) or backend not in BACKENDS:
         raise InvalidInputError(f"unknown backend {backend!r}: expected auto, {', '.join(BACKENDS)}")
     if backend not in _backends_for(device):
@@ -67,16 +68,16 @@ def load_backend(
         reason = _unavailable_reason(backend, device)
     if reason is not None:
         raise BackendUnavailableError(f"backend {backend} is not available: {reason}")
-    return _load(path, backend, device, threads)
+    return _load(read_artifact(source, verify=False), backend, device, threads)
 
 
-def _load_best(path: str | Path | bytes, device: str, threads: int | None) -> Backend:
+def _load_best(artifact: Artifact, device: str, threads: int | None) -> Backend:
     skipped: list[str] = []
     for name in _backends_for(device):
         reason = _unavailable_reason(name, device)
         if reason is None:
             try:
-                loaded = _load(path, name, device, threads)
+                loaded = _load(artifact, name, device, threads)
             except (BackendUnavailableError, UnsupportedModelError) as error:
                 if device == "cpu":
                     raise
@@ -88,8 +89,8 @@ def _load_best(path: str | Path | bytes, device: str, threads: int | None) -> Ba
     raise BackendUnavailableError(f"no backend here can run on device {device!r}: {'; '.join(skipped)}")
 
 
-def _load(path: str | Path | bytes, name: str, device: str, threads: int | None) -> Backend:
-    loaded: Backend = import_module(BACKENDS[name].module).load(path, device, threads)
+def _load(artifact: Artifact, name: str, device: str, threads: int | None) -> Backend:
+    loaded: Backend = import_module(BACKENDS[name].module).load(artifact, device, threads)
     return loaded
 
 

@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     """Run the command."""
     import edgebert
-    from edgebert.tasks.inputs import warn
+    from edgebert.tasks.base import warn
 
     model = edgebert.load(args.file, backend=args.backend, device=args.device, threads=args.threads)
     if args.verbose:

@@ -1,12 +1,13 @@
-"""The metric of each task, from a model's outputs: a written file's where it counts, PyTorch's while it trains."""
+"""The metric of each task, from a model's answers: a written file's where it counts, PyTorch's while it trains."""
 
 from __future__ import annotations
 
 import re
 import string
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,19 +16,18 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from edgebert.artifact.spec import EncoderSpec
-from edgebert.backends.base import Outputs
+from edgebert.backends.base import Backend, Outputs
 from edgebert.batch import PackedBatch
-from edgebert.checkpoints.loading import Checkpoint
 from edgebert.compress.data import Answer, Dataset
-from edgebert.compress.encode import IGNORED, Examples, find_special_tokens
+from edgebert.compress.encode import first_pieces
 from edgebert.compress.torch_encoder import TorchEncoder
 from edgebert.quant import F32
+from edgebert.runner import answer, run_rows
+from edgebert.tasks import fill_mask
+from edgebert.tasks.base import make_rows
+from edgebert.tokenizer import Tokenizer
 
-MAX_ANSWER_TOKENS = 30
-_BATCH_TOKENS = 4096
 _MASK_EVERY = 8
-
-Run = Callable[[PackedBatch], Outputs]  # a packed batch to the outputs of the spec, packed: see Model.forward
 
 
 @dataclass(frozen=True)
@@ -53,48 +53,28 @@ class Evaluation:
         return next(iter(self.metrics.values()))
 
 
-def run_torch(model: TorchEncoder) -> Run:
-    """Outputs of a model in training, without dropout."""
-    device = next(model.parameters()).device
+class TorchBackend(Backend):
+    """A model in training, without dropout."""
 
-    def run(batch: PackedBatch) -> Outputs:
-        padded = batch.pad(model.spec.pad_token_id)
-        ids, mask, types = (torch.from_numpy(array).to(device) for array in padded)
+    name = "torch"
+
+    def __init__(self, model: TorchEncoder) -> None:
+        self.spec = model.spec
+        self.device = self.detail = str(next(model.parameters()).device)
+        self._model = model
+
+    def _run(self, batch: PackedBatch, outputs: Sequence[str]) -> Outputs:
+        ids, mask, types = (torch.from_numpy(array).to(self.device) for array in batch.pad(self.spec.pad_token_id))
         with torch.no_grad():
-            outputs = model.eval()(ids, mask, types)
+            found = self._model.eval()(ids, mask, types)
         return {
-            name: outputs[name][mask.bool()].float().cpu().numpy()
-            if model.spec.output_width(name)[0]
-            else outputs[name].float().cpu().numpy()
-            for name in model.spec.outputs
+            name: (found[name][mask.bool()] if self.spec.output_width(name)[0] else found[name]).float().cpu().numpy()
+            for name in outputs
         }
 
-    return run
 
-
-def _run_sorted(spec: EncoderSpec, batch: PackedBatch, run: Run) -> Outputs:
-    order = np.argsort(-batch.lengths, kind="stable")
-    ordered = batch.take(order)
-    parts = [run(ordered.take(range(first, last))) for first, last in ordered.split(_BATCH_TOKENS)]
-    outputs = {}
-    for name in spec.outputs:
-        rows = np.concatenate([part[name] for part in parts])
-        back = np.empty_like(rows)
-        if spec.output_width(name)[0]:
-            back[_token_rows(batch, order)] = rows
-        else:
-            back[order] = rows
-        outputs[name] = back
-    return outputs
-
-
-def _token_rows(batch: PackedBatch, order: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Row of each token of `batch.take(order)` in `batch`."""
-    return np.concatenate([np.arange(batch.cu_seqlens[i], batch.cu_seqlens[i + 1]) for i in order])
-
-
-def evaluate(checkpoint: Checkpoint, dataset: Dataset, examples: Examples, run: Run) -> Evaluation:
-    """The metrics of a model on a dataset.
+def evaluate(backend: Backend, tokenizer: Tokenizer, dataset: Dataset, max_length: int | None = None) -> Evaluation:
+    """The metrics of a model's answers to a dataset, which are those that `Model` gives.
 
     Text classification: accuracy and macro F1; of several labels at once micro F1; of scores Spearman's and Pearson's
     correlation. Token classification: F1 of entities as seqeval counts them. Question answering: exact match and F1 of
@@ -103,22 +83,27 @@ def evaluate(checkpoint: Checkpoint, dataset: Dataset, examples: Examples, run: 
     guessed.
 
     Args:
-        checkpoint: the model's spec and tokenizer.
-        dataset: what is expected.
-        examples: the dataset, encoded with the model's tokenizer.
-        run: the model.
+        backend: the model.
+        tokenizer: the model's.
+        dataset: what is asked, and expected.
+        max_length: tokens a row has at most, special tokens included; None takes the model's limit.
+
+    Raises:
+        InvalidInputError: as the task.
     """
-    spec = checkpoint.spec
-    if spec.task == "fill-mask":
-        return _evaluate_fill_mask(dataset, examples, run, *find_special_tokens(checkpoint))
-    outputs = _run_sorted(spec, examples.batch, run)
-    if spec.task == "embedding":
-        return _evaluate_embedding(dataset, outputs["sentence_embedding"])
-    if spec.task == "question-answering":
-        return _evaluate_answers(dataset, examples, outputs)
-    if spec.task == "token-classification":
-        return _evaluate_tags(spec, dataset, examples, outputs["logits"])
-    return _evaluate_labels(spec, dataset, outputs["logits"])
+    spec = backend.spec
+    limit = min(max_length or spec.max_length, spec.max_length)
+    if dataset.task == "fill-mask":
+        return _evaluate_fill_mask(backend, tokenizer, dataset, limit)
+    ask = partial(answer, backend, tokenizer, dataset.task, max_length=limit)
+    if dataset.task == "embedding":
+        return _evaluate_embedding(dataset, np.asarray(ask([part for pair in dataset.inputs for part in pair])[0]))
+    if dataset.task == "question-answering":
+        inputs = [{"question": question, "context": context} for question, context in dataset.inputs]
+        return _evaluate_answers(dataset, [best["answer"] for [best] in ask(inputs)[0]])
+    if dataset.task == "token-classification":
+        return _evaluate_tags(spec, dataset, ask(dataset.texts(), ignore_labels=())[0])
+    return _evaluate_labels(spec, dataset, ask(dataset.inputs, top_k=None)[0])
 
 
 def _worst(mistakes: list[Mistake]) -> list[Mistake]:
@@ -129,12 +114,11 @@ def _show(item: Any) -> str:
     return item if isinstance(item, str) else " | ".join(item)
 
 
-def _evaluate_labels(spec: EncoderSpec, dataset: Dataset, logits: F32) -> Evaluation:
+def _evaluate_labels(spec: EncoderSpec, dataset: Dataset, answers: Sequence[list[dict[str, Any]]]) -> Evaluation:
     if spec.problem_type == "regression":
-        return _correlate(dataset, logits[:, 0])
-    labels = np.array(spec.labels)
+        return _correlate(dataset, np.array([best["score"] for [best] in answers]))
     if spec.problem_type == "multi_label_classification":
-        chosen = [frozenset(labels[row > 0]) for row in logits]
+        chosen = [frozenset(entry["label"] for entry in row if entry["score"] > 0.5) for row in answers]
         wanted = [frozenset(target) for target in dataset.targets]
         both = sum(len(a & b) for a, b in zip(chosen, wanted, strict=True))
         metrics = {
@@ -147,19 +131,17 @@ def _evaluate_labels(spec: EncoderSpec, dataset: Dataset, logits: F32) -> Evalua
             if a != b
         ]
         return Evaluation(metrics, _worst(mistakes))
-    found = labels[logits.argmax(axis=1)]
-    expected = np.array(dataset.targets)
+    found, expected = np.array([row[0]["label"] for row in answers]), np.array(dataset.targets)
     classes = [label for label in spec.labels if (expected == label).any()]
     scores = [
         _f1(int(((found == c) & (expected == c)).sum()), int((found == c).sum()), int((expected == c).sum()))
         for c in classes
     ]
-    log_odds = logits - logits.max(axis=1, keepdims=True)
-    index = {label: i for i, label in enumerate(spec.labels)}
-    mistakes = [
-        Mistake(float(-log_odds[i, index[expected[i]]]), _show(dataset.inputs[i]), str(expected[i]), str(found[i]))
-        for i in np.flatnonzero(found != expected)
-    ]
+    mistakes = []
+    for i in np.flatnonzero(found != expected).tolist():
+        of_label = {entry["label"]: entry["score"] for entry in answers[i]}
+        badness = of_label[found[i]] - of_label[expected[i]]
+        mistakes.append(Mistake(badness, _show(dataset.inputs[i]), str(expected[i]), str(found[i])))
     metrics = {"accuracy": float((found == expected).mean()), "macro_f1": float(np.mean(scores))}
     return Evaluation(metrics, _worst(mistakes))
 
@@ -199,22 +181,28 @@ def _evaluate_embedding(dataset: Dataset, rows: F32) -> Evaluation:
     return Evaluation(metrics, _worst(mistakes))
 
 
-def _evaluate_fill_mask(
-    dataset: Dataset, examples: Examples, run: Run, mask_token_id: int, special_ids: list[int]
-) -> Evaluation:
-    right = asked = 0
-    mistakes = []
-    for i, text in enumerate(dataset.inputs):
-        batch = examples.batch.take([i])
-        places = np.flatnonzero(~np.isin(batch.input_ids, special_ids))[::_MASK_EVERY]
-        if not len(places):
-            continue
-        ids = batch.input_ids.copy()
-        ids[places] = mask_token_id
-        found = run(replace(batch, input_ids=ids))["logits"][places].argmax(axis=1)
-        hits = int((found == batch.input_ids[places]).sum())
-        right, asked = right + hits, asked + len(places)
-        mistakes.append(Mistake(1 - hits / len(places), text, f"{len(places)} masked tokens", f"{hits} of them"))
+def _evaluate_fill_mask(backend: Backend, tokenizer: Tokenizer, dataset: Dataset, limit: int) -> Evaluation:
+    options = fill_mask.Options(spec=backend.spec, max_length=limit, top_k=1)
+    mask_id = fill_mask.find_mask(tokenizer, backend.spec)
+    special_ids = [i for i in map(tokenizer.find_id, tokenizer.special_tokens) if i is not None]
+    masked, originals = [], {}
+    for row in make_rows(dataset.inputs, tokenizer, options)[0]:
+        places = np.flatnonzero(~np.isin(row.input_ids, special_ids))[::_MASK_EVERY].astype(np.int32)
+        if len(places):
+            ids = row.input_ids.copy()
+            ids[places] = mask_id
+            masked.append(row._replace(input_ids=ids, output_tokens=places))
+            originals[row.text] = row.input_ids[places].tolist()
+    outputs = run_rows(backend, masked, backend.spec.outputs[:1])
+    answers = fill_mask.decode(dataset.inputs, outputs, tokenizer, options)
+    right, mistakes = 0, []
+    for i, tokens in originals.items():
+        hits = sum(best["token"] == token for [best], token in zip(answers[i], tokens, strict=True))
+        right += hits
+        mistakes.append(
+            Mistake(1 - hits / len(tokens), dataset.inputs[i], f"{len(tokens)} masked tokens", f"{hits} of them")
+        )
+    asked = sum(map(len, originals.values()))
     return Evaluation({"masked_accuracy": right / max(1, asked)}, _worst(mistakes))
 
 
@@ -241,22 +229,20 @@ def find_entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:
     return entities
 
 
-def _evaluate_tags(spec: EncoderSpec, dataset: Dataset, examples: Examples, logits: F32) -> Evaluation:
-    best = logits.argmax(axis=1)
-    cuts = examples.batch.cu_seqlens
+def _evaluate_tags(spec: EncoderSpec, dataset: Dataset, answers: Sequence[list[dict[str, Any]]]) -> Evaluation:
     both = num_found = num_expected = right = words = 0
     mistakes = []
-    for i, (item, tags) in enumerate(zip(dataset.inputs, dataset.targets, strict=True)):
-        pieces = iter(best[cuts[i] : cuts[i + 1]][examples.targets[i] != IGNORED])
+    for item, tags, tokens in zip(dataset.inputs, dataset.targets, answers, strict=True):
+        pieces = first_pieces(item, [(token["start"], token["end"]) for token in tokens])
         # words cut off by the length limit, and those without a token, have no answer
-        answers = [spec.labels[next(pieces)] if has_piece else "O" for has_piece in examples.has_piece[i]]
-        found, expected = find_entities(answers), find_entities(tags)
+        labels = [tokens[piece]["entity"] if piece >= 0 else "O" for piece in pieces]
+        found, expected = find_entities(labels), find_entities(tags)
         both, num_found, num_expected = (
             both + len(found & expected),
             num_found + len(found),
             num_expected + len(expected),
         )
-        right += sum(a == b for a, b in zip(answers, tags, strict=True))
+        right += sum(a == b for a, b in zip(labels, tags, strict=True))
         words += len(tags)
         if found != expected:
             show = [
@@ -273,35 +259,14 @@ def _evaluate_tags(spec: EncoderSpec, dataset: Dataset, examples: Examples, logi
 # Question answering
 
 
-def _evaluate_answers(dataset: Dataset, examples: Examples, outputs: Outputs) -> Evaluation:
-    best: dict[int, tuple[float, str]] = {}
-    cuts = examples.batch.cu_seqlens
-    for i, window in enumerate(examples.windows):
-        start, end = (outputs[name][cuts[i] : cuts[i + 1]] for name in ("start_logits", "end_logits"))
-        context = dataset.inputs[window.example][1]
-        score, text = _best_span(start, end, window.offsets, context)
-        if score > best.get(window.example, (-np.inf, ""))[0]:
-            best[window.example] = (score, text)
+def _evaluate_answers(dataset: Dataset, found: list[str]) -> Evaluation:
     exact, overlap, mistakes = [], [], []
-    for i, answers in enumerate(dataset.targets):
-        found = best[i][1]
-        exact.append(max((float(_normalize(found) == _normalize(a.text)) for a in answers), default=float(not found)))
-        overlap.append(max((word_f1(found, answer) for answer in answers), default=float(not found)))
+    for (question, _), answers, text in zip(dataset.inputs, dataset.targets, found, strict=True):
+        exact.append(max((float(_normalize(text) == _normalize(a.text)) for a in answers), default=float(not text)))
+        overlap.append(max((word_f1(text, answer) for answer in answers), default=float(not text)))
         if not exact[-1]:
-            question, expected = dataset.inputs[i][0], " | ".join(answer.text for answer in answers)
-            mistakes.append(Mistake(1.0 - overlap[-1], question, expected, found))
+            mistakes.append(Mistake(1.0 - overlap[-1], question, " | ".join(answer.text for answer in answers), text))
     return Evaluation({"exact_match": float(np.mean(exact)), "f1": float(np.mean(overlap))}, _worst(mistakes))
-
-
-def _best_span(start: F32, end: F32, offsets: NDArray[np.int64], context: str) -> tuple[float, str]:
-    """(score, text) of the best span inside the context."""
-    inside = np.flatnonzero(offsets[:, 0] >= 0)
-    if not len(inside):
-        return -np.inf, ""
-    scores = start[inside][:, None] + end[inside][None, :]
-    scores = np.where(np.triu(np.tril(np.ones_like(scores), MAX_ANSWER_TOKENS - 1)) > 0, scores, -np.inf)
-    first, last = np.unravel_index(scores.argmax(), scores.shape)
-    return float(scores[first, last]), context[offsets[inside[first], 0] : offsets[inside[last], 1]]
 
 
 def _normalize(text: str) -> str:

@@ -10,11 +10,9 @@ from typing import Any
 import numpy as np
 
 import edgebert
-from edgebert.artifact.reader import read_artifact
 from edgebert.batch import PackedBatch
 from edgebert.checkpoints.loading import Checkpoint
 from edgebert.compress.data import Dataset
-from edgebert.compress.encode import encode
 from edgebert.compress.evaluate import Evaluation, evaluate
 from edgebert.compress.recipe import Budget
 from edgebert.model import Model
@@ -26,10 +24,8 @@ _MAX_SECONDS = 30.0  # of timing, about; two turns at least
 def evaluate_file(path: Path, dataset: Dataset, max_length: int | None = None) -> Evaluation:
     """The file's metrics on a dataset, with its own tokenizer, on the best backend here."""
     model = edgebert.load(path)
-    artifact = read_artifact(path, verify=False)
-    checkpoint = Checkpoint(model.spec, {}, artifact.tokenizer_json, {}, {}, path.parent)
-    examples = encode(dataset, checkpoint, max_length)
-    return evaluate(checkpoint, dataset, examples, model.forward)
+    assert model.tokenizer is not None  # see `load_tokenizer`
+    return evaluate(model.backend, model.tokenizer, dataset, max_length)
 
 
 def measure_speeds(paths: Sequence[Path], budget: Budget) -> list[dict[str, Any]]:

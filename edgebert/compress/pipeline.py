@@ -27,7 +27,7 @@ from edgebert.compress import prune, vocabulary
 from edgebert.compress.data import Dataset, hold_out, load_dataset, read_rows
 from edgebert.compress.distill import distil, narrow_student, spread_layers
 from edgebert.compress.encode import Examples, encode, load_tokenizer
-from edgebert.compress.evaluate import Evaluation, evaluate, run_torch
+from edgebert.compress.evaluate import Evaluation, TorchBackend, evaluate
 from edgebert.compress.finetune import TaskLoss, batches_by_length, find_device, make_batch, train
 from edgebert.compress.heads import load_for_task
 from edgebert.compress.latency import LatencyTable
@@ -41,8 +41,7 @@ from edgebert.compress.torch_encoder import TorchEncoder
 from edgebert.errors import EdgeBertError, InvalidInputError
 from edgebert.exporting.export import calibration_batches, export_checkpoint
 from edgebert.report import require_report
-from edgebert.runner import check_ids
-from edgebert.tokenizer import Text
+from edgebert.tokenizer import Text, check_ids
 
 CALIBRATION_TEXTS = 256
 PRUNING_EXAMPLES = 2048  # that choose and tune what stays
@@ -212,8 +211,8 @@ class _Run:
 
     def _scorer(self, checkpoint: Checkpoint) -> Callable[[TorchEncoder], float]:
         """The metric of a model in training, on the evaluation data."""
-        examples = encode(self.eval, checkpoint, self._max_length())
-        return lambda model: evaluate(checkpoint, self.eval, examples, run_torch(model)).score
+        tokenizer, limit = load_tokenizer(checkpoint), self._max_length()
+        return lambda model: evaluate(TorchBackend(model), tokenizer, self.eval, limit).score
 
     def _distill(self, settings: Distillation) -> None:
         teacher = self.store.stages[-1].checkpoint
@@ -567,9 +566,9 @@ def _score(record: dict[str, Any]) -> float:
 
 def _run_pytorch(checkpoint: Checkpoint, batch: PackedBatch) -> Outputs:
     """The checkpoint in PyTorch, one sequence at a time, as `Backend.run`."""
-    run = run_torch(TorchEncoder(checkpoint.spec, checkpoint.tensors))
-    parts = [run(batch.take([i])) for i in range(batch.num_sequences)]
-    return {name: np.concatenate([part[name] for part in parts]) for name in checkpoint.spec.outputs}
+    backend, outputs = TorchBackend(TorchEncoder(checkpoint.spec, checkpoint.tensors)), checkpoint.spec.outputs
+    parts = [backend.run(batch.take([i]), outputs) for i in range(batch.num_sequences)]
+    return {name: np.concatenate([part[name] for part in parts]) for name in outputs}
 
 
 def _replace(path: Path, text: str) -> None:

@@ -178,8 +178,8 @@ def _encode(tokenizer: Tokenizer, text: Text, limit: int) -> Encoded:
     batch, _ = tokenizer.tokenize([text], limit)
     offsets: list[tuple[int, int]] = []
     if isinstance(text, str):  # a pair's are those of its texts
-        _, [window], _ = tokenizer.tokenize_windows([text], limit)
-        offsets = [(begin, end) for begin, end in window.offsets.tolist()]
+        [row], _ = tokenizer.make_windows([text], limit)
+        offsets = [(begin, end) for begin, end in row.offsets.tolist()]
     return Encoded(batch.input_ids.tolist(), batch.token_type_ids.tolist(), offsets)
 
 

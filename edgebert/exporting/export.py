@@ -27,8 +27,7 @@ from edgebert.exporting.check import check, check_tokenizer, compare_fp32, encod
 from edgebert.exporting.folder import write_folder
 from edgebert.exporting.quantize import quantize
 from edgebert.exporting.reference import make_encoder, run_transformers
-from edgebert.runner import check_ids
-from edgebert.tokenizer import Text, Tokenizer
+from edgebert.tokenizer import Text, Tokenizer, check_ids
 
 CALIBRATION_FILE = Path(__file__).parents[1] / "data" / "calibration.txt"
 CALIBRATION_LENGTH = 128  # tokens of a calibration text at most

@@ -1,38 +1,71 @@
-"""One file a task: `answer(runner, inputs, **options)` gives what transformers' pipeline of that task returns."""
+"""One file a task: `Options`, `prepare` (inputs to rows of tokens) and `decode` (their outputs to answers).
+
+Both work on lists, one answer an input, and know neither backends nor batches. What transformers' pipeline of the task
+makes of inputs and answers that are not lists, `Model` does.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
 from importlib import import_module
-from typing import Any
+from typing import Any, NamedTuple
 
-# What a file can answer, by the task of its head; `model(…)` answers the first unless told another.
-TASKS_OF_HEAD: dict[str, tuple[str, ...]] = {
-    "embedding": ("embedding",),
-    "text-classification": ("text-classification", "reranking"),
-    "token-classification": ("token-classification",),
-    "question-answering": ("question-answering",),
-    "fill-mask": ("fill-mask", "rescoring"),
-    "next-sentence": ("next-sentence",),
-    "pretraining": ("fill-mask", "rescoring", "next-sentence"),
+
+class Task(NamedTuple):
+    """How a task is called.
+
+    Attributes:
+        heads: whose files answer it.
+        usage: for messages.
+        inputs: names of what is given by place; the last of these is the list.
+        single: types that stand for a list of one.
+        keys: of inputs that are dicts, which may be given by name instead.
+        expects: what the list may be, for messages.
+        unlists: lists of one are answered without the list.
+        is_best_alone: without `top_k` an input's one answer stands without a list.
+    """
+
+    heads: tuple[str, ...]
+    usage: str = "texts"
+    inputs: tuple[str, ...] = ("texts",)
+    single: tuple[type, ...] = (str,)
+    keys: tuple[str, ...] = ()
+    expects: str = "a text or a list of texts"
+    unlists: bool = False
+    is_best_alone: bool = False
+
+
+_PAIRS: dict[str, Any] = {
+    "single": (str, dict),
+    "expects": "a text, a dict or a list of them",
+    "is_best_alone": True,
 }
-UNLISTED = ("question-answering", "fill-mask")  # transformers answers a list of one without the list
-# How each task is called, for messages.
-INPUTS = {
-    "embedding": "texts",
-    "text-classification": "texts",
-    "reranking": "query, documents",
-    "token-classification": "texts",
-    "question-answering": "question=…, context=…",
-    "fill-mask": "texts",
-    "rescoring": "sentences",
-    "next-sentence": "pairs",
+# `model(…)` answers the first that fits its head, unless told another.
+TASKS = {
+    "embedding": Task(("embedding",)),
+    "text-classification": Task(("text-classification",), inputs=("inputs",), **_PAIRS),
+    "reranking": Task(
+        ("text-classification",), "query, documents", ("query", "documents"), (), expects="a list of documents"
+    ),
+    "token-classification": Task(("token-classification",)),
+    "question-answering": Task(
+        ("question-answering",),
+        "question=…, context=…",
+        ("inputs",),
+        (dict,),
+        keys=("question", "context"),
+        expects='{"question": …, "context": …} or a list',
+        unlists=True,
+    ),
+    "fill-mask": Task(("fill-mask", "pretraining"), unlists=True),
+    "rescoring": Task(
+        ("fill-mask", "pretraining"), "sentences", ("inputs",), (str, dict), expects="sentences or n-best lists"
+    ),
+    "next-sentence": Task(("next-sentence", "pretraining"), "pairs", ("pairs",), **_PAIRS),
 }
 
 
 @cache
-def find_answer(task: str) -> Callable[..., Any]:
-    """The `answer` function of a task."""
-    answer: Callable[..., Any] = import_module(f"edgebert.tasks.{task.replace('-', '_')}").answer
-    return answer
+def find_task(name: str) -> Any:
+    """The module of a task."""
+    return import_module(f"edgebert.tasks.{name.replace('-', '_')}")

@@ -2,60 +2,72 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from edgebert.artifact.spec import EncoderSpec
 from edgebert.errors import InvalidInputError
-from edgebert.tasks.inputs import F32, check_count, read_texts
-
-if TYPE_CHECKING:
-    from edgebert.runner import TextRunner
+from edgebert.tasks import base
+from edgebert.tasks.base import F32, Outputs, Prepared, check_count, check_texts, gather_texts, make_rows
+from edgebert.tokenizer import Tokenizer
 
 MAX_COSINES = 1 << 24  # that a search holds at a time
 
 
-def answer(
-    runner: TextRunner,
-    texts: str | Iterable[str],
-    *,
-    prompt_name: str | None = None,
-    prompt: str | None = None,
-    normalize_embeddings: bool = False,
-    truncate_dim: int | None = None,
-) -> F32:
-    """One sentence embedding a text.
+@dataclass(frozen=True, kw_only=True)
+class Options(base.Options):
+    """How texts are embedded.
 
-    Args:
-        runner: the file and the options all tasks have.
-        texts: a text or several.
+    Attributes:
         prompt_name: name of one of the file's prompts, put before every text; the file's default prompt if None.
         prompt: a prompt of the caller's own, instead of one by name.
         normalize_embeddings: scale each to length 1, also where the file does not.
         truncate_dim: keep this many leading dimensions, for models trained so that these can stand alone.
 
-    Returns:
-        f32 [n, width] in the order of the texts, f32 [width] for a single str. Of a text in windows it is the mean of
-        theirs, scaled to length 1 where the file does that.
+    Raises:
+        InvalidInputError: a prompt name or width that is not usable.
+    """
+
+    prompt_name: str | None = None
+    prompt: str | None = None
+    normalize_embeddings: bool = False
+    truncate_dim: int | None = None
+
+    def __post_init__(self) -> None:
+        find_prompt(self.spec, self.prompt_name, self.prompt)
+        width = self.spec.output_width("sentence_embedding")[1]
+        if self.truncate_dim is not None and check_count("truncate_dim", self.truncate_dim) > width:
+            raise InvalidInputError(f"truncate_dim is {self.truncate_dim}, the embeddings have {width} dimensions")
+
+
+def prepare(texts: Sequence[str], tokenizer: Tokenizer, options: Options) -> Prepared:
+    """Rows of texts, each with the prompt before it.
 
     Raises:
-        InvalidInputError: a text, prompt name or width that is not usable.
+        InvalidInputError: a text that is not usable.
     """
-    before = find_prompt(runner.spec, prompt_name, prompt)
-    is_single, items = read_texts(texts)
-    width = runner.spec.output_width("sentence_embedding")[1]
-    if truncate_dim is not None and check_count("truncate_dim", truncate_dim) > width:
-        raise InvalidInputError(f"truncate_dim is {truncate_dim}, the embeddings have {width} dimensions")
-    rows = runner.run_texts([before + text for text in items], "sentence_embedding")
-    if runner.stride is not None and runner.spec.normalize:
+    check_texts(texts)
+    before = find_prompt(options.spec, options.prompt_name, options.prompt)
+    rows, is_truncated = make_rows([before + text for text in texts], tokenizer, options)
+    return Prepared(rows, ("sentence_embedding",), is_truncated)
+
+
+def decode(texts: Sequence[str], outputs: Outputs, tokenizer: Tokenizer, options: Options) -> F32:
+    """One sentence embedding a text.
+
+    Returns:
+        f32 [n, width] in the order of the texts. Of a text in windows it is the mean of theirs, scaled to length 1
+        where the file does that.
+    """
+    rows = gather_texts(len(texts), outputs, "sentence_embedding", options)
+    if options.stride is not None and options.spec.normalize:
         rows = normalize(rows)
-    if truncate_dim is not None:
-        rows = rows[:, :truncate_dim]
-    if normalize_embeddings:
-        rows = normalize(rows)
-    return rows[0] if is_single else rows
+    if options.truncate_dim is not None:
+        rows = rows[:, : options.truncate_dim]
+    return normalize(rows) if options.normalize_embeddings else rows
 
 
 def find_prompt(spec: EncoderSpec, prompt_name: str | None, prompt: str | None) -> str:

@@ -2,80 +2,109 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from edgebert.artifact.spec import EncoderSpec
 from edgebert.errors import InvalidInputError
-from edgebert.runner import check_id
-from edgebert.tasks.inputs import F32, I64, check_count, read_texts, softmax, warn
-
-if TYPE_CHECKING:
-    from edgebert.batch import PackedBatch
-    from edgebert.runner import TextRunner
-    from edgebert.tokenizer import Window
+from edgebert.tasks import base
+from edgebert.tasks.base import F32, I64, Outputs, Prepared, check_count, check_texts, make_rows, softmax, warn
+from edgebert.tokenizer import Row, Tokenizer, check_id
 
 Prediction = dict[str, Any]
 
 
-def answer(
-    runner: TextRunner, texts: str | Iterable[str], *, top_k: int = 5, targets: str | Iterable[str] | None = None
-) -> Any:
-    """The likeliest tokens for each mask.
+@dataclass(frozen=True, kw_only=True)
+class Options(base.Options):
+    """What may stand for a mask.
 
-    Args:
-        runner: the file and the options all tasks have.
-        texts: a text or several, each with the tokenizer's mask token ("[MASK]", "<mask>") once or more.
+    Attributes:
         top_k: how many tokens, likeliest first.
         targets: choose among these alone, with the scores they have among all tokens; of one that is not in the
             vocabulary its first token stands for it, with a warning.
 
-    Returns:
-        For a text with one mask a list of {"score", "token", "token_str", "sequence"}, with several masks a list of
-        such lists, in the order of the masks; for several texts a list of that. Of a text in windows, `sequence` is
-        the mask's window.
+    Raises:
+        InvalidInputError: a bad `top_k`.
+    """
+
+    top_k: int = 5
+    targets: str | Iterable[str] | None = None
+
+    def __post_init__(self) -> None:
+        check_count("top_k", self.top_k)
+
+
+def prepare(texts: Sequence[str], tokenizer: Tokenizer, options: Options) -> Prepared:
+    """Rows of texts, each with the tokenizer's mask token ("[MASK]", "<mask>") once or more.
 
     Raises:
-        InvalidInputError: an input or option that is not usable; a text without a mask, or whose mask was cut off.
+        InvalidInputError: a text that is not usable, has no mask, or whose mask was cut off.
     """
-    check_count("top_k", top_k)
-    is_single, items = read_texts(texts)
-    target_ids = None if targets is None else _find_targets(runner, targets)
-    batch, windows = runner.tokenize(items)
-    masks = _find_masks(runner, batch, windows)
-    num_masks = np.bincount([text for _, text in masks], minlength=len(items))
-    if not num_masks.all():
-        text = int(num_masks.argmin())
-        cut = ", it is in what was cut off: use stride=…" if runner.is_truncated[text] else ""
-        raise InvalidInputError(f"text {text} has no {runner.tokenizer.id_to_token(runner.mask_id)}{cut}")
-    found: list[list[tuple[int, float]]] = [[] for _ in masks]
-    for indices, logits in runner.run_tokens(batch, runner.spec.outputs[0], [token for token, _ in masks]):
-        for i, scores in zip(indices, softmax(logits), strict=True):
-            found[i] = _find_best(scores, top_k, target_ids)
-    answers: list[list[list[Prediction]]] = [[] for _ in items]
-    for (token, text), best in zip(masks, found, strict=True):
-        row = int(np.searchsorted(batch.cu_seqlens, token, side="right")) - 1
-        first, last = batch.cu_seqlens[row : row + 2]
-        before, after = batch.input_ids[first:token].tolist(), batch.input_ids[token + 1 : last].tolist()
+    check_texts(texts)
+    mask_id = find_mask(tokenizer, options.spec)
+    rows, is_truncated = make_rows(texts, tokenizer, options, has_offsets=True)
+    masked = [row._replace(output_tokens=masks) for row in rows if len(masks := _find_masks(row, mask_id))]
+    if missing := set(range(len(texts))).difference(row.text for row in masked):
+        text = min(missing)
+        cut = ", it is in what was cut off: use stride=…" if is_truncated[text] else ""
+        raise InvalidInputError(f"text {text} has no {tokenizer.id_to_token(mask_id)}{cut}")
+    return Prepared(masked, options.spec.outputs[:1], is_truncated)
+
+
+def decode(
+    texts: Sequence[str], outputs: Outputs, tokenizer: Tokenizer, options: Options
+) -> list[list[list[Prediction]]]:
+    """The likeliest tokens for each mask.
+
+    Returns:
+        Of each text, for each of its masks in turn, a list of {"score", "token", "token_str", "sequence"}. Of a text
+        in windows, `sequence` is the mask's window.
+
+    Raises:
+        InvalidInputError: targets that are not usable.
+    """
+    target_ids = None if options.targets is None else _find_targets(tokenizer, options)
+    found: list[tuple[Row, int, list[tuple[int, float]]]] = []
+    num_masks = [0] * len(texts)
+    for row, values in outputs:
+        assert row.output_tokens is not None  # see `prepare`
+        num_masks[row.text] += len(row.output_tokens)
+        scores = softmax(values[options.spec.outputs[0]])
+        for place, of_mask in zip(row.output_tokens.tolist(), scores, strict=True):
+            found.append((row, place, _find_best(of_mask, options.top_k, target_ids)))
+    answers: list[list[list[Prediction]]] = [[] for _ in texts]
+    for row, place, best in sorted(found, key=lambda one: (*one[0][:2], one[1])):
         predictions = []
         for token_id, score in best:
-            ids = [i for i in [*before, token_id, *after] if i != runner.spec.pad_token_id]
+            ids = [*row.input_ids[:place].tolist(), token_id, *row.input_ids[place + 1 :].tolist()]
+            ids = [i for i in ids if i != options.spec.pad_token_id]
             # special tokens stay where they would take other masks with them
-            sequence = runner.tokenizer.decode(ids, skip_special_tokens=bool(num_masks[text] == 1))
-            token_str = runner.tokenizer.decode([token_id])
+            sequence = tokenizer.decode(ids, skip_special_tokens=num_masks[row.text] == 1)
+            token_str = tokenizer.decode([token_id])
             predictions.append({"score": score, "token": token_id, "token_str": token_str, "sequence": sequence})
-        answers[text].append(predictions)
-    shaped = [masked[0] if len(masked) == 1 else masked for masked in answers]
-    return shaped[0] if is_single or len(shaped) == 1 else shaped
+        answers[row.text].append(predictions)
+    return answers
 
 
-def _find_masks(runner: TextRunner, batch: PackedBatch, windows: list[Window]) -> list[tuple[int, int]]:
-    """(token of the batch, text) of each mask; of one in several windows, where it has most around it."""
-    masks = []
-    for begin, window in zip(batch.cu_seqlens[:-1].tolist(), windows, strict=True):
-        owned = np.arange(window.owned.start, window.owned.stop) + begin + window.first
-        masks += [(token, window.text) for token in owned[batch.input_ids[owned] == runner.mask_id].tolist()]
+def find_mask(tokenizer: Tokenizer, spec: EncoderSpec) -> int:
+    """The id of the tokenizer's mask token.
+
+    Raises:
+        InvalidInputError: it has none, or the model has no row for it.
+    """
+    if tokenizer.mask_id is None:
+        raise InvalidInputError("the file's tokenizer has no mask token, neither [MASK] nor <mask>")
+    check_id(tokenizer.mask_id, "the mask token", tokenizer, spec)
+    return tokenizer.mask_id
+
+
+def _find_masks(row: Row, mask_id: int) -> base.I32:
+    """The row's masks; of one in several windows, where it has most around it."""
+    owned = np.arange(row.owned.start, row.owned.stop, dtype=np.int32) + row.first
+    masks: base.I32 = owned[row.input_ids[owned] == mask_id].astype(np.int32)
     return masks
 
 
@@ -88,9 +117,9 @@ def _find_best(scores: F32, top_k: int, target_ids: I64 | None) -> list[tuple[in
     return list(zip(ids.tolist(), scores[ids].tolist(), strict=True))
 
 
-def _find_targets(runner: TextRunner, targets: str | Iterable[str]) -> I64:
-    tokenizer = runner.tokenizer
-    _, words = read_texts(targets)
+def _find_targets(tokenizer: Tokenizer, options: Options) -> I64:
+    words = [options.targets] if isinstance(options.targets, str) else list(options.targets or ())
+    check_texts(words)
     ids = []
     for word in words:
         token_id = tokenizer.find_id(word)
@@ -100,7 +129,7 @@ def _find_targets(runner: TextRunner, targets: str | Iterable[str]) -> I64:
                 raise InvalidInputError(f"target {word!r} gives no token")
             token_id = pieces[0]
             warn(f"target {word!r} is not in the vocabulary: {tokenizer.id_to_token(token_id)!r} stands for it")
-        check_id(token_id, f"target {word!r}", tokenizer, runner.spec)
+        check_id(token_id, f"target {word!r}", tokenizer, options.spec)
         ids.append(token_id)
     if not ids:
         raise InvalidInputError("expected a target at least, got none")

@@ -2,33 +2,54 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from edgebert.errors import InvalidInputError
-from edgebert.tasks.text_classification import decoder, read_inputs
+from edgebert.tasks import base
+from edgebert.tasks.base import Outputs, Prepared, gather_texts, make_rows, softmax
+from edgebert.tasks.text_classification import check_top_k, rank_labels, read_item
+from edgebert.tokenizer import Tokenizer
 
-if TYPE_CHECKING:
-    from edgebert.runner import TextRunner
 
+@dataclass(frozen=True, kw_only=True)
+class Options(base.Options):
+    """As in text classification.
 
-def answer(runner: TextRunner, pairs: Any, *, top_k: int | str | None = "") -> Any:
-    """Whether the second sentence of a pair follows the first: softmax over the labels "is_next" and "not_next".
-
-    Args:
-        runner: the file and the options all tasks have.
-        pairs: a pair as {"text": …, "text_pair": …}, or several, each such a dict or a tuple or list of two.
-        top_k: as in text classification: how many labels a pair gets, best first; left out, the best one.
-
-    Returns:
-        {"label", "score"} for a pair, a list of these with `top_k`; a list of that for several pairs.
+    Attributes:
+        top_k: how many labels a pair gets, best first; None for all. `Model` gives the best one without a list where
+            it is left out.
 
     Raises:
-        InvalidInputError: what is not a pair, or a bad `top_k`.
+        InvalidInputError: a bad `top_k`.
     """
-    is_single, items = read_inputs(pairs)
+
+    top_k: int | None = 1
+
+    def __post_init__(self) -> None:
+        check_top_k(self.top_k)
+
+
+def prepare(pairs: Sequence[Any], tokenizer: Tokenizer, options: Options) -> Prepared:
+    """Rows of pairs: each {"text": …, "text_pair": …}, or a tuple or list of two.
+
+    Raises:
+        InvalidInputError: what is not a pair.
+    """
+    items = [read_item(i, item) for i, item in enumerate(pairs)]
     for i, item in enumerate(items):
         if isinstance(item, str):
             raise InvalidInputError(f"input {i}: expected a pair of texts, got one text")
-    decode = decoder(runner.spec, "softmax", top_k)
-    answers = [decode(row) for row in runner.run_texts(items, runner.spec.outputs[-1])]
-    return answers[0] if is_single else answers
+    rows, is_truncated = make_rows(items, tokenizer, options)
+    return Prepared(rows, options.spec.outputs[-1:], is_truncated)
+
+
+def decode(pairs: Sequence[Any], outputs: Outputs, tokenizer: Tokenizer, options: Options) -> list[list[Any]]:
+    """Whether the second sentence of a pair follows the first: softmax over the labels "is_next" and "not_next".
+
+    Returns:
+        For each pair `top_k` of {"label", "score"}, best first.
+    """
+    logits = gather_texts(len(pairs), outputs, options.spec.outputs[-1], options)
+    return [rank_labels(softmax(row), options.spec, options.top_k) for row in logits]

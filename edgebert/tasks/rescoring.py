@@ -7,55 +7,96 @@ arXiv 1910.14659, section 2): PLL(w) = sum over its tokens t of log P(w_t | w wi
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from edgebert.batch import I32, PackedBatch
 from edgebert.errors import InvalidInputError
-from edgebert.tasks.inputs import F32, I64
-
-if TYPE_CHECKING:
-    from edgebert.runner import TextRunner
-    from edgebert.tokenizer import Window
+from edgebert.tasks import base
+from edgebert.tasks.base import Outputs, Prepared, make_rows
+from edgebert.tasks.fill_mask import find_mask
+from edgebert.tokenizer import Row, Tokenizer
 
 CHUNK_COPIES = 1 << 14  # masked copies that are made, and compared with each other, at a time
 
 
-def answer(runner: TextRunner, inputs: Any, *, weight: float = 1.0) -> Any:
-    """Pseudo-log-likelihoods, and n-best lists reordered by them.
+@dataclass(frozen=True, kw_only=True)
+class Options(base.Options):
+    """How pseudo-log-likelihoods count.
 
-    Each token of a sentence is masked in a copy of its own. Copies are packed under the token budget, equal ones
-    (hypotheses that differ in one token have such) run once, and no more of them exist at a time than a few batches.
+    Attributes:
+        weight: what the pseudo-log-likelihood counts for beside a first-pass score of 1.
+
+    Raises:
+        InvalidInputError: it is not a number.
+    """
+
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not _is_number(self.weight):
+            raise InvalidInputError(f"weight must be a number, got {self.weight!r}")
+
+
+def prepare(inputs: Sequence[Any], tokenizer: Tokenizer, options: Options) -> Prepared:
+    """A row a token: the sentence with that token masked; equal ones (of hypotheses that differ there) are one row.
+
+    They are made as they are taken, CHUNK_COPIES at a time. The note of a row says what its mask stands for:
+    (number of the token in the call, sentence, token id) each.
 
     Args:
-        runner: the file and the options all tasks have.
-        inputs: a sentence, {"hypotheses": [{"text": …, "score": …}, …]} with the scores of a first pass (log
-            probabilities, greater is better), or several of either.
-        weight: what the pseudo-log-likelihood counts for beside a first-pass score of 1.
+        inputs: each a sentence, or {"hypotheses": [{"text": …, "score": …}, …]} with the scores of a first pass (log
+            probabilities, greater is better).
+        tokenizer: the file's.
+        options: of the call.
+
+    Raises:
+        InvalidInputError: an input that is not usable, or a hypothesis without a score.
+    """
+    sentences = [_read_item(i, item) for i, item in enumerate(inputs)]
+    mask_id = find_mask(tokenizer, options.spec)
+    rows, is_cut = make_rows([text for texts in sentences for text in texts], tokenizer, options, has_offsets=True)
+    is_truncated = np.array([is_cut[part].any() for part in _parts(sentences)], np.bool_)
+    return Prepared(_mask_each_token(rows, mask_id), options.spec.outputs[:1], is_truncated)
+
+
+def decode(inputs: Sequence[Any], outputs: Outputs, tokenizer: Tokenizer, options: Options) -> list[dict[str, Any]]:
+    """Pseudo-log-likelihoods, and n-best lists reordered by them.
 
     Returns:
         For a sentence {"score": its pseudo-log-likelihood, "num_tokens": over how many tokens}. For an n-best list the
         same dict, its hypotheses in the new order, the best first, each with "pll", "num_tokens" and
-        "total_score" = score + weight * pll added. For several inputs a list.
-
-    Raises:
-        InvalidInputError: an input or option that is not usable, or a hypothesis without a score.
+        "total_score" = score + weight * pll added.
     """
-    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not abs(weight) <= sys.float_info.max:
-        raise InvalidInputError(f"weight must be a number, got {weight!r}")
-    is_single = isinstance(inputs, (str, dict))
-    if not is_single and (isinstance(inputs, bytes) or not isinstance(inputs, Iterable)):
-        raise InvalidInputError(f"expected sentences or n-best lists, got {type(inputs).__name__}")
-    items = [inputs] if is_single else list(inputs)
-    sentences = [_read_item(i, item) for i, item in enumerate(items)]
-    scores = _score(runner, [text for texts in sentences for text in texts])
-    parts = [slice(*bounds) for bounds in pairwise(np.cumsum([0, *map(len, sentences)]).tolist())]
-    runner.is_truncated = np.array([runner.is_truncated[part].any() for part in parts], np.bool_)
-    answers = [_describe(item, scores[part], weight) for item, part in zip(items, parts, strict=True)]
-    return answers[0] if is_single else answers
+    tokens, sentences, log_probabilities = array("q"), array("q"), array("d")  # of every token, 24 bytes
+    for row, values in outputs:
+        [logits] = values[options.spec.outputs[0]]
+        logits -= logits.max()  # in place: it stays in the cache
+        chosen = [logits[target] for _, _, target in row.note]
+        log_sum = np.log(np.exp(logits, out=logits).sum())
+        tokens.extend(token for token, _, _ in row.note)
+        sentences.extend(sentence for _, sentence, _ in row.note)
+        log_probabilities.extend(float(logit - log_sum) for logit in chosen)
+    parts = _parts([_read_item(i, item) for i, item in enumerate(inputs)])
+    plls = np.zeros(parts[-1].stop if parts else 0)
+    order = np.argsort(tokens)  # so that the sum does not depend on the order they were computed in
+    np.add.at(plls, np.asarray(sentences)[order], np.asarray(log_probabilities)[order])
+    counts = np.bincount(sentences, minlength=len(plls))
+    scores = list(zip(plls.tolist(), counts.tolist(), strict=True))
+    return [_describe(item, scores[part], options.weight) for item, part in zip(inputs, parts, strict=True)]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def _parts(sentences: list[list[str]]) -> list[slice]:
+    """Where each input's sentences are among all."""
+    return [slice(*bounds) for bounds in pairwise(np.cumsum([0, *map(len, sentences)]).tolist())]
 
 
 def _read_item(i: int, item: Any) -> list[str]:
@@ -72,7 +113,7 @@ def _read_item(i: int, item: Any) -> list[str]:
         if not isinstance(hypothesis, dict) or not isinstance(hypothesis.get("text"), str):
             raise InvalidInputError(f'{where}: expected {{"text", "score"}} with a text, got {hypothesis!r:.100}')
         score = hypothesis.get("score")
-        if isinstance(score, bool) or not isinstance(score, (int, float)) or not abs(score) <= sys.float_info.max:
+        if not _is_number(score):
             raise InvalidInputError(
                 f"{where}: its first-pass score must be a number, got {score!r:.100}; to score texts alone, give them "
                 "as sentences"
@@ -92,65 +133,21 @@ def _describe(item: Any, scores: list[tuple[float, int]], weight: float) -> dict
     return {**item, "hypotheses": sorted(hypotheses, key=lambda hypothesis: -hypothesis["total_score"])}
 
 
-def _score(runner: TextRunner, texts: list[str]) -> list[tuple[float, int]]:
-    """(pseudo-log-likelihood, how many tokens it is a sum over) of each text."""
-    batch, windows = runner.tokenize(texts)
-    plls, counts = np.zeros(len(texts)), np.zeros(len(texts), np.int64)
-    first = 0
-    while first < len(windows):
-        last, num_copies = first, 0
-        while last < len(windows) and (last == first or num_copies + len(windows[last].owned) <= CHUNK_COPIES):
-            num_copies += len(windows[last].owned)
-            last += 1
-        masked = _mask_each_token(batch, windows, range(first, last), runner.mask_id)
-        # added up in the order of a text's tokens, so that the sum does not depend on the batches
-        np.add.at(plls, masked.texts, _log_probabilities(runner, masked))
-        np.add.at(counts, masked.texts, 1)
-        first = last
-    return list(zip(plls.tolist(), counts.tolist(), strict=True))
-
-
-class _Masked(NamedTuple):
-    """Distinct masked copies of rows, and the tokens that were masked: `copies[i]` is the copy that masks token i."""
-
-    batch: PackedBatch
-    masks: I64  # where each copy has its mask, in the packed batch
-    copies: I64
-    texts: I64
-    targets: I64  # the token that the mask stands for
-
-
-def _mask_each_token(batch: PackedBatch, windows: list[Window], rows: range, mask_id: int) -> _Masked:
-    distinct: dict[tuple[bytes, int], int] = {}
-    ids: list[I32] = []
-    types: list[I32] = []
-    tokens: list[tuple[int, int, int]] = []
+def _mask_each_token(rows: list[Row], mask_id: int) -> Iterator[Row]:
+    copies: dict[tuple[bytes, int], Row] = {}
+    num_made = num_tokens = 0
     for row in rows:
-        first, last = batch.cu_seqlens[row : row + 2]
-        masked, window = batch.input_ids[first:last].copy(), windows[row]
-        for place in range(window.first + window.owned.start, window.first + window.owned.stop):
+        if num_made + len(row.owned) > CHUNK_COPIES:
+            yield from copies.values()
+            copies, num_made = {}, 0
+        num_made += len(row.owned)
+        masked = row.input_ids.copy()
+        for place in range(row.first + row.owned.start, row.first + row.owned.stop):
             target, masked[place] = int(masked[place]), mask_id
-            copy = distinct.setdefault((masked.tobytes(), place), len(ids))
-            if copy == len(ids):
-                ids.append(masked.copy())
-                types.append(batch.token_type_ids[first:last])
-            tokens.append((copy, window.text, target))
+            key = masked.tobytes(), place
+            if key not in copies:
+                copies[key] = row._replace(input_ids=masked.copy(), output_tokens=np.array([place], np.int32), note=[])
+            copies[key].note.append((num_tokens, row.text, target))
             masked[place] = target
-    packed = PackedBatch.from_lists(ids, types)
-    places = np.array([place for _, place in distinct], np.int64)
-    copies, texts, targets = np.array(tokens, np.int64).reshape(-1, 3).T
-    return _Masked(packed, packed.cu_seqlens[:-1] + places, copies, texts, targets)
-
-
-def _log_probabilities(runner: TextRunner, masked: _Masked) -> F32:
-    """log P of each masked token, f32 [tokens]."""
-    found = np.empty(len(masked.copies), np.float32)
-    by_copy = np.argsort(masked.copies, kind="stable")
-    bounds = np.searchsorted(masked.copies[by_copy], np.arange(len(masked.masks) + 1))
-    for copies, logits in runner.run_tokens(masked.batch, runner.spec.outputs[0], masked.masks):
-        for copy, row in zip(copies, logits, strict=True):  # in place, and a row at a time: it stays in the cache
-            tokens = by_copy[bounds[copy] : bounds[copy + 1]]
-            row -= row.max()
-            found[tokens] = row[masked.targets[tokens]]
-            found[tokens] -= np.log(np.exp(row, out=row).sum())
-    return found
+            num_tokens += 1
+    yield from copies.values()

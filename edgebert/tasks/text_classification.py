@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from edgebert.artifact.spec import EncoderSpec
 from edgebert.errors import InvalidInputError
-from edgebert.tasks.inputs import F32, sigmoid, softmax
-from edgebert.tokenizer import Text
-
-if TYPE_CHECKING:
-    from edgebert.runner import TextRunner
+from edgebert.tasks import base
+from edgebert.tasks.base import F32, Outputs, Prepared, gather_texts, make_rows, sigmoid, softmax
+from edgebert.tokenizer import Text, Tokenizer
 
 FUNCTIONS: dict[str, Callable[[F32], F32]] = {
     "softmax": softmax,
@@ -23,72 +22,60 @@ FUNCTIONS: dict[str, Callable[[F32], F32]] = {
 }
 
 
-def answer(
-    runner: TextRunner, inputs: Any, *, top_k: int | str | None = "", function_to_apply: str | None = None
-) -> Any:
-    """Labels and scores.
+@dataclass(frozen=True, kw_only=True)
+class Options(base.Options):
+    """Which labels a text gets, with which scores.
 
-    Args:
-        runner: the file and the options all tasks have.
-        inputs: a text, a pair as {"text": …, "text_pair": …}, or several of these; among several a pair may also be
-            a tuple or list of two.
-        top_k: how many labels a text gets, best first; None for all. Left out: the best one, not in a list.
-        function_to_apply: "softmax", "sigmoid", "tanh" or "none"; None takes what the file's kind of labels asks for.
-
-    Returns:
-        A list of {"label": str, "score": float}, one a text (also for a single str); with `top_k` a list of such
-        a text. A single pair given as a dict is answered without the outer list. A text in windows has the mean of
-        their logits.
-
-    Raises:
-        InvalidInputError: an input or option that is not usable.
-    """
-    is_single, items = read_inputs(inputs)
-    decode = decoder(runner.spec, function_to_apply, top_k)
-    answers = [decode(row) for row in runner.run_texts(items, "logits")]
-    return answers[0] if is_single and (isinstance(inputs, dict) or top_k != "") else answers
-
-
-def read_inputs(inputs: Any) -> tuple[bool, list[Text]]:
-    """(whether `inputs` is one text or one dict, the texts and pairs).
-
-    Raises:
-        InvalidInputError: not texts, or a dict with other keys than "text" and "text_pair".
-    """
-    if isinstance(inputs, (str, dict)):
-        return True, [_read_item(0, inputs)]
-    if isinstance(inputs, bytes) or not isinstance(inputs, Iterable):
-        raise InvalidInputError(f"expected a text, a dict or a list of them, got {type(inputs).__name__}")
-    return False, [_read_item(i, item) for i, item in enumerate(inputs)]
-
-
-def decoder(
-    spec: EncoderSpec, function_to_apply: str | None = None, top_k: int | str | None = ""
-) -> Callable[[F32], Any]:
-    """A function from the logits of one row, f32 [labels], to what transformers' pipeline gives for it.
-
-    Args:
-        spec: labels and problem type.
-        function_to_apply: one of FUNCTIONS; None: "none" for regression, "sigmoid" for several labels at once or
-            a single one, else "softmax".
-        top_k: "" for one {"label", "score"}; a count or None (all) for a list of them, best first.
+    Attributes:
+        top_k: how many labels, best first; None for all. `Model` gives the best one without a list where it is left
+            out.
+        function_to_apply: "softmax", "sigmoid", "tanh" or "none"; None takes what the file's kind of labels asks for:
+            "none" for regression, "sigmoid" for several labels at once or a single one, else "softmax".
 
     Raises:
         InvalidInputError: an option that is not one of these.
     """
-    function = find_function(spec, function_to_apply)
-    if not (top_k in ("", None) or (isinstance(top_k, int) and not isinstance(top_k, bool) and top_k > 0)):
+
+    top_k: int | None = 1
+    function_to_apply: str | None = None
+
+    def __post_init__(self) -> None:
+        find_function(self.spec, self.function_to_apply)
+        check_top_k(self.top_k)
+
+
+def prepare(inputs: Sequence[Any], tokenizer: Tokenizer, options: Options) -> Prepared:
+    """Rows of texts and pairs: each a text, {"text": …, "text_pair": …}, or a tuple or list of two.
+
+    Raises:
+        InvalidInputError: not texts, or a dict with other keys than "text" and "text_pair".
+    """
+    rows, is_truncated = make_rows([read_item(i, item) for i, item in enumerate(inputs)], tokenizer, options)
+    return Prepared(rows, ("logits",), is_truncated)
+
+
+def decode(inputs: Sequence[Any], outputs: Outputs, tokenizer: Tokenizer, options: Options) -> list[list[Any]]:
+    """Labels and scores.
+
+    Returns:
+        For each text or pair `top_k` of {"label": str, "score": float}, best first. A text in windows has the mean of
+        their logits.
+    """
+    function = find_function(options.spec, options.function_to_apply)
+    logits = gather_texts(len(inputs), outputs, "logits", options)
+    return [rank_labels(function(row), options.spec, options.top_k) for row in logits]
+
+
+def rank_labels(scores: F32, spec: EncoderSpec, top_k: int | None) -> list[dict[str, Any]]:
+    """The `top_k` best of a text's labels, by scores f32 [labels]."""
+    order = np.argsort(-scores, kind="stable")[:top_k]
+    return [{"label": spec.labels[i], "score": float(scores[i])} for i in order]
+
+
+def check_top_k(top_k: object) -> None:
+    """Raise InvalidInputError for what is neither a positive integer nor None."""
+    if top_k is not None and (not isinstance(top_k, int) or isinstance(top_k, bool) or top_k < 1):
         raise InvalidInputError(f"top_k must be a positive integer or None, got {top_k!r}")
-
-    def decode(logits: F32) -> Any:
-        scores = function(logits)
-        if top_k == "":
-            best = int(scores.argmax())
-            return {"label": spec.labels[best], "score": float(scores[best])}
-        order = np.argsort(-scores, kind="stable")[:top_k]
-        return [{"label": spec.labels[i], "score": float(scores[i])} for i in order]
-
-    return decode
 
 
 def find_function(spec: EncoderSpec, function_to_apply: str | None) -> Callable[[F32], F32]:
@@ -109,7 +96,12 @@ def find_function(spec: EncoderSpec, function_to_apply: str | None) -> Callable[
     return FUNCTIONS[name]
 
 
-def _read_item(i: int, item: Any) -> Text:
+def read_item(i: int, item: Any) -> Text:
+    """The text or pair of input i.
+
+    Raises:
+        InvalidInputError: a dict with other keys than "text" and "text_pair".
+    """
     if not isinstance(item, dict):
         return item  # type: ignore[no-any-return]  # the tokenizer checks texts and pairs
     if not {"text"} <= set(item) <= {"text", "text_pair"}:

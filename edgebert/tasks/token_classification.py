@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from edgebert.batch import I32
+from edgebert.artifact.spec import EncoderSpec
 from edgebert.errors import InvalidInputError
-from edgebert.tasks.inputs import F32, read_texts, softmax
-
-if TYPE_CHECKING:
-    from edgebert.runner import TextRunner
-    from edgebert.tokenizer import Tokenizer, Window
+from edgebert.tasks import base
+from edgebert.tasks.base import F32, Outputs, Prepared, check_texts, in_order, make_rows, softmax
+from edgebert.tokenizer import Row, Tokenizer
 
 Entity = dict[str, Any]
 
@@ -26,68 +25,82 @@ WORD_SCORES: dict[str, Callable[[F32], F32]] = {
 }
 
 
-def answer(
-    runner: TextRunner,
-    texts: str | Iterable[str],
-    *,
-    aggregation_strategy: str = "none",
-    ignore_labels: Sequence[str] = ("O",),
-) -> list[Entity] | list[list[Entity]]:
-    """Labelled tokens, or the entities they form.
+@dataclass(frozen=True, kw_only=True)
+class Options(base.Options):
+    """Which tokens are told, and how they are joined.
 
-    Args:
-        runner: the file and the options all tasks have.
-        texts: a text or several.
+    Attributes:
         aggregation_strategy: "none" gives tokens; "simple" joins neighbours of one label to entities, as the prefixes
             B- and I- say; the others first give all tokens of a word one label: the label of its "first" token, of
             its best ("max"), or the best on "average" (of a tokenizer that does not mark the tokens inside words,
             words are what stands between blanks). A text in windows needs one that is not "none".
         ignore_labels: labels that are left out.
 
-    Returns:
-        A list for a text, a list of lists for several. A token is {"entity", "score", "index", "word", "start",
-        "end"}, an entity {"entity_group", "score", "word", "start", "end"}; `text[start:end]` is what it covers.
+    Raises:
+        InvalidInputError: an option that is not usable.
+    """
+
+    aggregation_strategy: str = "none"
+    ignore_labels: Sequence[str] = ("O",)
+
+    def __post_init__(self) -> None:
+        if self.aggregation_strategy not in STRATEGIES:
+            raise InvalidInputError(
+                f"aggregation_strategy must be one of {', '.join(STRATEGIES)}, got {self.aggregation_strategy!r}"
+            )
+        if self.stride is not None and self.aggregation_strategy == "none":
+            raise InvalidInputError(
+                "stride needs an aggregation_strategy that joins what windows have in common: "
+                f"{', '.join(STRATEGIES[1:])}"
+            )
+
+
+def prepare(texts: Sequence[str], tokenizer: Tokenizer, options: Options) -> Prepared:
+    """Rows of texts, with the characters of each token.
 
     Raises:
-        InvalidInputError: a text or option that is not usable.
+        InvalidInputError: a text that is not usable.
     """
-    if aggregation_strategy not in STRATEGIES:
-        raise InvalidInputError(
-            f"aggregation_strategy must be one of {', '.join(STRATEGIES)}, got {aggregation_strategy!r}"
-        )
-    if runner.stride is not None and aggregation_strategy == "none":
-        raise InvalidInputError(
-            f"stride needs an aggregation_strategy that joins what windows have in common: {', '.join(STRATEGIES[1:])}"
-        )
-    is_single, items = read_texts(texts)
-    answers: list[list[Entity]] = [[] for _ in items]
-    num_windows = [0] * len(items)
-    for window, ids, outputs in runner.run_windows(items, ["logits"]):
-        tokens = _read_tokens(runner.tokenizer, items[window.text], window, ids)
-        scores = softmax(outputs["logits"][window.tokens])
-        entities = _label(runner, tokens, scores, WORD_SCORES.get(aggregation_strategy))
-        if aggregation_strategy != "none":
-            entities = _group(runner.tokenizer, entities)
-        key = "entity" if aggregation_strategy == "none" else "entity_group"
-        answers[window.text] += [entity for entity in entities if entity[key] not in ignore_labels]
-        num_windows[window.text] += 1
-    answers = [_drop_overlaps(found) if n > 1 else found for found, n in zip(answers, num_windows, strict=True)]
-    return answers[0] if is_single else answers
+    check_texts(texts)
+    rows, is_truncated = make_rows(texts, tokenizer, options, has_offsets=True)
+    return Prepared(rows, ("logits",), is_truncated)
+
+
+def decode(texts: Sequence[str], outputs: Outputs, tokenizer: Tokenizer, options: Options) -> list[list[Entity]]:
+    """Labelled tokens, or the entities they form.
+
+    Returns:
+        A list a text. A token is {"entity", "score", "index", "word", "start", "end"}, an entity {"entity_group",
+        "score", "word", "start", "end"}; `text[start:end]` is what it covers.
+    """
+    strategy = options.aggregation_strategy
+    answers: list[list[Entity]] = [[] for _ in texts]
+    num_windows = [0] * len(texts)
+    for row, values in in_order(outputs):
+        tokens = _read_tokens(tokenizer, texts[row.text], row)
+        scores = softmax(values["logits"][row.tokens])
+        entities = _label(tokenizer, options.spec, tokens, scores, WORD_SCORES.get(strategy))
+        if strategy != "none":
+            entities = _group(tokenizer, entities)
+        key = "entity" if strategy == "none" else "entity_group"
+        answers[row.text] += [entity for entity in entities if entity[key] not in options.ignore_labels]
+        num_windows[row.text] += 1
+    return [_drop_overlaps(found) if n > 1 else found for found, n in zip(answers, num_windows, strict=True)]
 
 
 class _Token(NamedTuple):
-    row: int  # of the logits
+    place: int  # in the row
     word: str
     start: int
     end: int
     is_subword: bool  # goes on the word of the token before
 
 
-def _read_tokens(tokenizer: Tokenizer, text: str, window: Window, ids: I32) -> list[_Token]:
+def _read_tokens(tokenizer: Tokenizer, text: str, row: Row) -> list[_Token]:
     """The text's tokens of one row; where the tokenizer does not mark those inside words, words end at blanks."""
     tokens = []
-    offsets = window.offsets.tolist()
-    for i, (token_id, (start, end)) in enumerate(zip(ids[window.tokens].tolist(), offsets, strict=True)):
+    ids, offsets = row.input_ids[row.tokens].tolist(), row.offsets.tolist()
+    for i, (token_id, (start, end)) in enumerate(zip(ids, offsets, strict=True), row.first):
         word, covered = tokenizer.id_to_token(token_id), text[start:end]
         if token_id == tokenizer.unknown_id:
             word, is_subword = covered, False
@@ -95,12 +108,16 @@ def _read_tokens(tokenizer: Tokenizer, text: str, window: Window, ids: I32) -> l
             is_subword = len(word) != len(covered)
         else:
             is_subword = start > 0 and " " not in text[start - 1 : start + 1]
-        tokens.append(_Token(window.first + i, word, start, end, is_subword))
+        tokens.append(_Token(i, word, start, end, is_subword))
     return tokens
 
 
 def _label(
-    runner: TextRunner, tokens: list[_Token], scores: F32, word_scores: Callable[[F32], F32] | None
+    tokenizer: Tokenizer,
+    spec: EncoderSpec,
+    tokens: list[_Token],
+    scores: F32,
+    word_scores: Callable[[F32], F32] | None,
 ) -> list[Entity]:
     """A label and score for each token, or with `word_scores` for each word."""
     groups: list[list[int]] = []
@@ -113,11 +130,11 @@ def _label(
     for group in groups:
         row = word_scores(scores[group]) if word_scores else scores[group[0]]
         first, last, label = tokens[group[0]], tokens[group[-1]], int(row.argmax())
-        entity: Entity = {"entity": runner.spec.labels[label], "score": float(row[label])}
+        entity: Entity = {"entity": spec.labels[label], "score": float(row[label])}
         if word_scores:
-            entity["word"] = runner.tokenizer.join_tokens([tokens[i].word for i in group])
+            entity["word"] = tokenizer.join_tokens([tokens[i].word for i in group])
         else:
-            entity |= {"index": first.row, "word": first.word}
+            entity |= {"index": first.place, "word": first.word}
         entities.append(entity | {"start": first.start, "end": last.end})
     return entities
 

@@ -1,0 +1,123 @@
+"""What tasks have in common: their options, texts to rows, scores."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgebert.artifact.spec import EncoderSpec
+from edgebert.batch import PackedBatch
+from edgebert.errors import InvalidInputError
+from edgebert.tokenizer import Row, Text, Tokenizer, check_ids
+
+F32 = NDArray[np.float32]
+I32 = NDArray[np.int32]
+I64 = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+Outputs = Iterable[tuple[Row, dict[str, F32]]]  # of rows, in any order: see `run_rows`
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What a call asks for, besides its inputs; a task adds what it takes, and checks it.
+
+    Attributes:
+        spec: of the file that is asked.
+        max_length: tokens a row has at most, special tokens included; None takes the file's limit.
+        stride: tokens that neighbouring windows of a long text have in common; None truncates instead.
+    """
+
+    spec: EncoderSpec
+    max_length: int | None = None
+    stride: int | None = None
+
+
+class Prepared(NamedTuple):
+    """What a task has run: rows, the outputs it reads, and which of its inputs were truncated, bool [n]."""
+
+    rows: Iterable[Row]
+    outputs: tuple[str, ...]
+    is_truncated: Bools
+
+
+def make_rows(
+    texts: Sequence[Text], tokenizer: Tokenizer, options: Options, has_offsets: bool = False
+) -> tuple[list[Row], Bools]:
+    """(rows of texts and pairs, truncated, or in windows where there is a stride; which texts were truncated).
+
+    Raises:
+        InvalidInputError: as `Tokenizer.make_windows`; a token that the model has no row for.
+    """
+    if has_offsets or options.stride is not None:
+        rows, is_truncated = tokenizer.make_windows(texts, options.max_length, options.stride)
+    else:
+        rows, is_truncated = tokenizer.make_rows(texts, options.max_length)
+    ids = [row.input_ids for row in rows]
+    if ids and np.concatenate(ids).max() >= options.spec.vocab_size:
+        check_ids(PackedBatch.from_lists(ids), [row.text for row in rows], tokenizer, options.spec)
+    return rows, is_truncated
+
+
+def in_order(outputs: Outputs) -> list[tuple[Row, dict[str, F32]]]:
+    """The rows in the order of the texts, and of the windows of each, with their outputs."""
+    return sorted(outputs, key=lambda found: found[0][:2])
+
+
+def gather_texts(num_texts: int, outputs: Outputs, output: str, options: Options) -> F32:
+    """An output of sequences, f32 [num_texts, width]; of a text in windows the mean of theirs."""
+    rows = np.zeros((num_texts, options.spec.output_width(output)[1]), np.float32)
+    if options.stride is None:
+        for row, values in outputs:
+            rows[row.text] = values[output]
+        return rows
+    num_windows = np.zeros((num_texts, 1), np.float32)
+    for row, values in in_order(outputs):
+        rows[row.text] += values[output]
+        num_windows[row.text] += 1
+    return rows / num_windows
+
+
+def check_texts(texts: Sequence[object]) -> None:
+    """Raise InvalidInputError for a text that is not a str, named by its index."""
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise InvalidInputError(f"text {i} must be a str, got {type(text).__name__}")
+
+
+def check_count(name: str, value: object) -> int:
+    """`value`, if it is a positive integer.
+
+    Raises:
+        InvalidInputError: it is not.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise InvalidInputError(f"{name} must be a positive integer, got {value!r}")
+    return value
+
+
+def softmax(logits: F32) -> F32:
+    """exp(x) / sum of exp(x) over the last axis, f32."""
+    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    scores: F32 = powers / powers.sum(axis=-1, keepdims=True)
+    return scores
+
+
+def sigmoid(logits: F32) -> F32:
+    """1 / (1 + exp(-x)), f32."""
+    with np.errstate(over="ignore"):  # exp(-x) may be infinite: the score is then 0
+        scores: F32 = np.float32(1.0) / (np.float32(1.0) + np.exp(-logits))
+    return scores
+
+
+def warn(message: str) -> None:
+    """Warn, at the first line up the stack that is not EdgeBERT's."""
+    frame, level = sys._getframe(), 1
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] == "edgebert":
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)
