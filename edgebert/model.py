@@ -30,7 +30,7 @@ def load(path: str | os.PathLike[str], backend: str = "auto", device: str = "cpu
     Args:
         path: a file written by `edgebert export`, or a folder that holds it as `model.onnx`.
         backend: "auto" (the best one usable here), "native", "numba", "onnxruntime" or "numpy".
-        device: "cpu", "cuda" or "cuda:n"; never left for another one.
+        device: "cpu", "cuda" or "cuda:n"; the model runs there or is not loaded.
         threads: CPU threads; None takes the CPUs that this process may use.
 
     Raises:

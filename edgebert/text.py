@@ -60,7 +60,7 @@ class Tokens(NamedTuple):
         word_ids: int32 [total_tokens], the word each belongs to, -1 for special tokens; or None.
         rows: int32 [n], the text or pair that each is of.
         last_texts: int32 [n, 2], first and count of the tokens that are the last text's.
-        owned: int32 [n, 2], begin and end among those of the tokens that no other window has further from its edges.
+        owned: int32 [n, 2], begin and end among those of the tokens that no other window shows with more text around.
         is_truncated: bool [texts or pairs], whether tokens were cut off.
     """
 

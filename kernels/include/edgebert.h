@@ -123,8 +123,8 @@ typedef struct eb_tokens {
   const int32_t* word_ids;       /* [total_tokens], counted in each text; -1 for special tokens; or NULL */
   const int32_t* rows;           /* [num_sequences], the input row that each is of */
   const int32_t* last_texts;     /* [num_sequences, 2], the tokens of each that are the last text's: first, and count */
-  const int32_t* owned;          /* [num_sequences, 2], begin and end among those: tokens that no other window has
-                                    further from its edges; every token is owned once */
+  const int32_t* owned;          /* [num_sequences, 2], begin and end among those: the tokens that no other window
+                                    shows with more text around; every token is owned once */
   const uint8_t* is_truncated;   /* [num_rows], whether tokens were cut off that no window has */
 } eb_tokens;
 
