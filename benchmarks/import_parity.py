@@ -601,10 +601,12 @@ def compare(folder: Path, expected: list[dict[str, Any]] | str) -> str:
             if row["logits"] is not None:
                 return f"different: {text!r:.40} is refused: {error}"
             continue
+        if row["logits"] is None:  # transformers' model takes no such row: what its tokenizer gives is of no use
+            continue
         for key, value in found.items():
             if value != row[key] and (key != "types" or model.spec.has_token_types):
                 return f"different: {key} of {text!r:.40}: {value} and {row[key]}"
-        if row["logits"] is not None and np.abs(logits - row["logits"]).max() > TOLERANCE * largest:
+        if np.abs(logits - row["logits"]).max() > TOLERANCE * largest:
             return f"different: logits of {text!r:.40}"
     if ranks := expected[0].get("ranks"):
         found = model.rank(QUERY, DOCUMENTS)

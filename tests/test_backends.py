@@ -416,7 +416,7 @@ def test_threads_that_cannot_be_started(name: str, tmp_path: Path) -> None:
     )
     path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
     found = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path / "model.onnx"), name],
+        [sys.executable, "-P", "-c", script, str(tmp_path / "model.onnx"), name],
         env=os.environ | {"PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import tokenizers
 import transformers
-from checkpoints import add_sentence_modules, make_checkpoint, write_json
+from checkpoints import add_sentence_modules, change_config, make_checkpoint, write_json
 
 import edgebert
 from edgebert.checkpoints import tokenizer as checkpoint_tokenizer
@@ -131,6 +131,23 @@ def test_mutated_configurations(family: str, parity: Any, tmp_path: Path) -> Non
                 expected = str(error)
             found = parity.compare(tmp_path / folder, expected)
             assert found.startswith(("equal", "refused", "alone")), (variant.name, found)
+
+
+def test_no_input_names_are_no_types(parity: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    [variant] = [variant for variant in parity.list_variants() if variant.name == "BertTokenizer, json, no types"]
+    variant.files["tokenizer_config.json"]["model_input_names"] = []
+    [folder] = parity.write_variants(tmp_path, [variant])
+    monkeypatch.setattr(checkpoint_tokenizer, "has_transformers", lambda: False)
+    assert parity.compare(tmp_path / folder, parity.run_reference(tmp_path / folder)) == "equal"
+
+
+@pytest.mark.parametrize("change", [{"chunk_size_feed_forward": "x"}, {"hidden_dropout_prob": float("nan")}], ids=str)
+def test_a_config_that_transformers_cannot_run_is_refused(change: dict[str, Any], tmp_path: Path) -> None:
+    make_checkpoint(tmp_path)
+    change_config(tmp_path, **change)
+    with pytest.raises(GateError, match="transformers .* cannot (load|run) the source"):
+        edgebert.export(tmp_path, tmp_path / "model.onnx")
+    assert not (tmp_path / "model.onnx").exists()
 
 
 def test_sentencepiece_model_alone_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,6 +275,8 @@ def test_types_of_pairs_stay_zero_in_an_exported_folder(exported: Path) -> None:
     [
         ({"truncation_side": "both"}, "truncation_side"),
         ({"model_max_length": "many"}, "longest text must be a number"),
+        ({"model_input_names": 7}, "model_input_names must be a list of names, got 7"),
+        ({"tokenizer_class": ""}, "class .. is not one of BertTokenizer"),
         ({"unk_token": "[NONE]"}, "unknown token .* not in its vocabulary"),
     ],
 )

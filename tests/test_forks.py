@@ -106,7 +106,7 @@ sys.exit(int(any(codes) or not is_right()))
 def run(script: str, *arguments: str, **variables: str) -> None:
     env = {name: value for name, value in os.environ.items() if name != "TOKENIZERS_PARALLELISM"} | variables
     found = subprocess.run(
-        [sys.executable, "-c", script, *arguments], env=env, capture_output=True, text=True, timeout=240
+        [sys.executable, "-P", "-c", script, *arguments], env=env, capture_output=True, text=True, timeout=240
     )
     assert found.returncode == 0, f"children's exit codes {found.stdout}{found.stderr[-2000:]}"
 

@@ -180,7 +180,8 @@ def _read_files(
     if "added_tokens_decoder" not in settings:
         settings = {**settings, **read_object(folder / "special_tokens_map.json", {})}
     class_of_family = f"{FAMILY_TABLES[family].class_prefix}Tokenizer"
-    name = str(settings.get("tokenizer_class") or config.get("tokenizer_class") or class_of_family)
+    stated = [names["tokenizer_class"] for names in (settings, config) if names.get("tokenizer_class") is not None]
+    name = str(stated[0] if stated else class_of_family)
     found = _CLASSES.get(name.removesuffix("Fast"))
     if found is None or "auto_map" in settings:
         refuse(f"its class {name!r} is not one of {', '.join(_CLASSES)}")
@@ -206,7 +207,11 @@ def _read_files(
         parts = _read_vocabulary(folder, settings, special)
     else:
         refuse(f"{name} without tokenizer.json")
-    inputs = settings.get("model_input_names") or found.inputs
+    inputs = settings.get("model_input_names", found.inputs)
+    if "model_input_names" in settings and not isinstance(inputs, list):
+        raise ModelFormatError(
+            f"{folder / 'tokenizer_config.json'}: model_input_names must be a list of names, got {inputs!r:.100}"
+        )
     if inputs is None:
         if has_token_types and _without_types(parts["post_processor"]) != parts["post_processor"]:
             refuse(f"its releases differ about the token types of {name}: state model_input_names")

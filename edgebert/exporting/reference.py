@@ -32,7 +32,7 @@ def run_transformers(checkpoint: Checkpoint, batch: PackedBatch) -> Outputs:
     Of an embedding model these are the hidden states: pooling is not part of transformers' model.
 
     Raises:
-        GateError: transformers cannot load the folder.
+        GateError: transformers cannot load or run the folder.
     """
     import torch
     import transformers
@@ -59,8 +59,13 @@ def run_transformers(checkpoint: Checkpoint, batch: PackedBatch) -> Outputs:
         inputs = {"input_ids": ids, "attention_mask": mask} | (
             {"token_type_ids": types} if spec.has_token_types else {}
         )
-        with torch.no_grad():
-            outputs = model(**inputs)
+        try:
+            with torch.no_grad():
+                outputs = model(**inputs)
+        except Exception as error:  # a config that only running it finds wrong
+            raise GateError(
+                f"transformers {transformers.__version__} cannot run the source to compare: {error}"
+            ) from error
         for ours, theirs in zip(rows, names, strict=True):
             value = outputs[theirs].numpy()
             rows[ours].append(value[0] if spec.output_width(ours)[0] else value)
