@@ -3,8 +3,8 @@
 #include <cstdlib>
 #include <string>
 
+#include "base/status.h"
 #include "cpu/cpu_features.h"
-#include "engine/status.h"
 
 namespace edgebert {
 

@@ -1,9 +1,9 @@
 // Lays a file's linears out in the panels that a KernelTable's linear kernels read.
 #pragma once
 
+#include "base/arena.h"
 #include "cpu/kernel_table.h"
-#include "engine/arena.h"
-#include "engine/encoder_weights.h"
+#include "format/encoder_weights.h"
 
 namespace edgebert {
 

@@ -1,4 +1,4 @@
-// The layer loop on a GPU, the twin of engine/encoder.cc. A batch is cut into slices only where it is very large. A
+// The layer loop on a GPU, the twin of cpu/encoder.cc. A batch is cut into slices only where it is very large. A
 // slice is one copy to the device, the kernels, and one copy back, all queued on one stream; the host waits once, at
 // the end.
 //
@@ -23,12 +23,12 @@
 #include <type_traits>
 #include <vector>
 
+#include "base/per_process.h"
+#include "base/status.h"
 #include "cuda/kernels.h"
 #include "cuda/runtime.h"
 #include "cuda/weights.h"
-#include "engine/model_file.h"
-#include "engine/per_process.h"
-#include "engine/status.h"
+#include "format/model_file.h"
 
 namespace edgebert {
 

@@ -14,7 +14,7 @@
 #include <cuda_runtime_api.h>
 #include <stdint.h>
 
-#include "engine/encoder_spec.h"  // Activation
+#include "format/encoder_spec.h"  // Activation
 
 namespace edgebert {
 namespace cuda {

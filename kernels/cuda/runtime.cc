@@ -1,7 +1,7 @@
 #include "cuda/runtime.h"
 
+#include "base/status.h"
 #include "cuda/kernels.h"
-#include "engine/status.h"
 
 namespace edgebert {
 namespace cuda {

@@ -5,7 +5,7 @@
 #include <cstring>
 #include <utility>
 
-#include "engine/status.h"
+#include "base/status.h"
 
 namespace edgebert {
 namespace cuda {

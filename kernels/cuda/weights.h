@@ -7,8 +7,8 @@
 
 #include "cuda/kernels.h"
 #include "cuda/runtime.h"
-#include "engine/encoder_spec.h"
-#include "engine/encoder_weights.h"
+#include "format/encoder_spec.h"
+#include "format/encoder_weights.h"
 
 namespace edgebert {
 namespace cuda {

@@ -8,11 +8,11 @@
 #include <string_view>
 #include <utility>
 
+#include "base/api_guard.h"
+#include "base/status.h"
 #include "edgebert.h"
-#include "engine/api_guard.h"
 #include "engine/encoder.h"
-#include "engine/model_file.h"
-#include "engine/status.h"
+#include "format/model_file.h"
 
 struct eb_model {
   eb_model(std::string_view bytes, const eb_options& options) : encoder(bytes, options) {}

@@ -1,5 +1,5 @@
 // Encoder: a loaded model on the device that this library is for; runs packed batches. libedgebert links the one in
-// engine/encoder.cc, on CPUs, libedgebert_cuda the one in cuda/encoder.cc.
+// cpu/encoder.cc, on CPUs, libedgebert_cuda the one in cuda/encoder.cc.
 #pragma once
 
 #include <cstddef>
@@ -7,7 +7,7 @@
 #include <string_view>
 
 #include "edgebert.h"
-#include "engine/encoder_spec.h"
+#include "format/encoder_spec.h"
 
 namespace edgebert {
 

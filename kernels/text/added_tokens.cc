@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "engine/status.h"
+#include "base/status.h"
 #include "text/unicode.h"
 
 namespace edgebert::text {

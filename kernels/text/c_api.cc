@@ -1,8 +1,8 @@
 // The C API's tokenizers: checks arguments, and keeps exceptions inside.
 #include <string_view>
 
+#include "base/api_guard.h"
 #include "edgebert.h"
-#include "engine/api_guard.h"
 #include "text/rows.h"
 #include "text/tokenizer.h"
 

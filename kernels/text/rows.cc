@@ -10,7 +10,7 @@
 #include <thread>
 #include <vector>
 
-#include "engine/api_guard.h"
+#include "base/api_guard.h"
 #include "text/unicode.h"
 
 namespace edgebert::text {

@@ -10,7 +10,7 @@
 #include <type_traits>
 #include <vector>
 
-#include "engine/status.h"
+#include "base/status.h"
 
 namespace edgebert::text {
 

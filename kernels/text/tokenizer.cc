@@ -6,7 +6,7 @@
 #include <map>
 #include <utility>
 
-#include "engine/status.h"
+#include "base/status.h"
 #include "text/unicode.h"
 
 namespace edgebert::text {

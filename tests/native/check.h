@@ -5,7 +5,7 @@
 #include <cstdlib>
 #include <string>
 
-#include "engine/status.h"
+#include "base/status.h"
 
 #define CHECK(condition)                                                                 \
   do {                                                                                   \

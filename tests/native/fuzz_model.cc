@@ -16,9 +16,9 @@
 #include <string_view>
 #include <vector>
 
+#include "base/status.h"
 #include "edgebert.h"
-#include "engine/onnx_proto.h"
-#include "engine/status.h"
+#include "format/onnx_proto.h"
 #include "onnx_wire.h"
 
 namespace edgebert {

@@ -1,14 +1,14 @@
 // The reader of model files: JSON, SHA-256, spec, wire format and weights, sound and damaged.
-#include "engine/model_file.h"
+#include "format/model_file.h"
 
 #include <cstring>
 #include <limits>
 #include <map>
 
+#include "base/json.h"
+#include "base/sha256.h"
 #include "check.h"
-#include "engine/json.h"
-#include "engine/onnx_proto.h"
-#include "engine/sha256.h"
+#include "format/onnx_proto.h"
 #include "onnx_wire.h"
 
 namespace edgebert {

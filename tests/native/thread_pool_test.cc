@@ -1,6 +1,9 @@
 // The thread team: every item runs once, steps do not overlap, sleeping workers wake, and a forked child, also of a
 // fork during a run, makes a team of its own.
-#include "engine/thread_pool.h"
+//
+// With AddressSanitizer nothing forks during a run: its allocator (gcc 12's) is not made ready for a fork, so that a
+// child waits for ever for a lock that another thread held.
+#include "base/thread_pool.h"
 
 #include <sys/wait.h>
 #include <unistd.h>
@@ -13,8 +16,8 @@
 #include <thread>
 #include <vector>
 
+#include "base/per_process.h"
 #include "check.h"
-#include "engine/per_process.h"
 
 using edgebert::PerProcess;
 using edgebert::Team;
@@ -91,7 +94,7 @@ bool is_right_in_threads(SharedPool& pool) {
   return right == 3;
 }
 
-void fork_during_runs(int size) {
+[[maybe_unused]] void fork_during_runs(int size) {
   auto pool = std::make_unique<SharedPool>(size);
   CHECK(succeeds_in_child([&] { return is_right_in_threads(*pool); }));  // before the first run
   std::atomic<bool> stopping{false};
@@ -132,7 +135,9 @@ int main() {
       });
       for (const std::atomic<int>& count : times) CHECK(count == 1);
     }
+#if !defined(__SANITIZE_ADDRESS__)
     fork_during_runs(size);
+#endif
   }
   std::printf("thread pool checked\n");
 }

@@ -5,8 +5,8 @@
 #include <string>
 #include <string_view>
 
-#include "engine/encoder_spec.h"
-#include "engine/encoder_weights.h"
+#include "format/encoder_spec.h"
+#include "format/encoder_weights.h"
 
 namespace edgebert {
 

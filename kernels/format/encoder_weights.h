@@ -9,8 +9,8 @@
 #include <unordered_map>
 #include <vector>
 
-#include "engine/encoder_spec.h"
-#include "engine/status.h"
+#include "base/status.h"
+#include "format/encoder_spec.h"
 
 namespace edgebert {
 

@@ -1,4 +1,4 @@
-#include "engine/model_file.h"
+#include "format/model_file.h"
 
 #include <fcntl.h>
 #include <sys/mman.h>
@@ -10,8 +10,8 @@
 #include <unordered_map>
 #include <utility>
 
-#include "engine/onnx_proto.h"
-#include "engine/status.h"
+#include "base/status.h"
+#include "format/onnx_proto.h"
 
 namespace edgebert {
 namespace {

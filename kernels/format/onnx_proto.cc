@@ -1,7 +1,7 @@
-#include "engine/onnx_proto.h"
+#include "format/onnx_proto.h"
 
-#include "engine/sha256.h"
-#include "engine/status.h"
+#include "base/sha256.h"
+#include "base/status.h"
 
 namespace edgebert {
 namespace {

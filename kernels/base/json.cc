@@ -1,11 +1,11 @@
-#include "engine/json.h"
+#include "base/json.h"
 
 #include <cstdint>
 #include <locale>
 #include <sstream>
 #include <utility>
 
-#include "engine/status.h"
+#include "base/status.h"
 
 namespace edgebert {
 namespace {

@@ -4,8 +4,8 @@
 #include <new>
 #include <string>
 
+#include "base/status.h"
 #include "edgebert.h"
-#include "engine/status.h"
 
 namespace edgebert {
 

@@ -1,4 +1,4 @@
-#include "engine/per_process.h"
+#include "base/per_process.h"
 
 #if !defined(_WIN32)
 #include <pthread.h>

@@ -15,15 +15,15 @@
 #include <string>
 #include <vector>
 
+#include "base/arena.h"
+#include "base/per_process.h"
+#include "base/status.h"
+#include "base/thread_pool.h"
 #include "cpu/cpu_features.h"
 #include "cpu/dispatch.h"
 #include "cpu/kernel_table.h"
 #include "cpu/pack.h"
-#include "engine/arena.h"
-#include "engine/model_file.h"
-#include "engine/per_process.h"
-#include "engine/status.h"
-#include "engine/thread_pool.h"
+#include "format/model_file.h"
 
 namespace edgebert {
 namespace {

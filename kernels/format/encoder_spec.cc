@@ -1,4 +1,4 @@
-#include "engine/encoder_spec.h"
+#include "format/encoder_spec.h"
 
 #include <algorithm>
 #include <limits>
@@ -6,8 +6,8 @@
 #include <string>
 #include <utility>
 
-#include "engine/json.h"
-#include "engine/status.h"
+#include "base/json.h"
+#include "base/status.h"
 
 namespace edgebert {
 namespace {

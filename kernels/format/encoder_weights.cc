@@ -1,11 +1,11 @@
-#include "engine/encoder_weights.h"
+#include "format/encoder_weights.h"
 
 #include <cmath>
 #include <cstring>
 #include <set>
 #include <utility>
 
-#include "engine/status.h"
+#include "base/status.h"
 
 namespace edgebert {
 namespace {
