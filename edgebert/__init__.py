@@ -31,6 +31,7 @@ __all__ = [
     "pipeline",
     "score",
     "semantic_search",
+    "sign",
     "similarity",
 ]
 
@@ -45,10 +46,12 @@ _MODULES = {
     "pipeline": "edgebert.model",
     "score": "edgebert.scoring.runner",
     "semantic_search": "edgebert.tasks.embedding",
+    "sign": "edgebert.artifact.integrity",
     "similarity": "edgebert.tasks.embedding",
 }
 
 if TYPE_CHECKING:
+    from edgebert.artifact.integrity import sign
     from edgebert.backends.registry import available_backends
     from edgebert.batch import PackedBatch
     from edgebert.exporting.check import check

@@ -9,7 +9,20 @@ import warnings
 from collections.abc import Callable, Sequence
 
 from edgebert import __version__
-from edgebert.commands import bench, bench_compare, check, compress, demo, doctor, export, info, run, score
+from edgebert.commands import (
+    bench,
+    bench_compare,
+    check,
+    compress,
+    demo,
+    doctor,
+    export,
+    info,
+    run,
+    score,
+    sign,
+    verify,
+)
 from edgebert.errors import EdgeBertError
 
 COMMANDS = {
@@ -19,6 +32,8 @@ COMMANDS = {
     "compress": compress,
     "check": check,
     "info": info,
+    "sign": sign,
+    "verify": verify,
     "doctor": doctor,
     "demo": demo,
     "bench": bench,

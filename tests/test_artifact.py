@@ -412,7 +412,7 @@ def _fail(*_: object, **__: object) -> None:
         ("check", _fail),
         ("build_model", _fail),
         ("write_folder", _fail),
-        ("encode_metadata", KeyboardInterrupt),
+        ("add_metadata", KeyboardInterrupt),
     ],
 )
 def test_an_export_that_fails_leaves_nothing_and_replaces_nothing(

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from edgebert.artifact.names import ONNX_DTYPES, weight_tensors
 from edgebert.artifact.spec import EncoderSpec
-from edgebert.errors import InvalidInputError, ModelFormatError
+from edgebert.errors import InvalidInputError, ModelFormatError, UnsupportedModelError
 
 # dtype codes of names.py as NumPy types, little-endian as in the file
 DTYPES: dict[str, np.dtype[Any]] = {
@@ -60,6 +60,7 @@ class Artifact:
         report: what the export's gate found; empty if the file has none.
         data: the file's bytes.
         path: the file they were read from, None for bytes.
+        metadata: every entry of the file, by its key.
     """
 
     spec: EncoderSpec
@@ -68,8 +69,8 @@ class Artifact:
     report: dict[str, Any]
     data: memoryview
     path: Path | None
+    metadata: Mapping[str, str]
     _graph: memoryview
-    _graph_hash: str
 
     @cached_property
     def tensors(self) -> Mapping[str, NDArray[Any]]:
@@ -78,7 +79,7 @@ class Artifact:
         Raises:
             ModelFormatError: the file does not hold exactly the weights of its spec.
         """
-        with _told_of(self.path):
+        with told_of(self.path):
             return _read_tensors(self._graph, self.spec)
 
     def check_graph(self) -> None:
@@ -87,8 +88,8 @@ class Artifact:
         Raises:
             ModelFormatError: it was changed since export.
         """
-        with _told_of(self.path):
-            if hash_graph(self._graph) != self._graph_hash:
+        with told_of(self.path):
+            if hash_graph(self._graph) != self.metadata["edgebert.graph_hash"]:
                 raise ModelFormatError(
                     f"its graph was changed since export (the hash over its nodes differs): {_FOREIGN}"
                 )
@@ -170,16 +171,16 @@ def _open_without_waiting(path: str, flags: int) -> int:
 
 
 @contextmanager
-def _told_of(path: Path | None) -> Iterator[None]:
+def told_of(path: Path | None) -> Iterator[None]:
     """Put the file's name before what is wrong with it."""
     try:
         yield
-    except ModelFormatError as error:
-        raise ModelFormatError(f"{path or 'the model'}: {error}") from None
+    except (ModelFormatError, UnsupportedModelError) as error:
+        raise type(error)(f"{path or 'the model'}: {error}") from None
 
 
 def _parse(data: memoryview, path: Path | None) -> Artifact:
-    with _told_of(path):
+    with told_of(path):
         if not len(data):
             raise ModelFormatError(f"empty: {_REMEDY}")
         if data[: len(LFS_POINTER)] == LFS_POINTER:
@@ -199,8 +200,8 @@ def _parse(data: memoryview, path: Path | None) -> Artifact:
             report=_json_object(metadata, "edgebert.report"),
             data=data,
             path=path,
+            metadata=metadata,
             _graph=graph,
-            _graph_hash=metadata["edgebert.graph_hash"],
         )
 
 
@@ -221,17 +222,27 @@ def _model_parts(data: memoryview) -> tuple[memoryview | None, dict[str, str], l
                 raise ModelFormatError(f"malformed operator set: {_REMEDY}")
             opsets.append((_text(domain, "operator set"), version))
         elif number == 14 and isinstance(value, memoryview):
-            fields = dict(_walk(value, "metadata_props"))
-            key, entry = (fields.get(n, b"") for n in (1, 2))
-            if isinstance(key, int) or isinstance(entry, int):
-                raise ModelFormatError(f"malformed metadata: {_REMEDY}")
-            name = _text(key, "metadata")
+            name, entry = read_entry(value)
             if name in metadata:
                 raise ModelFormatError(f"metadata {name!r} appears twice: {_REMEDY}")
-            metadata[name] = _text(entry, f"metadata {name!r}")
+            metadata[name] = entry
         elif number == 25:
             raise ModelFormatError(f"it defines functions, EdgeBERT's files have none: {_FOREIGN}")
     return graph, metadata, opsets
+
+
+def read_entry(entry: memoryview) -> tuple[str, str]:
+    """(key, value) of a metadata entry, ModelProto.metadata_props.
+
+    Raises:
+        ModelFormatError: it is malformed or not UTF-8.
+    """
+    fields = dict(_walk(entry, "metadata_props"))
+    key, value = (fields.get(n, b"") for n in (1, 2))
+    if isinstance(key, int) or isinstance(value, int):
+        raise ModelFormatError(f"malformed metadata: {_REMEDY}")
+    name = _text(key, "metadata")
+    return name, _text(value, f"metadata {name!r}")
 
 
 def _read_tensors(graph: memoryview, spec: EncoderSpec) -> dict[str, NDArray[Any]]:
@@ -308,17 +319,27 @@ def _text(value: bytes | memoryview, what: str) -> str:
 
 def _walk(data: memoryview, what: str) -> Iterator[tuple[int, int | memoryview]]:
     """(field number, value) of each field of a message: an int for numbers, a view for everything with a length."""
+    return ((number, value) for number, value, _, _ in walk_fields(data, what))
+
+
+def walk_fields(data: memoryview, what: str) -> Iterator[tuple[int, int | memoryview, int, int]]:
+    """(field number, value, begin, end) of each field of a message, the last two where it lies in `data`, key and all.
+
+    Raises:
+        ModelFormatError: not a message; `what` says where.
+    """
     position, end = 0, len(data)
     for _ in range(MAX_FIELDS):
         if position == end:
             return
+        begin = position
         key, position = _varint(data, position, what)
         number, wire = key >> 3, key & 7
         if number == 0:
             raise _broken(what, position)
         if wire == _VARINT:
             value, position = _varint(data, position, what)
-            yield number, value
+            yield number, value, begin, position
             continue
         if wire == _BYTES:
             size, position = _varint(data, position, what)
@@ -328,8 +349,8 @@ def _walk(data: memoryview, what: str) -> Iterator[tuple[int, int | memoryview]]
             raise _broken(what, position)
         if size > end - position:
             raise _broken(what, position)
-        yield number, data[position : position + size]
         position += size
+        yield number, data[position - size : position], begin, position
     raise ModelFormatError(f"{what} has more than {MAX_FIELDS} fields: {_REMEDY}")
 
 

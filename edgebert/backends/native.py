@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 import edgebert
-from edgebert.artifact.reader import Artifact, read_artifact
+from edgebert.artifact.reader import Artifact, read_artifact, told_of
 from edgebert.artifact.spec import EncoderSpec
 from edgebert.backends.base import Backend, Outputs
 from edgebert.batch import PackedBatch
@@ -57,7 +57,13 @@ _ERRORS: dict[int, type[Exception]] = {
 
 
 class _Options(ctypes.Structure):
-    _fields_ = (("isa", ctypes.c_char_p), ("num_threads", ctypes.c_int32), ("device", ctypes.c_int32))
+    _fields_ = (
+        ("isa", ctypes.c_char_p),
+        ("num_threads", ctypes.c_int32),
+        ("device", ctypes.c_int32),
+        ("verify", ctypes.c_int32),
+        ("public_key", ctypes.c_char_p),
+    )
 
 
 class _Batch(ctypes.Structure):
@@ -153,12 +159,9 @@ def load(
     artifact = read_artifact(source, verify=False)
     options = _Options(isa.encode() if isa is not None else None, threads or 0, int(index or 0))
     model = ctypes.c_void_p()
-    if artifact.path is None:
-        data = bytes(artifact.data)
-        status = library.eb_load_memory(data, len(data), options, ctypes.byref(model))
-    else:
-        status = library.eb_load(os.fsencode(artifact.path), options, ctypes.byref(model))
-    check(library, status)
+    data = np.frombuffer(artifact.data, np.uint8)  # the bytes that were read, and perhaps verified; the engine copies
+    with told_of(artifact.path):
+        check(library, library.eb_load_memory(data.ctypes.data, data.size, options, ctypes.byref(model)))
     return NativeBackend(artifact.spec, library, model, device)
 
 
@@ -247,8 +250,7 @@ def _declare(library: ctypes.CDLL) -> None:
         ("eb_built_isas", c_char_p, ()),
         ("eb_usable_isas", c_char_p, ()),
         ("eb_default_threads", c_int32, ()),
-        ("eb_load", ctypes.c_int, (c_char_p, options, model)),
-        ("eb_load_memory", ctypes.c_int, (c_char_p, c_size_t, options, model)),
+        ("eb_load_memory", ctypes.c_int, (c_void_p, c_size_t, options, model)),
         ("eb_free", None, (c_void_p,)),
         ("eb_model_isa", c_char_p, (c_void_p,)),
         ("eb_model_threads", c_int32, (c_void_p,)),

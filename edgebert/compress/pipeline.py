@@ -18,8 +18,8 @@ import torch
 from tqdm import tqdm
 
 from edgebert import __version__
+from edgebert.artifact.integrity import add_metadata
 from edgebert.artifact.spec import EncoderSpec
-from edgebert.artifact.writer import encode_metadata
 from edgebert.backends.base import Outputs
 from edgebert.batch import PackedBatch
 from edgebert.checkpoints.loading import Checkpoint
@@ -512,8 +512,7 @@ class _Run:
     def _write(self, draft: Path, summary: dict[str, Any], worst: list[dict[str, Any]]) -> None:
         """The output with its report inside, without users' texts, and beside it the whole report."""
         stored = {key: value for key, value in summary.items() if key not in ("recipe", "quantization")}
-        with draft.open("ab") as file:
-            file.write(encode_metadata({"edgebert.compression": json.dumps(stored, ensure_ascii=False)}))
+        add_metadata(draft, {"edgebert.compression": json.dumps(stored, ensure_ascii=False)})
         report = json.dumps({**summary, "worst": worst}, ensure_ascii=False, indent=1)
         _replace(self.output.with_suffix(".json"), report)
         write_report(self.output.with_suffix(".html"), summary, worst)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from edgebert.artifact.integrity import check_content
 from edgebert.artifact.reader import Artifact, read_artifact
 from edgebert.artifact.spec import EncoderSpec
 from edgebert.backends.base import Outputs
@@ -85,9 +86,12 @@ def check(
         The record: what agreed, in which version, on how many sequences, and each output's worst figure.
 
     Raises:
-        ModelFormatError: the file cannot be read; as GateError, the gate has not passed.
+        ModelFormatError: the file cannot be read, or its content has another hash than it says; as GateError, the gate
+            has not passed.
     """
     artifact = read_artifact(path_or_bytes)
+    if "edgebert.content_hash" in artifact.metadata:
+        check_content(artifact)
     spec = artifact.spec
     source = path_or_bytes if artifact.path is None else artifact.path
     batch, stored = _batch_to_run(artifact)

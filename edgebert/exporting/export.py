@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from edgebert import __version__
+from edgebert.artifact.integrity import add_metadata
 from edgebert.artifact.reader import read_artifact
-from edgebert.artifact.writer import build_model, encode_metadata
+from edgebert.artifact.writer import build_model
 from edgebert.backends.base import Outputs
 from edgebert.backends.numpy_backend import NumpyBackend
 from edgebert.batch import PackedBatch
@@ -160,8 +161,7 @@ def export_checkpoint(
         if quantization is not None:
             report["fp32_max_relative_error_to_pytorch"] = conversion
             report["quantization"] = quantization
-        with path.open("ab") as file:
-            file.write(encode_metadata({"edgebert.report": json.dumps(report, ensure_ascii=False)}))
+        add_metadata(path, {"edgebert.report": json.dumps(report, ensure_ascii=False)})
         if _is_file_target(target):
             os.replace(path, target)
         else:

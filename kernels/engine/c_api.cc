@@ -12,6 +12,7 @@
 #include "base/status.h"
 #include "edgebert.h"
 #include "engine/encoder.h"
+#include "format/integrity.h"
 #include "format/model_file.h"
 
 struct eb_model {
@@ -90,11 +91,12 @@ void check_output(const EncoderSpec& spec, const eb_batch& batch, const eb_outpu
 }
 
 void load_model(std::string_view bytes, const eb_options* options, eb_model** model) {
-  const eb_options chosen = options != nullptr ? *options : eb_options{nullptr, 0, 0};
+  const eb_options chosen = options != nullptr ? *options : eb_options{};
   if (chosen.num_threads < 0 || chosen.num_threads > kMaxThreads) {
     fail("num_threads is " + std::to_string(chosen.num_threads) + ", expected " + range(kMaxThreads) +
          " (0: one for each CPU this process may use)");
   }
+  if (chosen.verify != 0 || chosen.public_key != nullptr) check_content(bytes, chosen.public_key);
   *model = new eb_model(bytes, chosen);
 }
 

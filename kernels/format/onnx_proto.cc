@@ -1,6 +1,8 @@
 #include "format/onnx_proto.h"
 
-#include "base/sha256.h"
+#include <utility>
+
+#include "base/sha2.h"
 #include "base/status.h"
 
 namespace edgebert {
@@ -54,6 +56,7 @@ class FieldReader {
   }
 
   bool at_end() const { return rest_.empty(); }
+  std::string_view rest() const { return rest_; }
 
   uint64_t read_varint() {
     uint64_t value = 0;
@@ -194,13 +197,18 @@ void parse_graph(std::string_view message, OnnxModel* model) {
 }
 
 // StringStringEntryProto: key 1, value 2.
-void parse_metadata(std::string_view message, OnnxModel* model) {
+std::pair<std::string_view, std::string_view> parse_entry(std::string_view message) {
   std::string_view key, value;
   FieldReader reader(message);
   for (Field field; reader.next(&field);) {
     if (field.number == 1) key = bytes_of(field);
     if (field.number == 2) value = bytes_of(field);
   }
+  return {key, value};
+}
+
+void parse_metadata(std::string_view message, OnnxModel* model) {
+  const auto [key, value] = parse_entry(message);
   if (!model->metadata.emplace(key, value).second) fail("a metadata key is given twice");
   if (model->metadata.size() > kMaxMetadata) fail("it has too many metadata entries");
 }
@@ -236,6 +244,19 @@ OnnxModel parse_onnx(std::string_view bytes) {
   }
   if (!has_graph) fail("it has no graph");
   return model;
+}
+
+std::string hash_without_metadata(std::string_view bytes, const std::set<std::string_view>& keys) {
+  Sha256 hash;
+  FieldReader reader(bytes);
+  const char* begin = bytes.data();
+  for (Field field; reader.next(&field);) {
+    const char* end = reader.rest().data();
+    const bool is_left_out = field.number == 14 && keys.count(parse_entry(bytes_of(field)).first) > 0;
+    if (!is_left_out) hash.update(begin, end - begin);
+    begin = end;
+  }
+  return hash.hex_digest();
 }
 
 }  // namespace edgebert

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <map>
+#include <set>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -31,5 +32,8 @@ struct OnnxModel {
 // Throws Error(EB_MODEL_FORMAT) on a malformed message, on weights outside the file, and on weights that are not
 // stored as raw data.
 OnnxModel parse_onnx(std::string_view bytes);
+
+// SHA-256 over a model's bytes, less its metadata entries of these keys. Throws as parse_onnx.
+std::string hash_without_metadata(std::string_view bytes, const std::set<std::string_view>& keys);
 
 }  // namespace edgebert

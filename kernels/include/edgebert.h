@@ -34,9 +34,11 @@ typedef enum eb_status {
 typedef struct eb_model eb_model;
 
 typedef struct eb_options {
-  const char* isa;     /* NULL: EDGEBERT_FORCE_ISA if set, else the best this CPU has */
-  int32_t num_threads; /* 0: the CPUs this process may use (affinity, cgroup quota) */
-  int32_t device;      /* libedgebert_cuda: which GPU; libedgebert: 0 */
+  const char* isa;           /* NULL: EDGEBERT_FORCE_ISA if set, else the best this CPU has */
+  int32_t num_threads;       /* 0: the CPUs this process may use (affinity, cgroup quota) */
+  int32_t device;            /* libedgebert_cuda: which GPU; libedgebert: 0 */
+  int32_t verify;            /* 1: compare the file's content, weights and tokenizer too, with its hash */
+  const uint8_t* public_key; /* [32], or NULL: the Ed25519 key that the file must be signed with, by `edgebert sign` */
 } eb_options;
 
 /* Sequence i holds tokens cu_seqlens[i] .. cu_seqlens[i + 1] - 1; every sequence has at least one token. */

@@ -243,7 +243,9 @@ int fuzz(const char* path, int count, unsigned seed) {
     // an exact copy on the heap, so that a read past the end is seen
     const std::unique_ptr<char[]> bytes(new char[mutant.size()]);
     std::copy(mutant.begin(), mutant.end(), bytes.get());
-    const eb_options options = {nullptr, static_cast<int32_t>(1 + pick(2)), 0};
+    eb_options options = {};
+    options.num_threads = static_cast<int32_t>(1 + pick(2));
+    options.verify = pick(8) == 0;
     status = eb_load_memory(bytes.get(), mutant.size(), &options, &model);
     if (status == EB_OK) {
       ++num_loaded;

@@ -5,8 +5,9 @@
 #include <limits>
 #include <map>
 
+#include "base/ed25519.h"
 #include "base/json.h"
-#include "base/sha256.h"
+#include "base/sha2.h"
 #include "check.h"
 #include "format/onnx_proto.h"
 #include "onnx_wire.h"
@@ -80,25 +81,50 @@ void expect_refused(const Parts& parts, const std::string& text) {
   CHECK_ERROR(read_model_file(parts.build()), EB_MODEL_FORMAT, text);
 }
 
-void test_sha256() {
-  // FIPS 180-4 test vectors, and one message for each way the padding can fall around a block's end
-  const auto digest = [](const std::string& message, size_t piece) {
-    Sha256 hash;
-    for (size_t at = 0; at < message.size(); at += piece) {
-      const std::string part = message.substr(at, piece);
-      hash.update(part.data(), part.size());
-    }
-    return hash.hex_digest();
-  };
-  CHECK(digest("", 1) == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
-  CHECK(digest("abc", 3) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
-  CHECK(digest("abcdbcdecdefdefgefghfghighijhijkijkljklmklmnlmnomnopnopq", 5) ==
-        "248d6a61d20638b8e5c026930c3e6039a33ce45964ff2167f6ecedd419db06c1");
-  CHECK(digest(std::string(1000000, 'a'), 4097) == "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0");
-  for (size_t size : {55, 56, 63, 64, 65, 119, 120, 128}) {
-    const std::string message(size, 'x');
-    CHECK(digest(message, 1) == digest(message, size));
+template <class Hash>
+std::string digest(const std::string& message, size_t piece) {
+  Hash hash;
+  for (size_t at = 0; at < message.size(); at += piece) {
+    const std::string part = message.substr(at, piece);
+    hash.update(part.data(), part.size());
   }
+  return hash.hex_digest();
+}
+
+// FIPS 180-4 test vectors, and one message for each way the padding can fall around a block's end.
+void test_sha2() {
+  const std::string letters = "abcdbcdecdefdefgefghfghighijhijkijkljklmklmnlmnomnopnopq";
+  CHECK(digest<Sha256>("", 1) == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
+  CHECK(digest<Sha256>("abc", 3) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+  CHECK(digest<Sha256>(letters, 5) == "248d6a61d20638b8e5c026930c3e6039a33ce45964ff2167f6ecedd419db06c1");
+  const std::string many(1000000, 'a');
+  CHECK(digest<Sha256>(many, 4097) == "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0");
+  CHECK(digest<Sha512>("abc", 3) ==
+        "ddaf35a193617abacc417349ae20413112e6fa4e89a97ea20a9eeee64b55d39a"
+        "2192992a274fc1a836ba3c23a3feebbd454d4423643ce80e2a9ac94fa54ca49f");
+  CHECK(digest<Sha512>(many, 4097) ==
+        "e718483d0ce769644e2e42c7bc15b4638e1f98b13b2044285632a803afa973eb"
+        "de0ff244877ea60a4cb0432ce577c31beb009c5c2c49aa2e4eadb217ad8cc09b");
+  for (size_t size : {55, 56, 63, 64, 65, 111, 112, 119, 120, 127, 128, 129, 239, 240}) {
+    const std::string message(size, 'x');
+    CHECK(digest<Sha256>(message, 1) == digest<Sha256>(message, size));
+    CHECK(digest<Sha512>(message, 1) == digest<Sha512>(message, size));
+  }
+}
+
+// RFC 8032, section 7.1, test 2; tests/test_integrity.py compares with another implementation.
+void test_ed25519() {
+  const uint8_t key[32] = {0x3d, 0x40, 0x17, 0xc3, 0xe8, 0x43, 0x89, 0x5a, 0x92, 0xb7, 0x0a,
+                           0xa7, 0x4d, 0x1b, 0x7e, 0xbc, 0x9c, 0x98, 0x2c, 0xcf, 0x2e, 0xc4,
+                           0x96, 0x8c, 0xc0, 0xcd, 0x55, 0xf1, 0x2a, 0xf4, 0x66, 0x0c};
+  const uint8_t signature[64] = {0x92, 0xa0, 0x09, 0xa9, 0xf0, 0xd4, 0xca, 0xb8, 0x72, 0x0e, 0x82, 0x0b, 0x5f,
+                                 0x64, 0x25, 0x40, 0xa2, 0xb2, 0x7b, 0x54, 0x16, 0x50, 0x3f, 0x8f, 0xb3, 0x76,
+                                 0x22, 0x23, 0xeb, 0xdb, 0x69, 0xda, 0x08, 0x5a, 0xc1, 0xe4, 0x3e, 0x15, 0x99,
+                                 0x6e, 0x45, 0x8f, 0x36, 0x13, 0xd0, 0xf1, 0x1d, 0x8c, 0x38, 0x7b, 0x2e, 0xae,
+                                 0xb4, 0x30, 0x2a, 0xee, 0xb0, 0x0d, 0x29, 0x16, 0x12, 0xbb, 0x0c, 0x00};
+  CHECK(is_signed("r", signature, key));
+  CHECK(!is_signed("s", signature, key));
+  CHECK(!is_signed("", signature, key));
 }
 
 void test_json() {
@@ -284,7 +310,8 @@ void test_mapped_file() {
 }  // namespace edgebert
 
 int main() {
-  edgebert::test_sha256();
+  edgebert::test_sha2();
+  edgebert::test_ed25519();
   edgebert::test_json();
   edgebert::test_spec();
   edgebert::test_sound_file();
