@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 import edgebert
+from edgebert.artifact.integrity import add_metadata
+from edgebert.backends import native
 
 PACKAGE = Path(edgebert.__file__).parent
 HEAVY = {"torch", "onnx", "transformers", "numba", "onnxruntime", "safetensors", "huggingface_hub", "scipy"}
@@ -47,6 +49,25 @@ def test_running_a_model_needs_only_the_base_install(make_file: Callable[..., Pa
         f"for name in {sorted(HEAVY)}: del sys.modules[name]"
     )
     assert not loaded_modules(code, str(make_file())) & HEAVY
+
+
+def test_running_a_model_opens_no_socket(make_file: Callable[..., Path]) -> None:
+    code = (
+        "def refuse(event, arguments):\n"
+        "    assert not event.startswith('socket.'), (event, arguments)\n"
+        "sys.addaudithook(refuse)\n"
+        "import edgebert\n"
+        "for backend, reason in edgebert.available_backends().items():\n"
+        "    if reason is None:\n"
+        "        model = edgebert.load(sys.argv[1], backend=backend, verify=True)\n"
+        "        assert model.encode(['a', 'b c']).shape == (2, 24)"
+    )
+    path = make_file()
+    add_metadata(path, {})  # a content hash
+    loaded_modules(code, str(path))
+    library = Path(native.load_library()._name).read_bytes()
+    for name in (b"socket", b"connect", b"getaddrinfo"):  # the native library imports none of these
+        assert name + b"\0" not in library
 
 
 @pytest.mark.parametrize("command", [["doctor"], ["info", "FILE"], ["run", "FILE", "a b"], ["--version"]])
