@@ -99,7 +99,8 @@ def compare(recipe: Recipe) -> dict[str, Any]:
     train, dev = hold_out(dataset)
     if recipe.eval is not None:
         train, dev = dataset, load_dataset(recipe.eval, recipe.task, labels=dataset.labels or None)
-    checkpoint = load_for_task(recipe.model, train, seed=recipe.seed)
+    checkpoint, names = load_for_task(recipe.model, train, seed=recipe.seed)
+    train, dev = (data.rename(names, checkpoint.spec.labels) for data in (train, dev))
     ours = {"losses": stage["losses"], "scores": stage["scores"], "cpu_seconds": stage["cpu_seconds"]}
     theirs = run_trainer(recipe, checkpoint, train, dev)
     for side in (ours, theirs):

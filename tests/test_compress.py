@@ -23,7 +23,7 @@ from edgebert.checkpoints.loading import Checkpoint, load_checkpoint
 from edgebert.cli import main
 from edgebert.compress import demo, finetune, pipeline, planner, prune
 from edgebert.compress import distill as distillation
-from edgebert.compress.data import load_dataset
+from edgebert.compress.data import Answer, Dataset, load_dataset
 from edgebert.compress.distill import distil, narrow_student, relation_loss, soft_loss, spread_layers
 from edgebert.compress.encode import Examples
 from edgebert.compress.evaluate import Evaluation
@@ -218,16 +218,97 @@ def test_heads(tmp_path: Path) -> None:
     make_checkpoint(tmp_path / "classifier", task="text-classification", num_labels=2, label2id={"warm": 0, "cold": 1},
                     id2label={0: "warm", 1: "cold"})  # fmt: skip
     dataset = load_dataset(write_task(tmp_path / "a.jsonl"), "text-classification")
-    new = load_for_task(tmp_path / "embedding", dataset)
+    said: list[str] = []
+    new, names = load_for_task(tmp_path / "embedding", dataset, say=said.append)
     body = edgebert.checkpoints.loading.load_checkpoint(tmp_path / "embedding", "embedding:pooler")  # type: ignore[attr-defined]
     assert new.spec.labels == ("cold", "warm") and new.tensors["head.out.weight"].std() > 0
+    assert names == {"cold": "cold", "warm": "warm"} and "begins anew" in said[0] and "no head" in said[0]
     assert np.array_equal(new.tensors["head.dense.weight"], body.tensors["head.dense.weight"])
-    kept = load_for_task(tmp_path / "classifier", dataset)
-    assert kept.spec.labels == ("warm", "cold")  # its own order, and its own weights
+    with pytest.raises(InvalidInputError, match="no head for text-classification"):
+        load_for_task(tmp_path / "embedding", dataset, must_keep=True)
+    with pytest.raises(InvalidInputError, match="label map is for a trained head"):
+        load_for_task(tmp_path / "embedding", dataset, label_map={"cold": "warm"})
+    kept, _ = load_for_task(tmp_path / "classifier", dataset, say=said.append, must_keep=True)
+    assert kept.spec.labels == ("warm", "cold") and len(said) == 1  # its own order, and its own weights
     assert np.array_equal(
         kept.tensors["head.out.weight"],
-        load_for_task(tmp_path / "classifier", dataset, seed=1).tensors["head.out.weight"],
+        load_for_task(tmp_path / "classifier", dataset, seed=1)[0].tensors["head.out.weight"],
     )
+
+
+@pytest.mark.parametrize(
+    ("head", "data", "label_map", "expected"),
+    [
+        ("LABEL_0 LABEL_1", "0 1", "", "LABEL_0 LABEL_1"),
+        ("LABEL_0 LABEL_1 LABEL_2", "0 2", "", "LABEL_0 LABEL_2"),  # the head has more
+        ("LABEL_0 LABEL_1", "1 2", "", None),  # counted from 1, perhaps
+        ("LABEL_0 LABEL_1", "neg pos", "", None),
+        ("LABEL_0 LABEL_1", "neg pos", "neg=LABEL_1 pos=LABEL_0", "LABEL_1 LABEL_0"),
+        ("warm cold", "cold warm", "", "cold warm"),
+        ("Warm COLD", "cold warm", "", "COLD Warm"),
+        ("Warm warm cold", "cold WARM", "", None),  # two could be meant
+        ("negative positive", "neg pos", "", None),
+        ("negative positive", "0 1", "", None),
+        ("negative positive", "0 1", "0=negative 1=positive", "negative positive"),
+        ("negative positive", "neg positive", "neg=negative", "negative positive"),
+        ("negative neutral positive", "negative positive", "", "negative positive"),
+        ("negative positive", "negative neutral positive", "", None),
+        ("0 1", "LABEL_0 LABEL_1", "", None),
+    ],
+)
+def test_a_trained_head_is_kept_or_said_to_begin_anew(
+    head: str, data: str, label_map: str, expected: str | None, tmp_path: Path
+) -> None:
+    names = dict(enumerate(head.split()))
+    make_checkpoint(
+        tmp_path, task="text-classification", num_labels=len(names), id2label=names,
+        label2id={name: i for i, name in names.items()},
+    )  # fmt: skip
+    trained = edgebert.checkpoints.loading.load_checkpoint(tmp_path)  # type: ignore[attr-defined]
+    labels = data.split()
+    dataset = Dataset("text-classification", ["a", "b"], labels[:2], tuple(labels), "single_label_classification", "f")
+    options = {"label_map": dict(pair.split("=") for pair in label_map.split())}
+    said: list[str] = []
+    checkpoint, found = load_for_task(tmp_path, dataset, say=said.append, **options)
+    is_kept = np.array_equal(checkpoint.tensors["head.out.weight"][:1], trained.tensors["head.out.weight"][:1])
+    assert is_kept == (expected is not None)
+    if expected is None:
+        assert checkpoint.spec.labels == tuple(labels) and "begins anew" in said[0] and head.split()[0] in said[0]
+        with pytest.raises(InvalidInputError, match="--label-map"):
+            load_for_task(tmp_path, dataset, must_keep=True, **options)
+    else:
+        assert found == dict(zip(labels, expected.split(), strict=True)) and checkpoint.spec.labels == tuple(
+            head.split()
+        )
+        assert len(said) == (expected != data)  # told, if a name changes
+        renamed = dataset.rename(found, checkpoint.spec.labels)
+        assert renamed.targets == expected.split()[:2]
+        load_for_task(tmp_path, dataset, must_keep=True, **options)
+
+
+@pytest.mark.parametrize("label_map", [{"0": "warm"}, {"cold": "hot"}, {"cold": "warm", "warm": "warm"}])
+def test_a_label_map_that_does_not_fit_is_refused(label_map: dict[str, str], tmp_path: Path) -> None:
+    make_checkpoint(tmp_path, task="text-classification", num_labels=2, label2id={"warm": 0, "cold": 1},
+                    id2label={0: "warm", 1: "cold"})  # fmt: skip
+    dataset = load_dataset(write_task(tmp_path / "a.jsonl"), "text-classification")
+    with pytest.raises(InvalidInputError, match="the data's labels are cold, warm, the checkpoint's warm, cold"):
+        load_for_task(tmp_path, dataset, label_map=label_map)
+
+
+def test_heads_of_tags_scores_and_answers_are_kept_too(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path / "tags", task="token-classification", num_labels=3)
+    tags = Dataset("token-classification", [["a", "b"]], [("0", "2")], ("0", "2"), "single_label_classification", "f")
+    checkpoint, names = load_for_task(tmp_path / "tags", tags, must_keep=True)
+    assert tags.rename(names, checkpoint.spec.labels).targets == [("LABEL_0", "LABEL_2")]
+    make_checkpoint(tmp_path / "score", task="text-classification", num_labels=1, problem_type="regression")
+    scores = Dataset("text-classification", ["a"], [0.5], ("score",), "regression", "f")
+    checkpoint, names = load_for_task(tmp_path / "score", scores, must_keep=True)
+    assert scores.rename(names, checkpoint.spec.labels).targets == [0.5] and checkpoint.spec.labels == ("LABEL_0",)
+    make_checkpoint(tmp_path / "answers", task="question-answering")
+    answers = Dataset("question-answering", [("q", "c")], [(Answer("c", 0),)], (), "single_label_classification", "f")
+    assert load_for_task(tmp_path / "answers", answers, must_keep=True)[1] == {}
+    with pytest.raises(InvalidInputError, match="no head for question-answering"):
+        load_for_task(tmp_path / "tags", answers, must_keep=True)
 
 
 # Distillation

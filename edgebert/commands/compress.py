@@ -24,6 +24,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--recipe", metavar="FILE", help="a recipe in TOML")
     parser.add_argument("--write-recipe", metavar="FILE", help="write these arguments as a recipe, and stop")
     parser.add_argument("--column", metavar="ROLE=NAME", action="append", help="the column of a role: text=review")
+    parser.add_argument(
+        "--label-map",
+        metavar="DATA=CHECKPOINT",
+        action="append",
+        help="the checkpoint's label for one of the data: 1=spam",
+    )
     parser.add_argument("--problem-type", help="single_label_classification, multi_label_classification or regression")
     parser.add_argument("--budget", metavar="B", action="append", help="drop=1.0, size=10MB, latency=2ms@128,threads=1")
     parser.add_argument("--epochs", type=int, help="epochs of fine-tuning")
@@ -84,15 +90,13 @@ def build_recipe(args: argparse.Namespace) -> Any:
         Training,
         read_recipe,
     )
-    from edgebert.errors import InvalidInputError
 
     names = ("model", "task", "train", "eval", "unlabelled", "output", "problem_type", "work", "seed")
     changes: dict[str, Any] = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     if args.column:
-        pairs = [column.partition("=") for column in args.column]
-        if wrong := [role for role, sign, name in pairs if not (role and sign and name)]:
-            raise InvalidInputError(f"--column {wrong[0]!r}: expected ROLE=NAME, for instance text=review")
-        changes["columns"] = {role: name for role, _, name in pairs}
+        changes["columns"] = _read_pairs("--column", args.column, "ROLE=NAME, for instance text=review")
+    if args.label_map:
+        changes["label_map"] = _read_pairs("--label-map", args.label_map, "DATA=CHECKPOINT, for instance 1=spam")
     if args.budget:
         changes["budget"] = Budget.parse(args.budget)
     changes |= {"trim": True} if args.trim else {}
@@ -115,3 +119,13 @@ def build_recipe(args: argparse.Namespace) -> Any:
     if args.qat:
         recipe = dataclasses.replace(recipe, qat=recipe.qat or QuantizationAware())
     return recipe
+
+
+def _read_pairs(option: str, values: list[str], expected: str) -> dict[str, str]:
+    """NAME=VALUE, several times."""
+    from edgebert.errors import InvalidInputError
+
+    pairs = [value.partition("=") for value in values]
+    if wrong := [value for value, (name, _, other) in zip(values, pairs, strict=True) if not (name and other)]:
+        raise InvalidInputError(f"{option} {wrong[0]!r}: expected {expected}")
+    return {name: other for name, _, other in pairs}

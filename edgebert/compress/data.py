@@ -78,6 +78,18 @@ class Dataset:
         """The examples at `indices`."""
         return replace(self, inputs=[self.inputs[i] for i in indices], targets=[self.targets[i] for i in indices])
 
+    def rename(self, names: Mapping[str, str], labels: tuple[str, ...]) -> Dataset:
+        """The same examples, with other names for their labels, out of `labels`; no names leave all as it is."""
+
+        def renamed(target: Any) -> Any:
+            if isinstance(target, tuple):
+                return tuple(map(renamed, target))
+            return names[target] if isinstance(target, str) else target
+
+        if not names:
+            return self
+        return replace(self, targets=[renamed(target) for target in self.targets], labels=labels)
+
     def texts(self) -> list[Text]:
         """Each example's text or pair, as the tokenizer takes it."""
         return [" ".join(item) if self.task == "token-classification" else item for item in self.inputs]

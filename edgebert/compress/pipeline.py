@@ -104,14 +104,23 @@ class _Run:
             raise InvalidInputError(f"folder {self.output.absolute().parent} does not exist: create it first")
         self.train, self.eval = self._load_data()
         self.unlabelled = self._load_unlabelled()
-        self.base = load_for_task(recipe.model, self.train, seed=recipe.seed, family=recipe.family)
+        self.messages: list[str] = []
+        self.base, names = load_for_task(
+            recipe.model,
+            self.train,
+            seed=recipe.seed,
+            family=recipe.family,
+            label_map=recipe.label_map,
+            must_keep=recipe.finetune is None,
+            say=self._say,
+        )
+        self.train, self.eval = (data.rename(names, self.base.spec.labels) for data in (self.train, self.eval))
         files = [hash_file(path) for path in (recipe.train, recipe.eval, recipe.unlabelled) if path]
         sizes = sorted((str(name), path.stat().st_size) for name, path in self.base.source_files.items())
-        settings = recipe.task, files, recipe.columns, recipe.problem_type, recipe.seed
+        settings = recipe.task, files, recipe.columns, recipe.problem_type, recipe.seed, recipe.label_map
         self.store = StageStore(recipe.work_folder, (__version__, recipe.model, sizes, *settings), self.base)
         scores = [target for target in self.train.targets if isinstance(target, float)]
         self.score_range = (min(scores), max(scores)) if scores else (0.0, 1.0)
-        self.messages: list[str] = []
 
     def _load_data(self) -> tuple[Dataset, Dataset]:
         recipe = self.recipe
@@ -224,7 +233,7 @@ class _Run:
 
     def _make_student(self, teacher: Checkpoint, settings: Distillation) -> Checkpoint:
         if settings.student is not None:
-            return load_for_task(settings.student, self.train, seed=self.recipe.seed)
+            return load_for_task(settings.student, self.train, seed=self.recipe.seed)[0]
         if settings.hidden_size is not None:
             return narrow_student(teacher, settings.hidden_size, settings.num_layers)
         layers = settings.layers or spread_layers(teacher.spec.num_layers, settings.num_layers)

@@ -198,6 +198,7 @@ class Recipe:
         eval: a file like `train`; None holds a tenth of it out.
         unlabelled: a file with more texts, without targets, for distillation and for `trim`.
         columns: role -> column, where the names do not say it.
+        label_map: the data's label -> the checkpoint's, where the names do not say it.
         problem_type: of text classification; None takes what the data holds.
         family: the model's family; None takes what the checkpoint says.
         work: the folder for finished stages and training states; None puts it beside the output.
@@ -216,6 +217,7 @@ class Recipe:
     eval: str | None = None
     unlabelled: str | None = None
     columns: dict[str, str] = field(default_factory=dict)
+    label_map: dict[str, str] = field(default_factory=dict)
     problem_type: str | None = None
     family: str | None = None
     work: str | None = None
