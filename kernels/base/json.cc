@@ -1,213 +1,251 @@
 #include "base/json.h"
 
-#include <cstdint>
-#include <locale>
-#include <sstream>
-#include <utility>
+#include <algorithm>
 
-#include "base/status.h"
+#include "base/utf8.h"
 
 namespace edgebert {
 namespace {
 
-constexpr int kMaxDepth = 32;
+constexpr int kMaxPower = 308;
 
-class Parser {
- public:
-  explicit Parser(std::string_view text) : text_(text) {}
-
-  Json parse() {
-    Json value = parse_value(0);
-    skip_space();
-    if (at_ != text_.size()) fail("text after the value");
-    return value;
-  }
-
- private:
-  [[noreturn]] void fail(const std::string& what) const {
-    throw Error(EB_MODEL_FORMAT,
-                "the spec is not valid JSON (" + what + " at byte " + std::to_string(at_) + "): re-export the model");
-  }
-
-  // '\0' at the end: no JSON token holds it.
-  char peek() const { return at_ < text_.size() ? text_[at_] : '\0'; }
-
-  bool accept(char c) {
-    if (peek() != c || at_ == text_.size()) return false;
-    ++at_;
-    return true;
-  }
-
-  void expect(std::string_view token) {
-    if (text_.substr(at_, token.size()) != token) fail("expected " + std::string(token));
-    at_ += token.size();
-  }
-
-  void skip_space() {
-    while (peek() == ' ' || peek() == '\t' || peek() == '\n' || peek() == '\r') ++at_;
-  }
-
-  Json parse_value(int depth) {
-    if (depth > kMaxDepth) fail("more than " + std::to_string(kMaxDepth) + " nested levels");
-    skip_space();
-    Json value;
-    switch (peek()) {
-      case '{':
-        parse_object(&value, depth);
-        break;
-      case '[':
-        parse_array(&value, depth);
-        break;
-      case '"':
-        value.kind = Json::Kind::kString;
-        value.string = parse_string();
-        break;
-      case 't':
-        expect("true");
-        value.kind = Json::Kind::kBool;
-        value.boolean = true;
-        break;
-      case 'f':
-        expect("false");
-        value.kind = Json::Kind::kBool;
-        break;
-      case 'n':
-        expect("null");
-        break;
-      default:
-        parse_number(&value);
-    }
-    return value;
-  }
-
-  void parse_object(Json* value, int depth) {
-    value->kind = Json::Kind::kObject;
-    expect("{");
-    skip_space();
-    if (accept('}')) return;
-    do {
-      skip_space();
-      std::string key = parse_string();
-      skip_space();
-      expect(":");
-      Json member = parse_value(depth + 1);
-      if (!value->object.emplace(std::move(key), std::move(member)).second) fail("a key given twice");
-      skip_space();
-    } while (accept(','));
-    expect("}");
-  }
-
-  void parse_array(Json* value, int depth) {
-    value->kind = Json::Kind::kArray;
-    expect("[");
-    skip_space();
-    if (accept(']')) return;
-    do {
-      value->array.push_back(parse_value(depth + 1));
-      skip_space();
-    } while (accept(','));
-    expect("]");
-  }
-
-  bool accept_digits() {
-    const size_t start = at_;
-    while (peek() >= '0' && peek() <= '9') ++at_;
-    return at_ > start;
-  }
-
-  void parse_number(Json* value) {
-    const size_t start = at_;
-    value->kind = Json::Kind::kNumber;
-    value->is_integer = true;
-    accept('-');
-    if (!accept('0') && !accept_digits()) fail("expected a value");
-    if (accept('.')) {
-      value->is_integer = false;
-      if (!accept_digits()) fail("expected a digit");
-    }
-    if (accept('e') || accept('E')) {
-      value->is_integer = false;
-      if (!accept('+')) accept('-');
-      if (!accept_digits()) fail("expected a digit");
-    }
-    std::istringstream digits{std::string(text_.substr(start, at_ - start))};
-    digits.imbue(std::locale::classic());  // a decimal point, whatever the process's locale says
-    if (!(digits >> value->number)) fail("a number out of range");
-  }
-
-  std::string parse_string() {
-    std::string out;
-    expect("\"");
-    while (!accept('"')) {
-      if (at_ == text_.size()) fail("unterminated string");
-      if (static_cast<uint8_t>(peek()) < 0x20) fail("control character in a string");
-      if (accept('\\')) {
-        parse_escape(&out);
-      } else {
-        out += text_[at_++];
-      }
-    }
-    return out;
-  }
-
-  void parse_escape(std::string* out) {
-    static constexpr std::string_view kEscapes = "\"\\/bfnrt", kCharacters = "\"\\/\b\f\n\r\t";
-    if (accept('u')) {
-      uint32_t code = parse_hex4();
-      if (code >= 0xD800 && code < 0xDC00) {
-        expect("\\u");
-        const uint32_t low = parse_hex4();
-        if (low < 0xDC00 || low > 0xDFFF) fail("a lone surrogate");
-        code = 0x10000 + ((code - 0xD800) << 10) + (low - 0xDC00);
-      } else if (code >= 0xDC00 && code <= 0xDFFF) {
-        fail("a lone surrogate");
-      }
-      append_utf8(code, out);
-      return;
-    }
-    const size_t index = at_ < text_.size() ? kEscapes.find(peek()) : std::string_view::npos;
-    if (index == std::string_view::npos) fail("an unknown escape");
-    *out += kCharacters[index];
-    ++at_;
-  }
-
-  uint32_t parse_hex4() {
-    uint32_t code = 0;
-    for (int i = 0; i < 4; ++i) {
-      const char c = peek();
-      const int digit = c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : c - 'A' + 10;
-      if (digit < 0 || digit > 15 || (c > '9' && c < 'A')) fail("expected four hexadecimal digits");
-      code = code << 4 | static_cast<uint32_t>(digit);
-      ++at_;
-    }
-    return code;
-  }
-
-  static void append_utf8(uint32_t code, std::string* out) {
-    const auto tail = [&](int shift) { *out += static_cast<char>(0x80 | (code >> shift & 0x3F)); };
-    if (code < 0x80) {
-      *out += static_cast<char>(code);
-    } else if (code < 0x800) {
-      *out += static_cast<char>(0xC0 | code >> 6);
-      tail(0);
-    } else if (code < 0x10000) {
-      *out += static_cast<char>(0xE0 | code >> 12);
-      tail(6);
-      tail(0);
-    } else {
-      *out += static_cast<char>(0xF0 | code >> 18);
-      tail(12);
-      tail(6);
-      tail(0);
-    }
-  }
-
-  std::string_view text_;
-  size_t at_ = 0;
-};
+// 10^exponent to the nearest double, as a literal would be.
+double power_of_ten(int exponent) {
+  static const std::vector<double> powers = [] {
+    // Up to 10^22 products are exact. Beyond, a long double or two factors might round twice: ask the C library.
+    std::vector<double> found;
+    for (int i = 0; i <= kMaxPower; ++i) found.push_back(std::stod("1e" + std::to_string(i)));
+    return found;
+  }();
+  return powers[static_cast<size_t>(exponent)];
+}
 
 }  // namespace
 
-Json parse_json(std::string_view text) { return Parser(text).parse(); }
+void JsonCursor::fail(const std::string& what) const {
+  size_t begin = at_ - std::min<size_t>(at_, 20);
+  while (begin < at_ && (text_[begin] & 0xC0) == 0x80) ++begin;  // not from the middle of a character
+  throw Error(EB_MODEL_FORMAT, "not valid JSON, or not of the form expected (" + what + " at byte " +
+                                   std::to_string(at_) + ", at the end of '" +
+                                   std::string(text_.substr(begin, at_ - begin)) + "'): re-export the model");
+}
+
+void JsonCursor::expect(char c) {
+  if (!accept(c)) fail(std::string("expected ") + c);
+}
+
+void JsonCursor::expect_word(std::string_view word) {
+  if (text_.substr(at_, word.size()) != word) fail("expected " + std::string(word));
+  at_ += word.size();
+}
+
+void JsonCursor::enter(char c) {
+  expect(c);
+  if (++depth_ > kMaxDepth) fail("more than " + std::to_string(kMaxDepth) + " nested levels");
+}
+
+char JsonCursor::peek() {
+  skip_space();
+  return at();
+}
+
+std::string_view JsonCursor::read_string(std::string* scratch) {
+  expect('"');
+  const size_t begin = at_;
+  for (; at_ < text_.size(); ++at_) {
+    const char c = text_[at_];
+    if (c == '"') return text_.substr(begin, at_++ - begin);
+    if (c == '\\') break;
+    if (static_cast<unsigned char>(c) < 0x20) fail("control character in a string");
+  }
+  scratch->assign(text_.substr(begin, at_ - begin));
+  while (at() != '"') {
+    if (at_ == text_.size()) fail("unterminated string");
+    if (static_cast<unsigned char>(at()) < 0x20) fail("control character in a string");
+    if (at() == '\\') {
+      ++at_;
+      read_escape(scratch);
+    } else {
+      *scratch += text_[at_++];
+    }
+  }
+  ++at_;
+  return *scratch;
+}
+
+void JsonCursor::read_escape(std::string* out) {
+  static constexpr std::string_view kEscapes = "\"\\/bfnrt", kCharacters = "\"\\/\b\f\n\r\t";
+  const char c = at();
+  if (c == 'u') {
+    ++at_;
+    uint32_t code = read_hex4();
+    if (code >= 0xD800 && code < 0xDC00) {
+      expect_word("\\u");
+      const uint32_t low = read_hex4();
+      if (low < 0xDC00 || low > 0xDFFF) fail("a lone surrogate");
+      code = 0x10000 + ((code - 0xD800) << 10) + (low - 0xDC00);
+    } else if (code >= 0xDC00 && code <= 0xDFFF) {
+      fail("a lone surrogate");
+    }
+    char bytes[4];
+    out->append(bytes, static_cast<size_t>(encode(code, bytes)));
+    return;
+  }
+  const size_t index = at_ < text_.size() ? kEscapes.find(c) : std::string_view::npos;
+  if (index == std::string_view::npos) fail("an unknown escape");
+  *out += kCharacters[index];
+  ++at_;
+}
+
+uint32_t JsonCursor::read_hex4() {
+  uint32_t code = 0;
+  for (int i = 0; i < 4; ++i, ++at_) {
+    const char c = at();
+    const int digit = c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : c - 'A' + 10;
+    if (digit < 0 || digit > 15 || (c > '9' && c < 'A')) fail("expected four hexadecimal digits");
+    code = code << 4 | static_cast<uint32_t>(digit);
+  }
+  return code;
+}
+
+double JsonCursor::read_number() {
+  skip_space();
+  const bool is_negative = at() == '-';
+  if (is_negative) ++at_;
+  if (at() < '0' || at() > '9') fail("expected a number");
+  constexpr uint64_t kMost = ~uint64_t{0};
+  uint64_t digits = 0;
+  int exponent = 0;
+  bool is_full = false;  // more digits than 64 bits hold: the rest counts for its places alone
+  const auto gather = [&](int each_place) {
+    if (at() < '0' || at() > '9') fail("expected a digit");
+    for (; at() >= '0' && at() <= '9'; ++at_) {
+      const auto digit = static_cast<uint64_t>(at() - '0');
+      if (is_full || digits > (kMost - digit) / 10) {
+        is_full = true;
+        if (each_place == 0 && exponent < kMaxPower * 4) ++exponent;
+        continue;
+      }
+      digits = digits * 10 + digit;
+      exponent += each_place;
+    }
+  };
+  if (at() == '0') {
+    ++at_;
+  } else {
+    gather(0);
+  }
+  if (at() == '.') {
+    ++at_;
+    gather(-1);
+  }
+  if (at() == 'e' || at() == 'E') {
+    ++at_;
+    const bool is_down = at() == '-';
+    if (at() == '-' || at() == '+') ++at_;
+    if (at() < '0' || at() > '9') fail("expected a digit");
+    int written = 0;
+    for (; at() >= '0' && at() <= '9'; ++at_) written = written < 100000 ? written * 10 + (at() - '0') : written;
+    exponent += is_down ? -written : written;
+  }
+  double value = static_cast<double>(digits);
+  while (value != 0 && exponent < -kMaxPower) {
+    value /= power_of_ten(kMaxPower);
+    exponent += kMaxPower;
+  }
+  if (value != 0) {
+    if (exponent > kMaxPower) fail("a number out of range");
+    value = exponent < 0 ? value / power_of_ten(-exponent) : value * power_of_ten(exponent);
+    if (value > 1.7976931348623157e308) fail("a number out of range");
+  }
+  return is_negative ? -value : value;
+}
+
+uint32_t JsonCursor::read_index(uint32_t limit) {
+  skip_space();
+  const size_t begin = at_;
+  uint64_t value = 0;
+  for (; at() >= '0' && at() <= '9'; ++at_) {
+    value = value * 10 + static_cast<uint64_t>(at() - '0');
+    if (value > limit) fail("a number out of range");
+  }
+  if (at_ == begin || at() == '.' || at() == 'e' || at() == 'E') fail("expected an integer of at least 0");
+  return static_cast<uint32_t>(value);
+}
+
+bool JsonCursor::read_bool() {
+  const bool value = peek() == 't';
+  expect_word(value ? "true" : "false");
+  return value;
+}
+
+bool JsonCursor::accept_null() {
+  if (peek() != 'n') return false;
+  expect_word("null");
+  return true;
+}
+
+std::string_view JsonCursor::skip() {
+  skip_space();
+  const size_t begin = at_;
+  std::string scratch;
+  switch (peek()) {
+    case '{':
+      read_object([&](std::string_view) { skip(); });
+      break;
+    case '[':
+      read_array([&] { skip(); });
+      break;
+    case '"':
+      read_string(&scratch);
+      break;
+    case 't':
+    case 'f':
+      read_bool();
+      break;
+    case 'n':
+      accept_null();
+      break;
+    default:
+      read_number();
+  }
+  return text_.substr(begin, at_ - begin);
+}
+
+void JsonCursor::finish() {
+  skip_space();
+  if (at_ != text_.size()) fail("text after the value");
+}
+
+JsonMembers::JsonMembers(std::string_view text) {
+  JsonCursor cursor(text);
+  cursor.read_object([&](std::string_view key) {
+    if (has(key)) cursor.fail("a name given twice");
+    std::string name(key);
+    const std::string_view value = cursor.skip();
+    members_.push_back({std::move(name), value, false});
+  });
+  cursor.finish();
+}
+
+bool JsonMembers::has(std::string_view name) const {
+  return std::any_of(members_.begin(), members_.end(), [&](const Member& member) { return member.name == name; });
+}
+
+std::string_view JsonMembers::take(std::string_view name) {
+  for (Member& member : members_) {
+    if (member.name != name) continue;
+    member.is_taken = true;
+    return member.text;
+  }
+  return "null";
+}
+
+const std::string* JsonMembers::find_untaken() const {
+  for (const Member& member : members_) {
+    if (!member.is_taken) return &member.name;
+  }
+  return nullptr;
+}
 
 }  // namespace edgebert

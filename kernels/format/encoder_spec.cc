@@ -1,8 +1,8 @@
 #include "format/encoder_spec.h"
 
 #include <algorithm>
+#include <charconv>
 #include <limits>
-#include <set>
 #include <string>
 #include <utility>
 
@@ -20,90 +20,80 @@ constexpr int kMaxLayers = 1024;
   throw Error(EB_MODEL_FORMAT, "edgebert.spec: " + what + ": re-export the model");
 }
 
-std::string quote(const std::string& text) { return "'" + text.substr(0, 100) + "'"; }
+std::string quote(std::string_view text) { return "'" + std::string(text.substr(0, 100)) + "'"; }
 
-// A JSON object whose members are taken one by one; what is left at the end is an error.
-class Members {
+bool is_string(std::string_view json) { return json.front() == '"'; }
+
+// The members of a JSON object: what is left at the end is an error.
+class Members : public JsonMembers {
  public:
-  Members(const Json& object, std::string where) : where_(std::move(where)) {
-    if (object.kind != Json::Kind::kObject) fail(where_ + "expected an object");
-    object_ = &object.object;
-  }
+  Members(std::string_view text, std::string where) : JsonMembers(text), where_(std::move(where)) {}
 
-  // nullptr if absent.
-  const Json* take(const std::string& name) {
-    taken_.insert(name);
-    const auto it = object_->find(name);
-    return it == object_->end() ? nullptr : &it->second;
-  }
-
-  const Json& take_required(const std::string& name) {
-    const Json* value = take(name);
-    if (value == nullptr) fail(where_ + name + " is missing");
-    return *value;
+  std::string_view take_required(const std::string& name) {
+    if (!has(name)) fail(where_ + name + " is missing");
+    return take(name);
   }
 
   // An integer in [low, high]; required.
-  int take_size(const std::string& name, int low, int high) { return check_size(name, take_required(name), low, high); }
+  int take_size(const std::string& name, int low, int high) {
+    const std::string_view text = take_required(name);
+    int value = 0;
+    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+    if (error != std::errc() || end != text.data() + text.size() || value < low || value > high) {
+      fail(where_ + name + " must be an integer in [" + std::to_string(low) + ", " + std::to_string(high) + "], got " +
+           quote(text));
+    }
+    return value;
+  }
 
   int take_size(const std::string& name, int low, int high, int absent) {
-    const Json* value = take(name);
-    return value == nullptr ? absent : check_size(name, *value, low, high);
+    return has(name) ? take_size(name, low, high) : absent;
   }
 
   bool take_bool(const std::string& name) {
-    const Json* value = take(name);
-    if (value == nullptr) return false;
-    if (value->kind != Json::Kind::kBool) fail(where_ + name + " must be true or false");
-    return value->boolean;
+    const std::string_view text = has(name) ? take(name) : "false";
+    if (text != "true" && text != "false") fail(where_ + name + " must be true or false, got " + quote(text));
+    return text == "true";
   }
 
   // The place of a string in `choices`; `absent` < 0: required.
   int take_choice(const std::string& name, const std::vector<std::string>& choices, int absent = -1) {
-    const Json* value = take(name);
-    if (value == nullptr && absent >= 0) return absent;
-    if (value == nullptr) fail(where_ + name + " is missing");
+    if (!has(name) && absent >= 0) return absent;
+    const std::string_view text = take_required(name);
+    const std::string given = is_string(text) ? JsonCursor(text).read_string() : "";
     std::string allowed;
     for (size_t i = 0; i < choices.size(); ++i) {
-      if (value->kind == Json::Kind::kString && value->string == choices[i]) return static_cast<int>(i);
+      if (given == choices[i]) return static_cast<int>(i);
       allowed += (i > 0 ? ", " : "") + choices[i];
     }
-    fail(where_ + name + " must be one of " + allowed + ", got " + quote(value->string));
+    fail(where_ + name + " must be one of " + allowed + ", got " + quote(text));
+  }
+
+  std::vector<std::string> take_strings(const std::string& name) {
+    std::vector<std::string> strings;
+    if (!has(name)) return strings;
+    JsonCursor cursor(take(name));
+    const auto check = [&](char expected) {
+      if (cursor.peek() != expected) fail(where_ + name + " must be a list of strings");
+    };
+    check('[');
+    cursor.read_array([&] {
+      check('"');
+      strings.push_back(cursor.read_string());
+    });
+    return strings;
   }
 
   void check_all_taken() const {
-    for (const auto& member : *object_) {
-      if (taken_.count(member.first) == 0) {
-        fail(where_ + quote(member.first) + " is not known to this EdgeBERT, update it or");
-      }
-    }
+    const std::string* name = find_untaken();
+    if (name != nullptr) fail(where_ + quote(*name) + " is not known to this EdgeBERT, update it or");
   }
 
  private:
-  int check_size(const std::string& name, const Json& value, int low, int high) const {
-    if (value.kind != Json::Kind::kNumber || !value.is_integer || !(value.number >= low && value.number <= high)) {
-      fail(where_ + name + " must be an integer in [" + std::to_string(low) + ", " + std::to_string(high) + "]" +
-           (value.kind == Json::Kind::kNumber ? ", got " + std::to_string(value.number) : ""));
-    }
-    return static_cast<int>(value.number);
-  }
-
   std::string where_;
-  const std::map<std::string, Json>* object_ = nullptr;
-  std::set<std::string> taken_;
 };
 
-// Number of strings in an optional list of strings.
-size_t count_strings(const std::string& name, const Json* list) {
-  if (list == nullptr) return 0;
-  if (list->kind != Json::Kind::kArray) fail(name + " must be a list of strings");
-  for (const Json& item : list->array) {
-    if (item.kind != Json::Kind::kString) fail(name + " must be a list of strings");
-  }
-  return list->array.size();
-}
-
-LayerSpec parse_layer(const Json& json, size_t index) {
+LayerSpec parse_layer(std::string_view json, size_t index) {
   const std::string where = "layers[" + std::to_string(index) + "].";
   Members members(json, where);
   LayerSpec layer;
@@ -119,15 +109,13 @@ LayerSpec parse_layer(const Json& json, size_t index) {
                                                          {"ffn_up", &layer.ffn_up},
                                                          {"ffn_down", &layer.ffn_down}};
   for (const auto& [name, linear] : linears) linear->is_s8 = members.take_choice(name, {"f32", "s8"}, 0) == 1;
-  const Json* smoothed = members.take("smoothed");
-  count_strings(where + "smoothed", smoothed);
-  for (const Json& item : smoothed == nullptr ? std::vector<Json>() : smoothed->array) {
+  for (const std::string& smoothed : members.take_strings("smoothed")) {
     LinearSpec* found = nullptr;
     for (const auto& [name, linear] : linears) {
-      if (item.string == name) found = linear;
+      if (smoothed == name) found = linear;
     }
-    if (found == nullptr) fail(where + "smoothed names no linear: " + quote(item.string));
-    if (!found->is_s8) fail(where + item.string + " is smoothed but its weight is not s8");
+    if (found == nullptr) fail(where + "smoothed names no linear: " + quote(smoothed));
+    if (!found->is_s8) fail(where + smoothed + " is smoothed but its weight is not s8");
     found->is_smoothed = true;
   }
   members.check_all_taken();
@@ -145,8 +133,7 @@ std::vector<Head> take_heads(Members& members, const EncoderSpec& spec) {
   const auto dense_activation = static_cast<Activation>(members.take_choice("dense_activation", activations, 0));
   const auto mlm_activation = static_cast<Activation>(members.take_choice("mlm_activation", activations, 0));
   const bool normalizes = members.take_bool("normalize");
-  const size_t label_count = count_strings("labels", members.take("labels"));
-  const int num_labels = static_cast<int>(label_count);  // fits: the text is below 4 MiB
+  const int num_labels = static_cast<int>(members.take_strings("labels").size());  // fits: the text is below 4 MiB
 
   std::vector<HeadStep> pooled = {{pooling == 1 ? Op::kPoolMean : Op::kPoolCls, hidden, hidden, ""}};
   if (dense_size > 0) pooled.push_back({Op::kLinear, hidden, dense_size, "head.dense", dense_activation});
@@ -211,18 +198,16 @@ void EncoderSpec::find_positions(const int32_t* input_ids, int num_tokens, int32
   }
 }
 
-EncoderSpec parse_encoder_spec(std::string_view text) {
-  const Json json = parse_json(text);
+EncoderSpec parse_encoder_spec(std::string_view json) {
   Members members(json, "");
-  const Json& version = members.take_required("version");
-  if (version.kind != Json::Kind::kNumber || version.number != kSpecVersion) {
+  if (members.take_required("version") != std::to_string(kSpecVersion)) {
     throw Error(EB_UNSUPPORTED, "edgebert.spec has a version other than " + std::to_string(kSpecVersion) +
                                     ", the one this EdgeBERT reads: update EdgeBERT or re-export the model");
   }
 
   const Activation ffn_activations[] = {Activation::kGeluErf, Activation::kGeluTanh, Activation::kRelu};
   EncoderSpec spec;
-  if (members.take_required("family").kind != Json::Kind::kString) fail("family must be a string");  // a label
+  if (!is_string(members.take_required("family"))) fail("family must be a string");  // a label
   spec.vocab_size = members.take_size("vocab_size", 1, 1 << 24);
   spec.hidden_size = members.take_size("hidden_size", 1, kMaxInnerSize);
   spec.embedding_size = members.take_size("embedding_size", 1, kMaxInnerSize);
@@ -246,20 +231,21 @@ EncoderSpec parse_encoder_spec(std::string_view text) {
   members.take_bool("portable");
   members.take("rank_function");  // for the layers above
 
-  const Json* eps = members.take("layer_norm_eps");
-  const double eps_value = eps == nullptr ? 1e-12 : eps->kind == Json::Kind::kNumber ? eps->number : -1;
-  if (!(eps_value > 0 && eps_value < 1)) fail("layer_norm_eps must be a number in (0, 1)");
+  const std::string_view eps = members.has("layer_norm_eps") ? members.take("layer_norm_eps") : "1e-12";
+  const bool is_number = eps.find_first_not_of("+-.0123456789eE") == std::string_view::npos;
+  const double eps_value = is_number ? JsonCursor(eps).read_number() : 0;
+  if (!(eps_value > 0 && eps_value < 1)) fail("layer_norm_eps must be a number in (0, 1), got " + quote(eps));
   spec.layer_norm_eps = static_cast<float>(eps_value);
 
   members.take("mask_token");  // these three as well
-  members.take("prompts");
+  if (members.has("prompts")) Members(members.take("prompts"), "prompts.");
   members.take("default_prompt_name");
 
-  const Json& layers = members.take_required("layers");
-  if (layers.kind != Json::Kind::kArray || layers.array.size() > kMaxLayers) {
-    fail("layers must be a list of at most " + std::to_string(kMaxLayers) + " layers");
-  }
-  for (size_t i = 0; i < layers.array.size(); ++i) spec.layers.push_back(parse_layer(layers.array[i], i));
+  JsonCursor layers(members.take_required("layers"));
+  layers.read_array([&] {
+    if (spec.layers.size() == kMaxLayers) fail("layers has more than " + std::to_string(kMaxLayers) + " layers");
+    spec.layers.push_back(parse_layer(layers.skip(), spec.layers.size()));
+  });
   members.check_all_taken();
   return spec;
 }

@@ -7,7 +7,7 @@
 #include <string_view>
 #include <vector>
 
-#include "text/json_cursor.h"
+#include "text/json_object.h"
 #include "text/scratch.h"
 
 namespace edgebert::text {

@@ -9,7 +9,7 @@
 
 #include "check.h"
 #include "edgebert.h"
-#include "text/json_cursor.h"
+#include "text/json_object.h"
 #include "text/rows.h"
 #include "text/tokenizer.h"
 #include "text/trie.h"
@@ -47,7 +47,16 @@ void test_json() {
                           R"({"a": 1,})", R"({"a")", R"({"a": [1 2]})", R"({"a": "\x"})", "{\"a\": \"\t\"}", "{} {}"}) {
     CHECK_ERROR(JsonObject(bad, "test"), EB_MODEL_FORMAT, "re-export");
   }
-  CHECK_ERROR(JsonCursor(std::string(1000, '[')).skip(), EB_MODEL_FORMAT, "nested");
+  for (const char* bad :
+       {"", " ", "{", "[1,]", "[1]]", "{a:1}", "NaN", "\"", "\"\\", "\"\\u12g4\"", "\"\\ud800\\u0041\""}) {
+    JsonCursor cursor(bad);
+    CHECK_ERROR((cursor.skip(), cursor.finish()), EB_MODEL_FORMAT, "not valid JSON");
+  }
+  JsonCursor ends_in_nul(std::string_view("1\0", 2));
+  CHECK_ERROR((ends_in_nul.skip(), ends_in_nul.finish()), EB_MODEL_FORMAT,
+              "text after the value at byte 1, at the end of '1'");
+  CHECK_ERROR(JsonCursor(std::string(100000, '[')).skip(), EB_MODEL_FORMAT, "nested");
+  CHECK(JsonCursor(std::string(64, '[') + std::string(64, ']')).skip().size() == 128);
 }
 
 void test_trie() {
