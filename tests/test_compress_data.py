@@ -79,9 +79,11 @@ def test_all_formats_give_the_same(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("text,label\n" + "\n".join(table) + "\n\n")
     (tmp_path / "a.tsv.gz").write_bytes(gzip.compress(("text\tlabel\n" + "\n".join(table).replace(",", "\t")).encode()))
     parquet.write_table(pyarrow.Table.from_pylist(CLASSIFICATION), tmp_path / "a.parquet")
+    with pyarrow.output_stream(tmp_path / "a.ndjson.zst") as stream:
+        stream.write(lines.encode())
     loaded = [
         load_dataset(tmp_path / f"a.{kind}", "text-classification")
-        for kind in ("jsonl", "jsonl.gz", "csv", "tsv.gz", "parquet")
+        for kind in ("jsonl", "jsonl.gz", "csv", "tsv.gz", "ndjson.zst", "parquet")
     ]
     for dataset in loaded:
         assert (dataset.inputs, dataset.targets) == (loaded[0].inputs, loaded[0].targets)
@@ -137,6 +139,14 @@ def test_encodings_columns_and_ends_of_files(tmp_path: Path) -> None:
     (tmp_path / "latin.csv").write_bytes("text,label\na,x\nüber,y\n".encode("latin-1"))
     with pytest.raises(InvalidInputError, match="line 3.*UTF-8"):
         load_dataset(tmp_path / "latin.csv", "text-classification")
+    (tmp_path / "half.jsonl").write_text('\n{"tokens": ["a", "\\ud83d"], "tags": ["O", "O"]}\n')
+    with pytest.raises(InvalidInputError, match="line 2 is not UTF-8"):
+        load_dataset(tmp_path / "half.jsonl", "token-classification")
+    (tmp_path / "twice.csv").write_text("text,text\na,b\n")
+    with pytest.raises(InvalidInputError, match="names a column twice, 'text'"):
+        load_dataset(tmp_path / "twice.csv", "fill-mask")
+    with pytest.raises(InvalidInputError, match="is a folder"):
+        load_dataset(tmp_path, "fill-mask")
     (tmp_path / "wide.csv").write_text("text,label\na,b,c\n")
     with pytest.raises(InvalidInputError, match="line 2.*3 fields"):
         load_dataset(tmp_path / "wide.csv", "text-classification")

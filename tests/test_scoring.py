@@ -46,8 +46,8 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
         pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=7)
         return path
     text = io.StringIO(newline="")
-    if ".csv" in path.suffixes:
-        writer = csv.DictWriter(text, list(rows[0]))
+    if delimiter := delimiter_of(path):
+        writer = csv.DictWriter(text, list(rows[0]), delimiter=delimiter)
         writer.writeheader()
         writer.writerows(rows)
     else:
@@ -58,6 +58,10 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
+def delimiter_of(path: Path) -> str | None:
+    return {".csv": ",", ".tsv": "\t"}.get(path.suffixes[0].lower() if path.suffixes else "")
+
+
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Rows of an output; embeddings as f32 arrays."""
     if path.is_dir() or path.suffix == ".parquet":
@@ -66,8 +70,9 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         codec = readers.CODECS.get(path.suffix)
         with pa.input_stream(path, compression=codec) as stream:
             text = stream.read().decode(errors="replace")  # CSV that was not UTF-8 passes as it was
-        if ".csv" in path.suffixes:
-            rows = [{k: v or None for k, v in row.items()} for row in csv.DictReader(io.StringIO(text))]
+        if delimiter := delimiter_of(path):
+            records = csv.DictReader(io.StringIO(text), delimiter=delimiter)
+            rows = [{k: v or None for k, v in row.items()} for row in records]
             for row in rows:
                 row |= {k: json.loads(row[k] or "null") for k in ("embedding", "truncated")}
         else:
@@ -78,8 +83,8 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return list(rows)
 
 
-@pytest.mark.parametrize("name", ["in.parquet", "in.jsonl", "in.csv", "in.jsonl.gz", "in.csv.zst"])
-@pytest.mark.parametrize("to", ["out.parquet", "out.jsonl", "out.csv", "out.csv.gz", "out.jsonl.zst", "out"])
+@pytest.mark.parametrize("name", ["in.parquet", "in.jsonl", "in.csv", "in.jsonl.gz", "in.csv.zst", "IN.TSV"])
+@pytest.mark.parametrize("to", ["out.parquet", "out.jsonl", "out.csv", "out.csv.gz", "out.tsv", "out.jsonl.zst", "out"])
 def test_every_row_once_in_order_from_and_to_every_format(
     make_file: Callable[..., Path], tmp_path: Path, name: str, to: str
 ) -> None:
@@ -94,6 +99,17 @@ def test_every_row_once_in_order_from_and_to_every_format(
     assert all(row["error"] is None and row["truncated"] is False for row in found)
     np.testing.assert_array_equal(np.stack([row["embedding"] for row in found]), expected)
     assert not list(tmp_path.glob("*.parts")) and not list(tmp_path.rglob("*.tmp"))
+
+
+def test_lines_of_text(make_file: Callable[..., Path], tmp_path: Path) -> None:
+    model, texts = make_file(), ["the red roses", " a, b\tc ", '"d']
+    (tmp_path / "in.txt").write_bytes("\r\n\r\n".join(texts).encode("utf-8-sig"))
+    score(model, tmp_path / "in.txt", tmp_path / "out.jsonl")
+    found = read_rows(tmp_path / "out.jsonl")
+    assert [row["text"] for row in found] == texts
+    np.testing.assert_array_equal([row["embedding"] for row in found], edgebert.load(model).encode(texts))
+    with pytest.raises(InvalidInputError, match=r"end it in .*\.tsv, the last ones"):
+        score(model, tmp_path / "in.txt", tmp_path / "out.txt")
 
 
 def test_types_of_results(make_file: Callable[..., Path], tmp_path: Path) -> None:

@@ -7,15 +7,17 @@ import sys
 
 from edgebert.commands.arguments import add_model_arguments, read_option
 
-HELP = "score a file or folder of rows (Parquet, JSON lines, CSV) with a model file, resumably"
+HELP = "score a file or folder of rows (Parquet, JSON lines, CSV, TSV, text) with a model file, resumably"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
     parser.add_argument("file", help="a model file, or a folder that holds model.onnx")
-    parser.add_argument("input", help="a .parquet, .jsonl or .csv file, the last two also .gz or .zst, or a folder")
     parser.add_argument(
-        "-o", "--output", required=True, help="a file of one of these kinds, or a folder, for Parquet files"
+        "input", help="a .parquet, .jsonl, .csv, .tsv or .txt file, all but the first also .gz or .zst, or a folder"
+    )
+    parser.add_argument(
+        "-o", "--output", required=True, help="a file of one of these kinds but .txt, or a folder, for Parquet files"
     )
     parser.add_argument(
         "--column",

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import gzip
 import hashlib
-import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +10,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from edgebert.artifact.spec import PROBLEM_TYPES
-from edgebert.errors import EdgeBertError, InvalidInputError
+from edgebert.errors import InvalidInputError
+from edgebert.scoring.readers import Source, require
 from edgebert.tokenizer import Text
 
 SINGLE_LABEL, MULTI_LABEL, REGRESSION = PROBLEM_TYPES
@@ -39,6 +37,7 @@ _TASK_ROLES = {  # roles of a task: (needed, optional)
     "fill-mask": (("text",), ()),
 }
 MULTI_LABEL_SEPARATOR = ";"  # between the labels of one cell of a CSV or TSV file
+WINDOW_ROWS = 4096  # that are read at a time
 HELD_OUT = 10  # one text in so many is held out where there is no evaluation file
 
 
@@ -106,8 +105,7 @@ def load_dataset(
     """Read and check a file of task data.
 
     Args:
-        path: .csv, .tsv, .jsonl (also .json and .ndjson with an object a line) or .txt (a text a line), each also with
-            .gz after it, or .parquet.
+        path: a file of any format that is scored: FORMATS and CODECS of edgebert/scoring/readers.py.
         task: one of TASKS.
         columns: role -> column; roles left out are found by the names in ROLES.
         problem_type: of text classification; None takes what the column holds: lists of labels, labels or numbers.
@@ -116,7 +114,7 @@ def load_dataset(
     Raises:
         InvalidInputError: no such file, a column missing or of mixed types, an empty field, a single class, a label
             that is not among `labels`, an answer that is not where it should be; names the row.
-        EdgeBertError: Parquet without pyarrow.
+        BackendUnavailableError: pyarrow is missing.
     """
     path = Path(path)
     if task not in TASKS:
@@ -182,95 +180,30 @@ def hold_out(dataset: Dataset) -> tuple[Dataset, Dataset]:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file, column -> value; all strings for CSV and TSV.
+    """The rows of a file, column -> value; all strings for CSV, TSV and text.
 
     Raises:
         InvalidInputError: missing, unreadable, not UTF-8, without rows, or of an unknown kind.
-        EdgeBertError: Parquet without pyarrow.
+        BackendUnavailableError: pyarrow is missing.
     """
-    kind = path.name.removesuffix(".gz").rpartition(".")[2].lower()
-    readers = {"csv": _read_csv, "tsv": _read_csv, "json": _read_json, "jsonl": _read_json, "ndjson": _read_json}
-    if kind == "parquet":
-        rows = _read_parquet(path)
-    elif kind == "txt":
-        rows = [{"text": line} for line in _read_text(path).splitlines() if line.strip()]
-    elif kind in readers:
-        rows = readers[kind](path, kind)
-    else:
-        raise InvalidInputError(f"{path}: expected .csv, .tsv, .jsonl, .txt (each also .gz) or .parquet")
+    require("pyarrow", "compress")
+    if path.is_dir():
+        raise InvalidInputError(f"{path} is a folder: expected a file of rows")
+    source = Source(path, WINDOW_ROWS)
+    rows: list[dict[str, Any]] = []
+    for window in source.read(source.files[0]):
+        for i, row in enumerate(window.to_dicts()):
+            fault = window.errors.get(i)
+            try:
+                json.dumps(row, ensure_ascii=False, default=str).encode()
+            except UnicodeEncodeError:
+                place = f"line {window.lines[i]}" if window.lines else f"row {len(rows) + 1}"
+                fault = fault or f"{place} is not UTF-8"
+            if fault:
+                raise InvalidInputError(f"{path}: {fault}: convert the file, correct the row or remove it")
+            rows.append(row)
     if not rows:
         raise InvalidInputError(f"{path} has no rows: expected a header and rows, or an object a line")
-    return rows
-
-
-def _read_text(path: Path) -> str:
-    try:
-        data = path.read_bytes()
-        data = gzip.decompress(data) if path.suffix == ".gz" else data
-    except (OSError, EOFError) as error:
-        raise InvalidInputError(
-            f"{path} cannot be read ({error}): check the path, and that the file is whole"
-        ) from None
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise InvalidInputError(
-            f"{path}, line {line}, is not UTF-8 ({error.reason}): convert the file to UTF-8"
-        ) from None
-
-
-def _read_csv(path: Path, kind: str) -> list[dict[str, Any]]:
-    csv.field_size_limit(2**30)
-    reader = csv.reader(
-        io.StringIO(_read_text(path), newline=""), delimiter="\t" if kind == "tsv" else ",", strict=True
-    )
-    rows = []
-    try:
-        header = next(reader, [])
-        for fields in reader:
-            if not fields:
-                continue
-            if len(fields) != len(header):
-                raise InvalidInputError(
-                    f"{path}, line {reader.line_num}, has {len(fields)} fields, the header has {len(header)}: "
-                    "quote fields that hold the separator"
-                )
-            rows.append(dict(zip(header, fields, strict=True)))
-    except csv.Error as error:
-        raise InvalidInputError(
-            f"{path}, line {reader.line_num}: {error}; expected quotes doubled and closed"
-        ) from None
-    return rows
-
-
-def _read_json(path: Path, kind: str) -> list[dict[str, Any]]:
-    rows = []
-    for number, line in enumerate(_read_text(path).split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise InvalidInputError(
-                f"{path}, line {number}, is not JSON ({error}): expected an object a line"
-            ) from None
-        if not isinstance(row, dict):
-            raise InvalidInputError(f"{path}, line {number}: expected an object, got {type(row).__name__}")
-        rows.append(row)
-    return rows
-
-
-def _read_parquet(path: Path) -> list[dict[str, Any]]:
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError:
-        raise EdgeBertError("Parquet files need pyarrow: pip install 'edgebert[compress]'") from None
-    try:
-        rows: list[dict[str, Any]] = parquet.read_table(path).to_pylist()
-    except (OSError, pyarrow.ArrowException) as error:
-        raise InvalidInputError(f"{path} cannot be read as Parquet ({error}): check the path and the file") from None
     return rows
 
 

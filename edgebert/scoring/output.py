@@ -18,7 +18,7 @@ from typing import Any
 
 from edgebert.errors import EdgeBertError, InvalidInputError
 from edgebert.scoring.readers import CODECS, FORMATS, Source, Window, find_format
-from edgebert.scoring.writers import Part, Writer
+from edgebert.scoring.writers import WRITERS, Part, Writer
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -32,7 +32,7 @@ class Output:
 
     Attributes:
         is_folder: which of the two.
-        format: "parquet", "jsonl" or "csv".
+        format: one of WRITERS.
         codec: of a file, "gzip", "zstd" or None.
         state: what the manifest holds: the job, and how much of it is done.
     """
@@ -46,9 +46,10 @@ class Output:
         self.path = path
         self.is_folder = not path.suffix
         format_, self.codec = ("parquet", None) if self.is_folder else find_format(path)
-        if format_ is None or (format_ == "parquet" and self.codec):
+        if format_ not in WRITERS or (format_ == "parquet" and self.codec):
+            endings = ", ".join(ending for ending, format_ in FORMATS.items() if format_ in WRITERS)
             raise InvalidInputError(
-                f"{path} does not say what to write: end it in {', '.join(FORMATS)}, the last ones also with "
+                f"{path} does not say what to write: end it in {endings}, the last ones also with "
                 f"{' or '.join(CODECS)}, or in nothing for a folder of Parquet files"
             )
         self.format = format_

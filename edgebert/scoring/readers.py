@@ -1,4 +1,4 @@
-"""Source: Parquet, JSON lines or CSV, a file or a folder of files, cut into windows of rows at bounded memory."""
+"""Reads rows of Parquet, JSON lines, CSV, TSV or text: a file or a folder of them, in windows that bound the memory."""
 
 from __future__ import annotations
 
@@ -24,7 +24,16 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 
-FORMATS = {".parquet": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".csv": "csv"}
+FORMATS = {
+    ".parquet": "parquet",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".txt": "txt",
+}
+DELIMITERS = {"csv": ",", "tsv": "\t"}
 CODECS = {".gz": "gzip", ".zst": "zstd"}
 
 WINDOW_BYTES = 32 << 20  # a window is cut short when its rows take this many bytes, so that long texts fit in memory
@@ -71,6 +80,7 @@ class Window:
         first_row: the first row's number in that file.
         rows: a table from Parquet, otherwise a list of dicts.
         errors: what is wrong with rows that could not be read, by their number in the window.
+        lines: the line on which each row ends, counted from 1; of Parquet none.
     """
 
     file: InputFile
@@ -78,6 +88,7 @@ class Window:
     first_row: int = 0
     rows: pa.Table | list[Row] = field(default_factory=list)
     errors: dict[int, str] = field(default_factory=dict)
+    lines: list[int] = field(default_factory=list)
 
     def column(self, name: str) -> list[Any]:
         """The values of a column; broken UTF-8 gives surrogates, which the scorer reports."""
@@ -109,7 +120,7 @@ class Source:
 
     Attributes:
         files: in the order they are read in.
-        format: "parquet", "jsonl" or "csv".
+        format: one of FORMATS.
         total_bytes: of all files.
         window_rows: rows that a window has at most.
     """
@@ -136,7 +147,7 @@ class Source:
         formats = sorted({file.format for file in self.files})
         if len(formats) > 1:
             raise InvalidInputError(
-                f"{path} holds files of several formats, {', '.join(formats)}: score them one by one"
+                f"{path} holds files of several formats, {', '.join(formats)}: read them one by one"
             )
         self.format = formats[0]
         self.total_bytes = sum(file.size for file in self.files)
@@ -255,7 +266,6 @@ class Source:
         import pyarrow as pa
 
         partition, done = self._partition(file), 0
-        parse = _parse_csv if file.format == "csv" else _parse_jsonl
         try:
             with open(file.path, "rb", buffering=0) as raw:
                 stream: Any = raw
@@ -264,10 +274,11 @@ class Source:
                         gzip.GzipFile(fileobj=raw) if file.codec == "gzip" else pa.CompressedInputStream(raw, "zstd")
                     )
                 window, size = Window(file), 0
-                for row, error, row_bytes in parse(io.BufferedReader(stream), file):
+                for line, row, error, row_bytes in _PARSERS[file.format](io.BufferedReader(stream), file):
                     if error:
                         window.errors[len(window.rows)] = error
                     window.rows.append(row | partition if partition else row)
+                    window.lines.append(line)
                     size, done = size + row_bytes, done + 1
                     if len(window.rows) >= self.window_rows or size >= WINDOW_BYTES:
                         yield window
@@ -319,8 +330,11 @@ def clean(text: str) -> str:
     return _SURROGATES.sub("\ufffd", text)
 
 
-def _parse_jsonl(stream: io.BufferedReader, _: InputFile) -> Iterator[tuple[Row, str | None, int]]:
-    """(row, what is wrong with it, bytes) of each line; blank lines are no rows."""
+Record = tuple[int, Row, str | None, int]  # a row's line, the row, what is wrong with it, its bytes or characters
+
+
+def _decode_lines(stream: io.BufferedReader) -> Iterator[tuple[int, str | None, int]]:
+    """(number, text, bytes) of each line that is not blank; no text if it is longer than LINE_BYTES."""
     number = 0
     while line := stream.readline(LINE_BYTES):
         number += 1
@@ -328,13 +342,28 @@ def _parse_jsonl(stream: io.BufferedReader, _: InputFile) -> Iterator[tuple[Row,
         if size == LINE_BYTES and not line.endswith(b"\n"):
             while (rest := stream.readline(LINE_BYTES)) and not rest.endswith(b"\n"):
                 pass
-            yield {}, f"line {number} is longer than {LINE_BYTES} bytes", 0
+            yield number, None, 0
             continue
         text = line.decode("utf-8-sig" if number == 1 else "utf-8", "surrogateescape")
-        if not text.strip():
+        if text.strip():
+            yield number, text, size
+
+
+def _parse_text(stream: io.BufferedReader, _: InputFile) -> Iterator[Record]:
+    """The row of each line: its text, in the column "text"."""
+    for number, text, size in _decode_lines(stream):
+        fault = f"line {number} is longer than {LINE_BYTES} bytes" if text is None else None
+        yield number, {} if text is None else {"text": text.rstrip("\r\n")}, fault, size
+
+
+def _parse_jsonl(stream: io.BufferedReader, _: InputFile) -> Iterator[Record]:
+    """The row of each line."""
+    for number, text, size in _decode_lines(stream):
+        if text is None:
+            yield number, {}, f"line {number} is longer than {LINE_BYTES} bytes", size
             continue
         row, fault = _read_object(text)
-        yield row, fault and f"line {number} {fault}: {text[:100].strip()!r}", size
+        yield number, row, fault and f"line {number} {fault}: {text[:100].strip()!r}", size
 
 
 def _read_object(text: str) -> tuple[Row, str | None]:
@@ -366,10 +395,11 @@ def _is_deep(value: Any) -> bool:
     return any(isinstance(part, (dict, list)) for part in level)
 
 
-def _parse_csv(stream: io.BufferedReader, file: InputFile) -> Iterator[tuple[Row, str | None, int]]:
-    """(row, what is wrong with it, characters) of each record; all values stay text, an empty line is no row."""
+def _parse_csv(stream: io.BufferedReader, file: InputFile) -> Iterator[Record]:
+    """The row of each record; all values stay text, an empty line is no row."""
     csv.field_size_limit(LINE_BYTES)
-    records = csv.reader(io.TextIOWrapper(stream, "utf-8-sig", "surrogateescape", newline=""), strict=True)
+    text = io.TextIOWrapper(stream, "utf-8-sig", "surrogateescape", newline="")
+    records = csv.reader(text, delimiter=DELIMITERS[file.format], strict=True)
     header: list[str] | None = None
     while True:
         first = records.line_num + 1
@@ -382,7 +412,7 @@ def _parse_csv(stream: io.BufferedReader, file: InputFile) -> Iterator[tuple[Row
             lines = f"line {first} is" if is_one else f"lines {first} to {records.line_num} are"
             if header is None:
                 raise InvalidInputError(f"the header of {file.path} is not CSV ({error})") from None
-            yield {}, f"{lines} not CSV ({error})", 0
+            yield records.line_num, {}, f"{lines} not CSV ({error})", 0
             continue
         if header is None:
             header = values
@@ -393,7 +423,10 @@ def _parse_csv(stream: io.BufferedReader, file: InputFile) -> Iterator[tuple[Row
             fault = None
             if len(values) != len(header):
                 fault = f"line {records.line_num} has {len(values)} fields, the header {len(header)}"
-            yield dict(zip(header, values, strict=False)), fault, sum(map(len, values))
+            yield records.line_num, dict(zip(header, values, strict=False)), fault, sum(map(len, values))
+
+
+_PARSERS = {"jsonl": _parse_jsonl, "csv": _parse_csv, "tsv": _parse_csv, "txt": _parse_text}
 
 
 def _find_data(folder: Path) -> Iterator[Path]:
@@ -419,7 +452,7 @@ def _describe(path: Path, name: str) -> InputFile:
 
 def find_format(path: Path) -> tuple[str | None, str | None]:
     """(format, codec) that a name stands for."""
-    suffixes = path.suffixes
+    suffixes = [suffix.lower() for suffix in path.suffixes]
     codec = CODECS.get(suffixes[-1]) if suffixes else None
     suffixes = suffixes[:-1] if codec else suffixes
     return (FORMATS.get(suffixes[-1]) if suffixes else None), codec
@@ -490,7 +523,7 @@ def _damage_errors() -> tuple[type[Exception], ...]:
 
 
 def _broken(file: InputFile, done: int, error: Exception) -> InvalidInputError:
-    advice = "get it whole again, or score a file of the rows that can be read"
+    advice = "get it whole again, or make a file of the rows that can be read"
     if "too much memory" in str(error):
         advice = "decompress it first, or compress it without --long"
     return InvalidInputError(f"{file.path} cannot be read after row {done}: {_one_line(error)}: {advice}")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 MAX_COLUMNS = 10_000  # that JSON lines may make: field names that are data must not fill the memory
 _NAMES_TOLD = 20  # in a message
-_KINDS = {"parquet": "Parquet", "jsonl": "JSON lines, an object a line", "csv": "CSV"}
+_KINDS = {"jsonl": "JSON lines, an object a line", "csv": "CSV", "tsv": "TSV", "txt": "text"}
 _EXACT = 1 << 53  # integers up to here are exact in f64
 _NULL = type(None)
 

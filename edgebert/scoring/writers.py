@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgebert.errors import InvalidInputError
-from edgebert.scoring.readers import Window, clean
+from edgebert.scoring.readers import DELIMITERS, Window, clean
 from edgebert.scoring.scorer import Scorer
 from edgebert.scoring.survey import MAX_COLUMNS, Survey
 
@@ -160,14 +160,31 @@ class CsvWriter(LineWriter):
     """CSV: what is not text is written as JSON, null as nothing."""
 
     has_fixed_columns = True
+    _delimiter = DELIMITERS["csv"]
 
     def _encode(self, window: Window, results: Results, kept: Bools) -> bytes:
         names = self.input_schema.names
         rows = zip(window.to_dicts(), zip(*results.values(), strict=True), kept, strict=True)
-        return _format_csv([*map(row.get, names), *answer] for row, answer, keep in rows if keep)
+        return self._format([*map(row.get, names), *answer] for row, answer, keep in rows if keep)
 
     def _head(self) -> bytes:
-        return _format_csv([[*self.input_schema.names, *self.results]])
+        return self._format([[*self.input_schema.names, *self.results]])
+
+    def _format(self, rows: Iterable[list[Any]]) -> bytes:
+        """Records in UTF-8; bytes that were not UTF-8 come out as they came in, other surrogates as question marks."""
+        text = io.StringIO(newline="")
+        writer = csv.writer(text, delimiter=self._delimiter, lineterminator="\n")
+        writer.writerows([to_text(value) for value in row] for row in rows)
+        try:
+            return text.getvalue().encode(errors="surrogateescape")
+        except UnicodeEncodeError:
+            return text.getvalue().encode(errors="replace")
+
+
+class TsvWriter(CsvWriter):
+    """TSV: CSV with tabs between the fields."""
+
+    _delimiter = DELIMITERS["tsv"]
 
 
 class TableWriter(Writer):
@@ -242,7 +259,7 @@ def make_part(window: Window, scorer: Scorer, writer: Writer) -> Part:
     return writer.encode(window, scorer({name: window.column(name) for name in scorer.columns}))
 
 
-WRITERS: dict[str, type[Writer]] = {"parquet": TableWriter, "jsonl": LineWriter, "csv": CsvWriter}
+WRITERS: dict[str, type[Writer]] = {"parquet": TableWriter, "jsonl": LineWriter, "csv": CsvWriter, "tsv": TsvWriter}
 
 
 def dump_line(value: Any) -> bytes:
@@ -292,16 +309,6 @@ def _without_nan(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_without_nan(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _format_csv(rows: Iterable[list[Any]]) -> bytes:
-    """Records in UTF-8; bytes that were not UTF-8 come out as they came in, other surrogates as question marks."""
-    text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerows([to_text(value) for value in row] for row in rows)
-    try:
-        return text.getvalue().encode(errors="surrogateescape")
-    except UnicodeEncodeError:
-        return text.getvalue().encode(errors="replace")
 
 
 def _to_array(field: pa.Field, values: list[Any]) -> pa.Array:
