@@ -244,11 +244,11 @@ def test_memory_is_flat_after_warm_up(threads: int) -> None:
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="resident memory is read from /proc")
 def test_loading_and_freeing_leaves_nothing(make_file: Callable[..., Path]) -> None:
     path = make_file(hidden=128, layers=((4, 32, 512),) * 4)  # about 3 MB of weights
-    for _ in range(3):
+    for _ in range(20):  # the C library's heap grows once more, when it likes
         native.load(path)
     gc.collect()
     resident = resident_bytes()
-    for _ in range(30):
+    for _ in range(60):
         native.load(path)
     gc.collect()
     assert resident_bytes() - resident < 8_000_000
