@@ -23,8 +23,8 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ from edgebert.artifact.names import linear_name
 from edgebert.artifact.spec import LINEARS
 from edgebert.backends.base import Backend
 from edgebert.batch import PackedBatch
+from edgebert.turns import time_in_turns
 
 F32 = NDArray[np.float32]
 Run = Callable[[PackedBatch], F32]
@@ -342,24 +343,21 @@ def check_model(shape: Shape, oracle: Backend, backends: dict[str, Backend], run
 def measure(
     shape: Shape, runs: dict[str, Run], batches: list[PackedBatch], ceilings: dict[str, float]
 ) -> dict[str, Any]:
-    samples: dict[str, list[float]] = {name: [] for name in runs}
-    for forward in runs.values():
+    def run_all(forward: Run) -> None:
+        for batch in batches:
+            forward(batch)
+
+    calls = [partial(run_all, forward) for forward in runs.values()]
+    for call in calls:
         for _ in range(3):  # compiled and recorded
-            for batch in batches:
-                forward(batch)
-    end = time.perf_counter() + SECONDS
-    while time.perf_counter() < end or len(samples["EdgeBERT f16"]) < MIN_ROUNDS:
-        for name, forward in runs.items():
-            begun = time.perf_counter()
-            for batch in batches:
-                forward(batch)
-            samples[name].append(time.perf_counter() - begun)
+            call()
+    samples = time_in_turns(calls, warm_up=False, seconds=SECONDS, least=MIN_ROUNDS)
     tokens = sum(batch.total_tokens for batch in batches)
     texts = sum(batch.num_sequences for batch in batches)
     padded = sum(batch.num_sequences * batch.max_seqlen for batch in batches)
     operations = shape.count_operations([n for batch in batches for n in batch.lengths.tolist()])
     rows = {}
-    for name, times in samples.items():
+    for name, times in zip(runs, samples, strict=True):
         median = float(np.median(times))
         ceiling = ceilings["int8_tops" if name == "EdgeBERT int8" else "f16_tflops"]
         rows[name] = {
@@ -373,7 +371,7 @@ def measure(
         "texts": texts,
         "tokens": tokens,
         "fill": round(tokens / padded, 3),
-        "rounds": len(samples["EdgeBERT f16"]),
+        "rounds": len(samples[0]),
         "runtimes": rows,
     }
 

@@ -31,7 +31,7 @@ from edgebert.batch import PackedBatch
 from edgebert.compress.data import load_dataset
 from edgebert.compress.pipeline import Result, run
 from edgebert.compress.recipe import Budget, Distillation, Pruning, QuantizationAware, Recipe, Training
-from edgebert.demo import time_in_turns
+from edgebert.turns import time_in_turns
 
 TUNING = {  # task data -> (task, fine-tuning)
     "banking77": ("text-classification", Training(epochs=6, learning_rate=3e-4)),
@@ -184,8 +184,9 @@ def time_rungs(rungs: list[dict[str, Any]], recipe: Recipe, made: Result, args: 
             calls.append(functools.partial(model.forward, PackedBatch.from_lists(rows)))
         # of one thread the CPU time, which other processes disturb less
         clock = time.thread_time if args.threads == 1 else time.perf_counter
-        turns = {"rounds": 8, "calls_a_turn": 6} if len(lengths) == 1 else {"rounds": 3, "calls_a_turn": 2}
-        *ours, in_onnxruntime, bert_base = time_in_turns(calls, **turns, clock=clock)
+        rounds, count = (8, 5) if len(lengths) == 1 else (3, 1)
+        samples = time_in_turns(calls, rounds=rounds, counts=count, settle_s=0.01, clock=clock)
+        *ours, in_onnxruntime, bert_base = (float(np.median(seconds)) for seconds in samples)
         for rung, seconds in zip(rungs, ours, strict=True):
             rung["seconds"][workload] = seconds
             rung["over_bert_base"][workload] = bert_base / seconds

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from edgebert.artifact.spec import EncoderSpec
 from edgebert.backends.base import Backend
 from edgebert.backends.registry import load_backend
 from edgebert.batch import PackedBatch
+from edgebert.turns import time_in_turns
 
 BACKENDS = ("native", "numba", "onnxruntime")
 STREAM_TOKENS = 4096  # what the model facade sends at once
@@ -94,17 +96,16 @@ def measure(backends: dict[str, Backend], batches: list[PackedBatch], seconds: f
         cosine = (ours * other).sum(1) / np.linalg.norm(ours, axis=1) / np.linalg.norm(other, axis=1)
         if cosine.min() < 0.998:
             raise SystemExit(f"onnxruntime's rows differ, cosine {cosine.min():.5f}: nothing was timed")
-    samples: dict[str, list[float]] = {name: [] for name in backends}
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        for name, backend in backends.items():
-            begun = time.perf_counter()
-            for batch in batches:
-                backend.run(batch, [output])
-            samples[name].append(1e3 * (time.perf_counter() - begun))
-    median, least = ({name: f(times) for name, times in samples.items()} for f in (np.median, min))
+
+    def run_all(backend: Backend) -> None:
+        for batch in batches:
+            backend.run(batch, [output])
+
+    calls = [partial(run_all, backend) for backend in backends.values()]
+    samples = [1e3 * taken for taken in time_in_turns(calls, warm_up=False, seconds=seconds)]
+    median, least = (dict(zip(backends, map(f, samples), strict=True)) for f in (np.median, np.min))
     return {
-        "rounds": len(samples["native"]),
+        "rounds": len(samples[0]),
         "median_ms": {name: round(float(value), 3) for name, value in median.items()},
         "min_ms": {name: round(float(value), 3) for name, value in least.items()},
         "speed_of_native": {

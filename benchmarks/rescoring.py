@@ -14,7 +14,6 @@ import gzip
 import json
 import multiprocessing
 import random
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -28,6 +27,7 @@ import edgebert
 from benchmarks import describe_run, write_result
 from edgebert.batch import PackedBatch
 from edgebert.bench.session import peak_mb
+from edgebert.turns import time_in_turns
 
 Copy = tuple[list[int], int]  # token ids with a mask, and its place
 
@@ -67,11 +67,13 @@ def main() -> int:
             "transformers, one at a time": (partial(run_each, score_copies, singles), len(copies)),
             "transformers, a sentence at a time": (partial(run_each, score_copies, by_sentence), len(copies)),
         }
-        times: dict[str, list[float]] = {name: [] for name in ways}
-        for _ in range(ROUNDS):
-            for name, (run, count) in ways.items():
-                times[name].append(cpu_seconds(run) / count)
-        milliseconds = {name: 1e3 * statistics.median(values) for name, values in times.items()}
+        samples = time_in_turns(
+            [run for run, _ in ways.values()], rounds=ROUNDS, warm_up=False, clock=time.process_time
+        )
+        milliseconds = {
+            name: 1e3 * float(np.median(seconds)) / count
+            for (name, (_, count)), seconds in zip(ways.items(), samples, strict=True)
+        }
         row = {
             "file": path.name,
             "backend": model.backend.detail,
@@ -176,12 +178,6 @@ def load_transformers(checkpoint: Path) -> tuple[Callable[[list[Copy]], Any], Ca
 def run_each(run: Callable[[Any], Any], items: list[Any]) -> None:
     for item in items:
         run(item)
-
-
-def cpu_seconds(run: Callable[[], Any]) -> float:
-    start = time.process_time()
-    run()
-    return time.process_time() - start
 
 
 if __name__ == "__main__":

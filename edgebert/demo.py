@@ -6,7 +6,6 @@ import argparse
 import functools
 import importlib.util
 import logging
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -22,6 +21,7 @@ from edgebert.errors import EdgeBertError
 from edgebert.exporting.check import check
 from edgebert.exporting.export import export
 from edgebert.model import Model, load
+from edgebert.turns import time_in_turns
 
 F32 = NDArray[np.float32]
 
@@ -30,6 +30,7 @@ SENTENCES_FILE = Path(__file__).parent / "data" / "demo_sentences.txt"
 QUESTION = "How do I get limescale out of my kettle?"
 LATENCY_TOKENS = (16, 128)
 BATCH_SIZES = (1, 8, 32, 128)
+SETTLE_S = 0.01  # of silence before a turn
 
 
 @dataclass(frozen=True)
@@ -206,13 +207,15 @@ def measure_speed(contenders: Sequence[Contender], batch: PackedBatch) -> list[S
     latencies = []
     for length in LATENCY_TOKENS:
         text = PackedBatch.from_lists([batch.input_ids[:length].tolist()])
-        latencies.append(time_in_turns([contender.bind(text) for contender in contenders], rounds=20, calls_a_turn=6))
+        calls = [contender.bind(text) for contender in contenders]
+        latencies.append(medians(time_in_turns(calls, rounds=20, counts=5, settle_s=SETTLE_S)))
 
     ordered = batch.take(np.argsort(batch.lengths, kind="stable"))
 
     def time_passes(sizes: Sequence[int], rounds: int) -> list[float]:
         parts = [contender.bind_parts(ordered, size) for contender, size in zip(contenders, sizes, strict=True)]
-        return time_in_turns([functools.partial(run_all, calls) for calls in parts], rounds, calls_a_turn=1)
+        passes = [functools.partial(run_all, calls) for calls in parts]
+        return medians(time_in_turns(passes, rounds=rounds, warm_up=False, settle_s=SETTLE_S))
 
     by_size = [time_passes([size] * len(contenders), 1) for size in BATCH_SIZES]
     best_sizes = [BATCH_SIZES[column.index(min(column))] for column in zip(*by_size, strict=True)]
@@ -220,33 +223,15 @@ def measure_speed(contenders: Sequence[Contender], batch: PackedBatch) -> list[S
     return [Speed(latency, batch.num_sequences / total) for *latency, total in zip(*latencies, totals, strict=True)]
 
 
+def medians(samples: Sequence[NDArray[np.float64]]) -> list[float]:
+    """The median of each contender's seconds."""
+    return [float(np.median(seconds)) for seconds in samples]
+
+
 def run_all(calls: Sequence[Callable[[], object]]) -> None:
     """Make the calls in order."""
     for call in calls:
         call()
-
-
-def time_in_turns(
-    calls: Sequence[Callable[[], object]],
-    rounds: int,
-    calls_a_turn: int,
-    clock: Callable[[], float] = time.perf_counter,
-) -> list[float]:
-    """Median seconds of each call, measured A B C A B C …; of several calls a turn the first one is not counted.
-
-    The pause before a turn lets the threads of the call before go to sleep, the first call brings the caches back.
-    """
-    samples: list[list[float]] = [[] for _ in calls]
-    for _ in range(rounds):
-        for call, times in zip(calls, samples, strict=True):
-            time.sleep(0.01)
-            turn = []
-            for _ in range(calls_a_turn):
-                start = clock()
-                call()
-                turn.append(clock() - start)
-            times += turn[1:] or turn
-    return [statistics.median(times) for times in samples]
 
 
 def render_table(contenders: Sequence[Contender], qualities: Sequence[Quality], speeds: Sequence[Speed]) -> str:

@@ -45,27 +45,6 @@ def test_quality_is_cosine_to_the_reference_and_flips_between_alone_and_together
     assert quality.neighbour_flips == 0
 
 
-def test_calls_take_turns_and_the_first_of_a_turn_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = [0.0]
-    order: list[str] = []
-
-    def clock() -> float:
-        return now[0]
-
-    def call(name: str, first: float, later: float) -> Callable[[], None]:
-        def run() -> None:
-            now[0] += later if order and order[-1] == name else first
-            order.append(name)
-
-        return run
-
-    monkeypatch.setattr(demo.time, "sleep", lambda _: None)
-    medians = demo.time_in_turns([call("a", 100, 1), call("b", 200, 2)], rounds=2, calls_a_turn=3, clock=clock)
-    assert order == ["a"] * 3 + ["b"] * 3 + ["a"] * 3 + ["b"] * 3
-    assert medians == [1, 2]
-    assert demo.time_in_turns([call("c", 7, 7)], rounds=1, calls_a_turn=1, clock=clock) == [7]
-
-
 def test_table_shows_every_contender_against_the_first(tmp_path: Path) -> None:
     for name, size in (("a", 2_000_000), ("b", 500_000)):
         (tmp_path / name).write_bytes(bytes(size))

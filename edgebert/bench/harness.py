@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -26,6 +27,7 @@ import edgebert
 from edgebert.bench.peers.base import Kind, ModelFiles, Settings
 from edgebert.bench.session import Rows
 from edgebert.errors import EdgeBertError
+from edgebert.turns import take_turns
 
 F32 = NDArray[np.float32]
 
@@ -308,25 +310,26 @@ def measure(
     rounds = [
         max(budget.rounds, round(budget.seconds / (count * pilot))) for count, pilot in zip(calls, pilots, strict=True)
     ]
-    seconds: list[list[float]] = [[] for _ in ready]
     used, idle, waited = [0.0] * len(ready), [0.0] * len(ready), [0.0] * len(ready)
-    since = [0.0] * len(ready)
-    for turn in range(max(rounds, default=0)):
-        for i, one in enumerate(ready):
-            if turn >= rounds[i]:
-                continue
-            pause(budget.settle_s)
-            cpu_s = one.contender.process()["cpu_s"]
-            if turn:
-                idle[i] += cpu_s - used[i]
-                waited[i] += time.monotonic() - since[i]
-            # a slow call brings its own data into the caches, long before it ends
-            warm_up_s = budget.warm_up_s if pilots[i] < budget.turn_s else 0.0
-            seconds[i] += one.contender.time(one.key, calls[i], warm_up_s, one.each)
-            used[i], since[i] = one.contender.process()["cpu_s"], time.monotonic()
+    since: list[float | None] = [None] * len(ready)
+
+    def turn(i: int) -> list[float]:
+        one = ready[i]
+        pause(budget.settle_s)
+        cpu_s = one.contender.process()["cpu_s"]
+        if (before := since[i]) is not None:
+            idle[i] += cpu_s - used[i]
+            waited[i] += time.monotonic() - before
+        # a slow call brings its own data into the caches, long before it ends
+        warm_up_s = budget.warm_up_s if pilots[i] < budget.turn_s else 0.0
+        seconds = one.contender.time(one.key, calls[i], warm_up_s, one.each)
+        used[i], since[i] = one.contender.process()["cpu_s"], time.monotonic()
+        return seconds
+
+    taken = take_turns([partial(turn, i) for i in range(len(ready))], rounds)
     return [
-        Timing(np.array(one), spent / gap if gap else 0.0)
-        for one, spent, gap in zip(seconds, idle, waited, strict=True)
+        Timing(np.concatenate(turns), spent / gap if gap else 0.0)
+        for turns, spent, gap in zip(taken, idle, waited, strict=True)
     ]
 
 

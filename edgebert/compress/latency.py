@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from edgebert.artifact.writer import build_model
 from edgebert.backends import cpus, native
 from edgebert.batch import PackedBatch
 from edgebert.errors import InvalidInputError
+from edgebert.turns import time_in_turns
 
 MAX_LAYERS = 6  # of a file that is measured: as many as in the model, or enough to leave the caches as they do
 ROUNDS = 8
@@ -215,18 +217,11 @@ def _time_models(specs: Sequence[EncoderSpec], tokens: int, batch: int, threads:
     ids = rng.integers(0, min(spec.vocab_size for spec in specs), (batch, tokens))
     packed = PackedBatch.from_lists(ids.tolist())
 
-    def call(model: native.NativeBackend) -> float:
-        begun = clock()
-        model.run(packed, model.spec.outputs[-1:])
-        return clock() - begun
-
-    calls = [max(1, round(_TURN_S / min(call(model) for _ in range(3)))) for model in models]
-    seconds: list[list[float]] = [[] for _ in models]
-    for _ in range(ROUNDS):
-        for model, count, taken in zip(models, calls, seconds, strict=True):
-            call(model)  # the caches were the others'
-            taken.append(float(np.median([call(model) for _ in range(count)])))
-    return [float(np.quantile(taken, 0.25)) for taken in seconds]
+    calls = [partial(model.run, packed, model.spec.outputs[-1:]) for model in models]
+    pilots = time_in_turns(calls, rounds=1, counts=3, warm_up=False, clock=clock)
+    counts = [max(1, round(_TURN_S / seconds.min())) for seconds in pilots]
+    found = time_in_turns(calls, rounds=ROUNDS, counts=counts, clock=clock)
+    return [float(np.quantile(np.median(seconds, axis=1), 0.25)) for seconds in found]
 
 
 # The cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from edgebert.compress.data import Dataset
 from edgebert.compress.evaluate import Evaluation, evaluate
 from edgebert.compress.recipe import Budget
 from edgebert.model import Model
+from edgebert.turns import time_in_turns
 
 _TURNS, _CALLS = 12, 5  # turns of all files, timed calls a turn
 _MAX_SECONDS = 30.0  # of timing, about; two turns at least
@@ -41,17 +43,8 @@ def measure_speeds(paths: Sequence[Path], budget: Budget) -> list[dict[str, Any]
     batches = [random_batch(model, budget) for model in models]
     is_native = all(model.backend.name == "native" for model in models)
     clock = time.thread_time if is_native and budget.threads == 1 else time.perf_counter
-    times: list[list[float]] = [[] for _ in models]
-    started = time.perf_counter()
-    while len(times[0]) < _TURNS * _CALLS and (
-        len(times[0]) < 2 * _CALLS or time.perf_counter() - started < _MAX_SECONDS
-    ):
-        for model, batch, samples in zip(models, batches, times, strict=True):
-            model.forward(batch)  # brings the caches back
-            for _ in range(_CALLS):
-                start = clock()
-                model.forward(batch)
-                samples.append(clock() - start)
+    calls = [partial(model.forward, batch) for model, batch in zip(models, batches, strict=True)]
+    times = time_in_turns(calls, rounds=_TURNS, counts=_CALLS, seconds=_MAX_SECONDS, least=2, clock=clock)
     results = []
     for model, batch, samples in zip(models, batches, times, strict=True):
         p50, p95 = np.percentile(samples, [50, 95]).tolist()
