@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import describe_run, write_result
-from edgebert.text import NativeTokenizer
+from edgebert.tokenizer.native import NativeTokenizer
 
 CHUNK = 5000  # strings compared at a time
 CLUSTERS = [

@@ -1,7 +1,8 @@
-"""The native tokenizer against the tokenizers library: ids, types, offsets and word ids, to the letter, or refused."""
+"""The native tokenizer against the tokenizers library: tokens, offsets, words and decoded text, exact or refused."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import unicodedata
@@ -14,11 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import BACKENDS
-from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from edgebert import text as native_text
 from edgebert.errors import EdgeBertError, InvalidInputError, ModelFormatError, UnsupportedModelError
-from edgebert.tokenizer import Tokenizer as PythonTokenizer
+from edgebert.tokenizer.library import LibraryTokenizer
+from edgebert.tokenizer.native import NativeTokenizer
 
 pytestmark = pytest.mark.skipif("native" not in BACKENDS, reason="the native library is not built")
 
@@ -88,7 +89,7 @@ def texts() -> list[str]:
 
 def differences(tokenizer_json: str, texts: list[Any], special_tokens: bool = True) -> list[tuple[Any, str]]:
     """Texts, or pairs, for which the two disagree, and in what."""
-    ours = native_text.NativeTokenizer(tokenizer_json)  # refuses some on which the library itself would panic
+    ours = NativeTokenizer(tokenizer_json)  # refuses some on which the library itself would panic
     found = ours.tokenize(texts, special_tokens=special_tokens, offsets="characters")
     library = Tokenizer.from_str(tokenizer_json)
     library.no_truncation()
@@ -279,7 +280,7 @@ def test_unigram_keeps_the_librarys_ties_and_roundings() -> None:
     content["model"]["vocab"] = "here"
     rounded = json.dumps(content).replace('"here"', f'[["<unk>", -20.0], {listed}]')
     assert differences(rounded, words) == []
-    assert all(len(native_text.NativeTokenizer(rounded).tokenize([word]).input_ids) == 2 for word in words)
+    assert all(len(NativeTokenizer(rounded).tokenize([word]).input_ids) == 2 for word in words)
 
 
 def charsmap(replacements: dict[str, str]) -> str:
@@ -465,40 +466,27 @@ def test_parts_in_any_combination() -> None:
     assert num_refused < 20
 
 
-# Truncation and windows, as edgebert/tokenizer.py has them
+# Truncation and windows, which both tokenizers have; that of the library's parts is tested against the library
 
 
 def same_rows(content: str, rows: list[Any], max_length: int) -> None:
-    python = PythonTokenizer(content, 512, 512, 2)
-    ours = native_text.NativeTokenizer(content)
-    batch, is_truncated = python.tokenize(rows, max_length)
-    found = ours.tokenize(rows, max_length=max_length)
-    for name in ("input_ids", "token_type_ids", "cu_seqlens"):
-        np.testing.assert_array_equal(getattr(found, name), getattr(batch, name))
-    np.testing.assert_array_equal(found.is_truncated, is_truncated)
-    for stride in (None, 0, 1, 2, 3):
-        try:
-            windows, is_truncated = python.make_windows(rows, max_length, stride)
-        except InvalidInputError:
-            with pytest.raises(InvalidInputError, match="to a window"):
-                ours.tokenize(rows, max_length=max_length, stride=stride, cuts_last_text=True)
-            continue
-        found = ours.tokenize(rows, max_length=max_length, stride=stride, cuts_last_text=True, offsets="characters")
-        for name in ("input_ids", "token_type_ids"):
-            np.testing.assert_array_equal(getattr(found, name), np.concatenate([getattr(row, name) for row in windows]))
-        assert np.diff(found.cu_seqlens).tolist() == [len(row.input_ids) for row in windows]
-        np.testing.assert_array_equal(found.is_truncated, is_truncated)
-        assert found.rows.tolist() == [window.text for window in windows]
-        assert found.owned.tolist() == [[window.owned.start, window.owned.stop] for window in windows]
-        assert found.offsets is not None and found.word_ids is not None
-        for begin, (first, count), window in zip(found.cu_seqlens, found.last_texts, windows, strict=False):
-            assert (first, count) == (window.first, len(window.offsets))
-            tokens = slice(begin + first, begin + first + count)
-            np.testing.assert_array_equal(found.offsets[tokens], window.offsets)
-            np.testing.assert_array_equal(found.word_ids[tokens], window.word_ids)
+    ours, other = NativeTokenizer(content), LibraryTokenizer(content, UnsupportedModelError("a test"))
+    for stride, cuts_last_text in [(None, False), *((stride, True) for stride in (None, 0, 1, 2, 3))]:
+        options: dict[str, Any] = {"max_length": max_length, "stride": stride, "cuts_last_text": cuts_last_text}
+        for offsets in (False, True):
+            try:
+                expected = other.tokenize(rows, offsets=offsets, **options)
+            except InvalidInputError as error:
+                with pytest.raises(InvalidInputError) as found:
+                    ours.tokenize(rows, offsets=offsets, **options)
+                assert str(found.value) == str(error)
+                continue
+            for name, array in ours.tokenize(rows, offsets=offsets, **options)._asdict().items():
+                np.testing.assert_array_equal(array, getattr(expected, name), name)
 
 
-def test_truncation_and_windows(texts: list[str]) -> None:
+@pytest.mark.parametrize("direction", ["Right", "Left"])
+def test_truncation_and_windows(direction: str, texts: list[str]) -> None:
     words = [text for text in texts[-3000:] if 0 < len(text.split()) < 12][:60]
     random_ = random.Random(5)
     rows = [
@@ -507,14 +495,15 @@ def test_truncation_and_windows(texts: list[str]) -> None:
         ["", "a b c"],
         ["a b c d", ""],
     ]
+    truncation = {"direction": direction, "max_length": 3, "strategy": "LongestFirst", "stride": 0}
     for content in (wordpiece(), byte_level(False, True)):
-        for max_length in (5, 8, 9, 20):
-            same_rows(content, rows, max_length)
+        for max_length in (2, 5, 8, 9, 20):
+            for some in (rows, rows[:60]):
+                same_rows(change(json.loads(content), "truncation", truncation), some, max_length)
 
 
-def test_truncation_on_the_left() -> None:
-    content = wordpiece()
-    library = Tokenizer.from_str(content)
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_truncation_on_either_side(side: str) -> None:
     rows: list[Any] = [
         "a b c d e f g h",
         ("a b c d e f", "g h"),
@@ -522,15 +511,37 @@ def test_truncation_on_the_left() -> None:
         ("a b c d e", "f g h i j k"),
         "a",
     ]
+    library = Tokenizer.from_str(wordpiece())
     for max_length in (4, 7, 8):
-        library.enable_truncation(max_length, direction="left")
+        library.enable_truncation(max_length, direction=side)
         expected = [encoding.ids for encoding in library.encode_batch(rows)]
-        found = native_text.NativeTokenizer(content).tokenize(rows, max_length=max_length, cuts_left=True)
-        assert [ids.tolist() for ids in np.split(found.input_ids, found.cu_seqlens[1:-1])] == expected
+        by_option = NativeTokenizer(wordpiece()).tokenize(rows, max_length=max_length, side=side)
+        of_json = NativeTokenizer(library.to_str())
+        assert of_json.side == side
+        for found in (by_option, of_json.tokenize(rows, max_length=max_length)):
+            assert [ids.tolist() for ids in np.split(found.input_ids, found.cu_seqlens[1:-1])] == expected
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_windows_are_those_of_the_library(side: str) -> None:
+    text = " ".join("abcdefghijklmnopq")
+    library = Tokenizer.from_str(wordpiece())
+    for max_length, stride in itertools.product((4, 7, 8, 18, 19, 20), (0, 1, 2, 4)):
+        if stride >= max_length - 2:
+            continue
+        library.enable_truncation(max_length, stride=stride, direction=side)
+        encoding = library.encode(text)
+        expected = sorted((one.offsets[1], one.ids) for one in [encoding, *encoding.overflowing])
+        found = NativeTokenizer(wordpiece()).tokenize(
+            [text], max_length=max_length, stride=stride, side=side, offsets="characters"
+        )
+        windows = np.split(found.input_ids, found.cu_seqlens[1:-1])
+        assert [window.tolist() for window in windows] == [ids for _, ids in expected]
+        assert sum(end - begin for begin, end in found.owned) == len("abcdefghijklmnopq")
 
 
 def test_rows_are_the_same_on_any_number_of_threads(texts: list[str]) -> None:
-    ours = native_text.NativeTokenizer(wordpiece())
+    ours = NativeTokenizer(wordpiece())
     one, *others = (ours.tokenize(texts, max_length=16, stride=4, offsets="utf16", threads=n) for n in (1, 2, 3, 0))
     for other in others:
         for name, array in one._asdict().items():
@@ -538,7 +549,7 @@ def test_rows_are_the_same_on_any_number_of_threads(texts: list[str]) -> None:
 
 
 def test_offsets_in_other_units() -> None:
-    ours = native_text.NativeTokenizer(wordpiece())
+    ours = NativeTokenizer(wordpiece())
     text = "né 𝄞 中 b"
     expected = ours.tokenize([text], offsets="characters").offsets
     assert expected is not None
@@ -581,14 +592,14 @@ REFUSED = [
 def test_what_is_not_reproduced_is_refused_by_name(path: str, value: Any, named: str) -> None:
     content = change(json.loads(small()), path, value)
     with pytest.raises(UnsupportedModelError, match=named):
-        native_text.NativeTokenizer(content)
+        NativeTokenizer(content)
 
 
 def test_byte_fallback_and_dropout_are_refused() -> None:
     content = json.loads(byte_level(False, False))
     for name, value in (("byte_fallback", True), ("dropout", 0.5), ("end_of_word_suffix", "</w>")):
         with pytest.raises(UnsupportedModelError, match=name):
-            native_text.NativeTokenizer(change(content, f"model.{name}", value))
+            NativeTokenizer(change(content, f"model.{name}", value))
 
 
 @pytest.mark.parametrize(
@@ -596,7 +607,7 @@ def test_byte_fallback_and_dropout_are_refused() -> None:
 )
 def test_what_is_no_tokenizer_is_said_so(content: str | bytes) -> None:
     with pytest.raises(ModelFormatError, match="re-export"):
-        native_text.NativeTokenizer(content)
+        NativeTokenizer(content)
 
 
 def test_damaged_json_never_crashes() -> None:
@@ -606,36 +617,154 @@ def test_damaged_json_never_crashes() -> None:
         at = random_.randrange(len(good))
         bad = good[:at] + random_.choice(['"', "{", "[", "9", "\\", "null", ""]) + good[at + random_.randrange(5) :]
         try:
-            native_text.NativeTokenizer(bad).tokenize(["a b"])
+            NativeTokenizer(bad).tokenize(["a b"])
         except EdgeBertError as error:
             assert str(error)
 
 
 @pytest.fixture
-def plain() -> Iterator[native_text.NativeTokenizer]:
-    yield native_text.NativeTokenizer(wordpiece())
+def plain() -> Iterator[NativeTokenizer]:
+    yield NativeTokenizer(wordpiece())
 
 
-def test_wrong_input_is_named(plain: native_text.NativeTokenizer) -> None:
+def test_wrong_input_is_named(plain: NativeTokenizer) -> None:
     calls: list[tuple[str, Callable[[], object]]] = [
         ("no room for the 2 special", lambda: plain.tokenize(["a"], max_length=1)),
         ("row 0 has 3 texts", lambda: plain.tokenize([["a", "b", "c"]])),
-        ("cuts_left", lambda: plain.tokenize(["a"], stride=1, cuts_left=True)),
+        ("text 1 is not valid Unicode", lambda: plain.tokenize(["a", ["b", "\ud800"]])),
     ]
     for message, call in calls:
         with pytest.raises(InvalidInputError, match=message):
             call()
-    with pytest.raises(UnicodeEncodeError):
-        plain.tokenize(["\ud800"])
 
 
-def test_ids_of_tokens(plain: native_text.NativeTokenizer) -> None:
+def kinds() -> list[str]:
+    """A tokenizer of each kind."""
+    words = {"": 5, "a": 3, "[UNK]": 9, "##b": 1, "\0": 2, "c\0d": 4}
+    gaps = with_parts(models.WordPiece(words, unk_token="[UNK]"), None, BERT)
+    gaps.normalizer = normalizers.Sequence([normalizers.Lowercase(), normalizers.Prepend("▁")])
+    gaps.add_special_tokens(["[PAD]", AddedToken("[MASK] É", normalized=True)])
+    gaps.add_tokens([AddedToken("[pad]", normalized=True), AddedToken("X y", normalized=False)])
+    twice = json.loads(small())
+    twice["model"] = {
+        "type": "Unigram",
+        "unk_id": 2,
+        "vocab": [["a", 0.0], ["b", -1.0], ["?", -2.0], ["a", -3.0], ["", 0.0]],
+    }
+    return [wordpiece(), byte_level(True, True), plain_unigram(), small(), str(gaps.to_str()), json.dumps(twice)]
+
+
+def test_names_of_tokens() -> None:
+    for content in kinds():
+        ours, library = NativeTokenizer(content), Tokenizer.from_str(content)
+        vocabulary = library.get_vocab()
+        assert ours.vocab_size == library.get_vocab_size()
+        for i in range(-1, max(vocabulary.values()) + 3):
+            assert ours.id_to_token(i) == ((library.id_to_token(i) or "") if i >= 0 else "")
+        added = library.get_added_tokens_decoder().values()
+        assert ours.special_tokens == [token.content for token in added if token.special]
+        other = LibraryTokenizer(content, UnsupportedModelError("a test"))
+        for name in ("special_tokens", "unknown_id", "has_pair_types", "marks_subwords"):
+            assert getattr(ours, name) == getattr(other, name), name
+
+
+def test_ids_of_tokens(plain: NativeTokenizer) -> None:
     library = Tokenizer.from_str(wordpiece())
     for token in ("[MASK]", "New token", "solo", "<mask>", "##s", "the"):
         assert plain.find_id("not there", token) == library.token_to_id(token)
     assert plain.find_id("not there", "") is None
 
 
-def test_no_texts(plain: native_text.NativeTokenizer) -> None:
+DECODERS = [
+    None,
+    decoders.WordPiece(),
+    decoders.WordPiece("a", False),
+    decoders.WordPiece("", True),
+    decoders.ByteLevel(),
+    decoders.Metaspace(),
+    decoders.Metaspace(prepend_scheme="first"),
+    decoders.Metaspace("é", prepend_scheme="never"),
+    decoders.BPEDecoder(),
+    decoders.BPEDecoder("a"),
+    decoders.Fuse(),
+    decoders.ByteFallback(),
+    decoders.Strip("a", 2, 1),
+    decoders.Strip("▁", 1, 0),
+    decoders.Replace("aa", "$1"),
+    decoders.Replace("▁", " "),
+    decoders.Sequence([]),
+    decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    ),
+    decoders.Sequence([decoders.Sequence([decoders.WordPiece()]), decoders.ByteLevel()]),
+]
+
+
+@pytest.mark.parametrize("decoder", DECODERS, ids=str)
+def test_decoders(decoder: decoders.Decoder | None) -> None:
+    library = Tokenizer.from_str(small())
+    if decoder is not None:
+        library.decoder = decoder
+    ours = NativeTokenizer(library.to_str())
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    parts = [
+        *letters, *["Ġ", "ð", "Ł", "ĺ", "Ģ", "í", "ł", "Ģ"] * 6, *["##", "a", "▁", "é", " ", "</w>", "aa"] * 6, "\0",
+        *["<0xE4>", "<0xB8>", "<0xAD>", "<0xe4>", "<0x61>", "<0x+F>", "<0x-F>", "<0xG0>", "<0xé>", "<0x0>"] * 4,
+        *[" .", "?", "!", ",", "'", "n't", "'m", " do", "not", "'s", "'ve", "'re", "\u4e2d", "\U0001f600"] * 4,
+    ]  # fmt: skip
+    random_ = random.Random(9)
+    for _ in range(4000):
+        tokens = ["".join(random_.choices(parts, k=random_.randrange(5))) for _ in range(random_.randrange(9))]
+        if random_.random() < 0.5:
+            tokens = random_.choices(parts, k=len(tokens))
+        if isinstance(decoder, decoders.Strip):  # the library panics where nothing is left
+            tokens = [token + random_.choice(["--", "--a", "--aa"]) for token in tokens]
+        expected = " ".join(tokens) if decoder is None else decoder.decode(tokens)
+        assert ours.join_tokens(tokens) == expected, tokens
+
+
+def test_decoded_ids(texts: list[str]) -> None:
+    random_ = random.Random(10)
+    pairs = zip(
+        kinds(), [decoders.WordPiece(), decoders.ByteLevel(), decoders.Metaspace(), None, None, None], strict=True
+    )
+    for content, decoder in pairs:
+        library = Tokenizer.from_str(content)
+        if decoder is not None:
+            library.decoder = decoder
+        ours = NativeTokenizer(library.to_str())
+        size = max(library.get_vocab().values()) + 3  # some that no token has
+        rows = [[random_.randrange(size) for _ in range(random_.randrange(12))] for _ in range(300)]
+        rows += [library.encode(text).ids for text in texts[-300:]]
+        for ids in rows:
+            for skips in (False, True):
+                assert ours.decode(ids, skips) == library.decode(ids, skip_special_tokens=skips), ids
+
+
+def test_a_long_text_is_decoded_whole(plain: NativeTokenizer) -> None:
+    assert plain.join_tokens(["a" * 254]) == "a" * 254  # one less than there is room for, as many, and more
+    assert plain.join_tokens(["a" * 255]) == "a" * 255
+    assert plain.join_tokens(["a" * 256]) == "a" * 256
+    assert plain.join_tokens(["é"] * 99999) == " ".join(["é"] * 99999)
+
+
+REFUSED_DECODERS = [
+    ({"type": "CTC", "pad_token": "<pad>", "word_delimiter_token": "|", "cleanup": True}, "CTC"),
+    ({"type": "Replace", "pattern": {"Regex": "a+"}, "content": ""}, r"a\+"),
+    ({"type": "Sequence", "decoders": [{"type": "Fuse"}, {"type": "Fuse", "more": 1}]}, r"decoders\[1\].*more"),
+    ({"type": "BPEDecoder", "suffix": ""}, "suffix"),
+]
+
+
+@pytest.mark.parametrize(("decoder", "named"), REFUSED_DECODERS)
+def test_a_decoder_is_refused_when_it_is_asked(decoder: Any, named: str) -> None:
+    ours = NativeTokenizer(change(json.loads(small()), "decoder", decoder))
+    assert ours.tokenize(["a"]).input_ids.tolist() == [0]
+    for call in (lambda: ours.decode([0]), lambda: ours.join_tokens(["a"])):
+        with pytest.raises(UnsupportedModelError, match=named):
+            call()
+
+
+def test_no_texts(plain: NativeTokenizer) -> None:
     assert plain.tokenize([], offsets="bytes").cu_seqlens.tolist() == [0]
     assert plain.tokenize([""], special_tokens=False).cu_seqlens.tolist() == [0, 0]

@@ -125,7 +125,7 @@ def _write_tokenizer_config(folder: Path, spec: EncoderSpec, checkpoint: Checkpo
     # Names and forms that only some releases of transformers write are left out: others cannot read them.
     if not str(config.get("tokenizer_class", "")).endswith(("Tokenizer", "TokenizerFast")):
         config["tokenizer_class"] = "PreTrainedTokenizerFast"
-    gives_types = Tokenizer.for_spec(str(checkpoint.tokenizer_json), spec).gives_types
+    gives_types = Tokenizer.for_spec(str(checkpoint.tokenizer_json), spec).has_pair_types
     if (
         spec.has_token_types
         and not gives_types

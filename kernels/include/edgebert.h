@@ -83,8 +83,9 @@ EB_API eb_status eb_run(eb_model* model, const eb_batch* batch, eb_output* outpu
 
 /* Tokenizers, in libedgebert alone. One is made of the JSON of the tokenizers library, as a model file carries it under
  * "edgebert.tokenizer", and gives that library's ids, types, offsets and words. What it cannot give to the letter it
- * refuses with EB_UNSUPPORTED when it is loaded, and names it. The JSON's own truncation, padding and decoder are left
- * out. A tokenizer may be used from several threads at once. */
+ * refuses with EB_UNSUPPORTED, and names it: when it is loaded, or if it is the decoder, when a text is asked for. The
+ * JSON's own limits and padding are left out. A tokenizer may be used from several threads at once, and by a forked
+ * child. */
 typedef struct eb_tokenizer eb_tokenizer;
 
 typedef enum eb_offset_unit {
@@ -93,6 +94,12 @@ typedef enum eb_offset_unit {
   EB_OFFSETS_CODE_POINTS = 2,
   EB_OFFSETS_UTF16 = 3
 } eb_offset_unit;
+
+typedef enum eb_side {
+  EB_SIDE_OF_TOKENIZER = 0, /* the one that the JSON names */
+  EB_SIDE_RIGHT = 1,
+  EB_SIDE_LEFT = 2
+} eb_side;
 
 /* Rows of one text, or of a pair of two. Text i is bytes text_bounds[i] .. text_bounds[i + 1] - 1 of data; row i has
  * texts row_bounds[i] .. row_bounds[i + 1] - 1. */
@@ -108,16 +115,18 @@ typedef struct eb_tokenize_options {
   int32_t stride;            /* tokens that a window of the last text has in common with the one before it; -1: no
                                 windows, what is too long is cut off */
   int32_t cuts_last_text;    /* 0: of a pair the longer text gives way first; 1, and with windows: the last alone */
-  int32_t cuts_left;         /* 0: the end is cut off; 1: the beginning; not with windows */
+  int32_t side;              /* eb_side: where what is too long is cut off, or has its short window */
   int32_t no_special_tokens; /* 1: rows have the texts' tokens alone */
   int32_t offset_unit;       /* eb_offset_unit; with one, word_ids come too */
   int32_t num_threads;       /* 0: as eb_default_threads() */
 } eb_tokenize_options;
 
-/* What comes out: sequences as eb_batch takes them, one a row, or one a window. */
+/* What comes out: sequences as eb_batch takes them, one a row, or one a window. The arrays lie in one block, in this
+ * order and without gaps. */
 typedef struct eb_tokens {
   int32_t num_sequences;
-  int32_t num_rows;              /* of the input */
+  int32_t num_rows; /* of the input */
+  int32_t total_tokens;
   const int32_t* input_ids;      /* [total_tokens] */
   const int32_t* token_type_ids; /* [total_tokens] */
   const int32_t* cu_seqlens;     /* [num_sequences + 1] */
@@ -130,14 +139,41 @@ typedef struct eb_tokens {
   const uint8_t* is_truncated;   /* [num_rows], whether tokens were cut off that no window has */
 } eb_tokens;
 
+typedef struct eb_tokenizer_info {
+  int32_t vocab_size;     /* different tokens, added ones included */
+  int32_t unknown_id;     /* stands for what the vocabulary cannot spell; -1: none */
+  int32_t side;           /* eb_side: the one that the JSON names for truncation */
+  int32_t has_pair_types; /* 1: the second text of a pair has a type of its own */
+  int32_t marks_subwords; /* 1: tokens that go on a word carry a mark, as WordPiece's ## */
+  int32_t num_special_tokens;
+  /* Special tokens by ascending id, [num_special_tokens]: their ids, and what texts may hold. Valid until
+   * eb_tokenizer_free. */
+  const int32_t* special_ids;
+  const char* const* special_tokens;
+} eb_tokenizer_info;
+
 EB_API eb_status eb_tokenizer_load(const void* json, size_t size, eb_tokenizer** tokenizer);
 EB_API void eb_tokenizer_free(eb_tokenizer* tokenizer);
 /* The id of a token, as "[MASK]", that was added or is in the vocabulary; -1 for none. */
 EB_API int32_t eb_tokenizer_find(const eb_tokenizer* tokenizer, const char* token);
+EB_API eb_status eb_tokenizer_describe(const eb_tokenizer* tokenizer, eb_tokenizer_info* info);
 /* options may be NULL: whole rows, special tokens, no offsets. The result is valid until eb_tokens_free. */
 EB_API eb_status eb_tokenize(const eb_tokenizer* tokenizer, const eb_texts* texts, const eb_tokenize_options* options,
                              eb_tokens** tokens);
 EB_API void eb_tokens_free(eb_tokens* tokens);
+
+/* Text out. Each writes as many of the text's bytes as there is room for, UTF-8, and a 0 behind them; *size is how many
+ * bytes the text has, without the 0: where it is not less than capacity, call again with more.
+ *
+ * The token of an id, an added one as normalizing leaves it; EB_INVALID_INPUT if there is none. */
+EB_API eb_status eb_tokenizer_token(const eb_tokenizer* tokenizer, int32_t id, char* text, size_t capacity,
+                                    size_t* size);
+/* The text that the tokenizer's decoder makes of ids; those without a token are left out, and special ones if asked. */
+EB_API eb_status eb_detokenize(const eb_tokenizer* tokenizer, const int32_t* ids, int32_t num_ids,
+                               int32_t skips_special_tokens, char* text, size_t capacity, size_t* size);
+/* The same of tokens as they stand in the vocabulary; token i is text i. */
+EB_API eb_status eb_join_tokens(const eb_tokenizer* tokenizer, const eb_texts* tokens, char* text, size_t capacity,
+                                size_t* size);
 
 #ifdef __cplusplus
 }

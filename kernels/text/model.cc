@@ -58,14 +58,13 @@ class WordPiece : public Model {
     const std::string unknown = object->take_string("unk_token");
     const std::string prefix = object->take_string("continuing_subword_prefix");
     max_characters_ = object->take_index("max_input_chars_per_word", 100);
-    trie_ = Trie(Vocabulary(object).entries);
+    Vocabulary vocabulary(object);
+    set_vocabulary(&vocabulary.entries, false);
     object->finish();
-    vocab_size_ = static_cast<int32_t>(trie_.size());
     unknown_id_ = need_token(trie_, unknown, *object);
     inner_ = trie_.walk(Trie::kRoot, prefix);
+    has_marks_ = !prefix.empty();
   }
-
-  int32_t find(std::string_view token) const override { return trie_.find(token); }
 
   void tokenize(std::string_view word, Scratch* scratch) const override {
     Buffer<Piece>& pieces = scratch->pieces;
@@ -104,33 +103,25 @@ class WordPiece : public Model {
     return count > max_characters_;
   }
 
-  Trie trie_;
   uint32_t inner_;  // the node behind the prefix of tokens that continue a word
   uint32_t max_characters_;
-  int32_t unknown_id_;
 };
 
 class WordLevel : public Model {
  public:
   explicit WordLevel(JsonObject* object) {
     const std::string unknown = object->take_string("unk_token");
-    trie_ = Trie(Vocabulary(object).entries);
+    Vocabulary vocabulary(object);
+    set_vocabulary(&vocabulary.entries, false);
     object->finish();
-    vocab_size_ = static_cast<int32_t>(trie_.size());
     unknown_id_ = need_token(trie_, unknown, *object);
   }
-
-  int32_t find(std::string_view token) const override { return trie_.find(token); }
 
   void tokenize(std::string_view word, Scratch* scratch) const override {
     const int32_t id = trie_.find(word);
     scratch->pieces.clear();
     scratch->pieces.push({id >= 0 ? id : unknown_id_, static_cast<uint32_t>(word.size())});
   }
-
- private:
-  Trie trie_;
-  int32_t unknown_id_;
 };
 
 // BPE: a word's characters, or its bytes, merged two by two, the merge learned first going first.
@@ -147,9 +138,8 @@ class Bpe : public Model {
     fuses_unknown_ = object->take_bool("fuse_unk", false);
     ignores_merges_ = object->take_bool("ignore_merges", false);
     const std::string_view unknown = object->take("unk_token");
-    const Vocabulary vocabulary(object);
-    trie_ = Trie(vocabulary.entries);
-    vocab_size_ = static_cast<int32_t>(trie_.size());
+    Vocabulary vocabulary(object);
+    set_vocabulary(&vocabulary.entries, false);
     if (unknown != "null") unknown_id_ = need_token(trie_, JsonCursor(unknown).read_string(), *object);
     read_merges(object);
     object->finish();
@@ -157,8 +147,6 @@ class Bpe : public Model {
     // What is left out moves the offsets of what comes behind it, letter by letter.
     if (unknown_id_ < 0 && !(is_byte_level && has_all_bytes())) object->refuse("has no token for what is unknown");
   }
-
-  int32_t find(std::string_view token) const override { return trie_.find(token); }
 
   void tokenize(std::string_view word, Scratch* scratch) const override {
     Buffer<Piece>& pieces = scratch->pieces;
@@ -250,9 +238,6 @@ class Bpe : public Model {
 
   // The vocabulary in bytes, without tokens that have letters no byte has.
   void learn_bytes(const std::vector<Trie::Entry>& entries) {
-    std::array<int, 0x144> bytes;
-    bytes.fill(-1);
-    for (int i = 0; i < 256; ++i) bytes[byte_letter(static_cast<unsigned char>(i))] = i;
     byte_ids_.fill(-1);
     std::vector<std::string> spelled;
     std::vector<Trie::Entry> kept;
@@ -269,7 +254,7 @@ class Bpe : public Model {
       bool is_spelled = true;
       for (size_t at = 0; at < entry.key.size(); ++count) {
         const uint32_t code = decode(entry.key.data(), &at);
-        const int byte = code < bytes.size() ? bytes[code] : -1;
+        const int byte = letter_byte(code);
         is_spelled = is_spelled && byte >= 0;
         if (is_spelled) word += static_cast<char>(byte);
         const bool is_blank = code == byte_letter(' ') || (class_of(code) & kSpace) != 0;
@@ -286,7 +271,7 @@ class Bpe : public Model {
         kept.push_back({spelled.back(), entry.value});
       }
     }
-    if (ignores_merges_) byte_trie_ = Trie(std::move(kept));
+    if (ignores_merges_) byte_trie_ = Trie(&kept);
   }
 
   // Whether every byte that UTF-8 has is a token.
@@ -372,8 +357,7 @@ class Bpe : public Model {
 
   const bool is_byte_level_;
   bool fuses_unknown_ = false, ignores_merges_ = false;
-  int32_t unknown_id_ = -1;
-  Trie trie_, byte_trie_;
+  Trie byte_trie_;
   std::array<int32_t, 256> byte_ids_{};
   std::vector<Slot> slots_;
   int slot_shift_ = 0;
@@ -415,12 +399,9 @@ class Unigram : public Model {
       if (count != 2) cursor.fail("expected a token and a score");
     });
     if (static_cast<size_t>(unknown_id_) >= scores_.size()) object->fail("has an unk_id beyond its vocabulary");
-    trie_ = Trie(std::move(entries));
-    vocab_size_ = static_cast<int32_t>(scores_.size());
+    set_vocabulary(&entries, true);
     unknown_score_ = lowest - kUnknownPenalty;
   }
-
-  int32_t find(std::string_view token) const override { return trie_.find(token); }
 
   void tokenize(std::string_view word, Scratch* scratch) const override {
     Buffer<PathNode>& path = scratch->path;
@@ -478,18 +459,43 @@ class Unigram : public Model {
   static constexpr double kUnknownPenalty = 10;
   static constexpr uint32_t kUnreached = ~uint32_t{0};
 
-  Trie trie_;
   std::vector<double> scores_;
   double unknown_score_;
-  int32_t unknown_id_;
 };
 
 }  // namespace
 
-uint32_t byte_letter(unsigned char byte) {
-  if ((byte >= '!' && byte <= '~') || (byte >= 0xA1 && byte != 0xAD)) return byte;
-  // The others in order: 0 to 32, 127 to 160, 173.
-  return 256u + (byte <= 32 ? byte : byte == 0xAD ? 67u : byte - 127u + 33u);
+void Model::set_vocabulary(std::vector<Trie::Entry>* entries, bool is_list) {
+  trie_ = Trie(entries);
+  vocab_size_ = static_cast<int32_t>(is_list ? entries->size() : trie_.size());
+  if (trie_.size() == entries->size()) return;
+  for (const Trie::Entry& entry : *entries) {
+    if (entry.key.empty()) {
+      if (!is_list) hidden_.clear();  // of equal ones the last; they are sorted, and nothing else is hidden
+      hidden_[entry.value] = "";
+    } else if (is_list && trie_.find(entry.key) != entry.value) {
+      hidden_[entry.value] = entry.key;
+    }
+  }
+  if (!is_list) vocab_size_ += static_cast<int32_t>(hidden_.size());
+}
+
+bool Model::name(int32_t id, std::string* token) const {
+  const std::vector<Trie::Place>* places = places_.load();
+  if (places == nullptr) {
+    auto made = std::make_unique<const std::vector<Trie::Place>>(trie_.list());
+    if (places_.compare_exchange_strong(places, made.get())) places = made.release();
+  }
+  const auto found = std::lower_bound(places->begin(), places->end(), id,
+                                      [](const Trie::Place& place, int32_t value) { return place.value < value; });
+  if (found != places->end() && found->value == id) {
+    *token = trie_.spell(found->node);
+    return true;
+  }
+  const auto hidden = hidden_.find(id);
+  if (hidden == hidden_.end()) return false;
+  *token = hidden->second;
+  return true;
 }
 
 std::unique_ptr<Model> make_model(std::string_view json, bool is_byte_level) {

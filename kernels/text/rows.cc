@@ -26,8 +26,7 @@ struct Part {
 };
 
 struct Result : eb_tokens {
-  Part part;
-  Buffer<int32_t> bounds;
+  std::unique_ptr<int32_t[]> block;
 };
 
 // The tokens of a row's one or two texts, before they are cut.
@@ -40,7 +39,11 @@ struct Row {
 class Builder {
  public:
   Builder(const Tokenizer& tokenizer, const eb_texts& texts, const eb_tokenize_options& options)
-      : tokenizer_(tokenizer), texts_(texts), options_(options), scratch_(tokenizer.borrow_scratch()) {}
+      : tokenizer_(tokenizer),
+        texts_(texts),
+        options_(options),
+        cuts_left_(options.side == EB_SIDE_OF_TOKENIZER ? tokenizer.cuts_left() : options.side == EB_SIDE_LEFT),
+        scratch_(tokenizer.borrow_scratch()) {}
   ~Builder() { tokenizer_.return_scratch(std::move(scratch_)); }
 
   void add_row(int32_t index, Part* part) {
@@ -125,7 +128,7 @@ class Builder {
       }
     }
     for (size_t i = 0; i < row_.num_texts; ++i) {
-      const int64_t begin = options_.cuts_left != 0 ? sizes[i] - keep[i] : 0;
+      const int64_t begin = cuts_left_ ? sizes[i] - keep[i] : 0;
       ranges[i] = {begin, begin + keep[i]};
     }
     add_sequence(index, layout, ranges, {0, keep[row_.num_texts - 1]}, part);
@@ -149,24 +152,21 @@ class Builder {
            (last == 1 ? " and the first text of the pair" : "") + " taken off, and stride is " +
            std::to_string(stride) + ": raise max_length or lower stride");
     }
-    bool is_truncated = false;
-    for (int64_t begin = 0;; begin += step) {
-      const int64_t end = std::min(begin + room, size);
-      const bool is_last = !has_stride || end == size;
-      const int64_t margin = stride / 2;
-      const std::pair<int64_t, int64_t> owned = {begin > 0 ? stride - margin : 0, end - begin - (is_last ? 0 : margin)};
-      if (options_.cuts_left != 0 && !has_stride) {
-        ranges[last] = {size - end, size};
-      } else {
-        ranges[last] = {begin, end};
+    // All windows are full but the last, or where the beginning would be cut off, the first.
+    const int64_t num_windows = has_stride && size > room ? (size - room + step - 1) / step + 1 : 1;
+    for (int64_t i = 0; i < num_windows; ++i) {
+      int64_t begin = i * step, end = std::min(begin + room, size);
+      if (cuts_left_) {
+        end = size - (num_windows - 1 - i) * step;
+        begin = std::max<int64_t>(end - room, 0);
       }
-      add_sequence(index, layout, ranges, owned, part);
-      if (is_last) {
-        is_truncated = end < size;
-        break;
-      }
+      ranges[last] = {begin, end};
+      // What two windows share is owned half by each.
+      const int64_t owned_begin = i > 0 ? stride - stride / 2 : 0;
+      const int64_t owned_end = end - begin - (i + 1 < num_windows ? stride / 2 : 0);
+      add_sequence(index, layout, ranges, {owned_begin, owned_end}, part);
     }
-    part->is_truncated.push(is_truncated ? 1 : 0);
+    part->is_truncated.push(!has_stride && size > room ? 1 : 0);
   }
 
   void add_special(const Layout& layout, size_t place, Part* part) {
@@ -218,33 +218,72 @@ class Builder {
   const Tokenizer& tokenizer_;
   const eb_texts& texts_;
   const eb_tokenize_options& options_;
+  const bool cuts_left_;
   std::unique_ptr<Scratch> scratch_;
   Row row_;
 };
 
-template <class T>
-void move_to(Buffer<T>* from, Buffer<T>* to) {
-  to->append(from->data(), from->size());
+// All that the parts have, one array behind the other.
+eb_tokens* join(std::vector<Part>* parts, int32_t num_rows, bool has_offsets) {
+  size_t total = 0, count = 0;
+  for (const Part& part : *parts) {
+    total += part.ids.size();
+    count += part.lengths.size();
+  }
+  if (total > static_cast<size_t>(kMaxTokens) / 2) {
+    fail("the texts give more tokens than a batch can have: use smaller batches");
+  }
+  const auto rows = static_cast<size_t>(num_rows);
+  const size_t size = total * (has_offsets ? 5 : 2) + count * 6 + 1 + (rows + 3) / 4;
+  auto result = std::make_unique<Result>();
+  result->block.reset(new int32_t[size]);
+  int32_t* at = result->block.get();
+  const auto take = [&](Buffer<int32_t> Part::* array) {
+    const int32_t* begin = at;
+    for (Part& part : *parts) {
+      const Buffer<int32_t>& from = part.*array;
+      if (from.size() > 0) std::memcpy(at, from.data(), from.size() * sizeof(int32_t));
+      at += from.size();
+      part.*array = Buffer<int32_t>();
+    }
+    return begin;
+  };
+  result->num_sequences = static_cast<int32_t>(count);
+  result->num_rows = num_rows;
+  result->total_tokens = static_cast<int32_t>(total);
+  result->input_ids = take(&Part::ids);
+  result->token_type_ids = take(&Part::types);
+  result->cu_seqlens = at;
+  int32_t bound = 0;
+  *at++ = 0;
+  for (const Part& part : *parts) {
+    for (size_t i = 0; i < part.lengths.size(); ++i) *at++ = bound += part.lengths[i];
+  }
+  result->offsets = has_offsets ? take(&Part::offsets) : nullptr;
+  result->word_ids = has_offsets ? take(&Part::words) : nullptr;
+  result->rows = take(&Part::rows);
+  result->last_texts = take(&Part::last_texts);
+  result->owned = take(&Part::owned);
+  auto* is_truncated = reinterpret_cast<uint8_t*>(at);
+  result->is_truncated = is_truncated;
+  for (const Part& part : *parts) {
+    if (part.is_truncated.size() > 0) std::memcpy(is_truncated, part.is_truncated.data(), part.is_truncated.size());
+    is_truncated += part.is_truncated.size();
+  }
+  return result.release();
 }
 
-void append(Part* from, Part* to) {
-  move_to(&from->ids, &to->ids);
-  move_to(&from->types, &to->types);
-  move_to(&from->lengths, &to->lengths);
-  move_to(&from->offsets, &to->offsets);
-  move_to(&from->words, &to->words);
-  move_to(&from->rows, &to->rows);
-  move_to(&from->last_texts, &to->last_texts);
-  move_to(&from->owned, &to->owned);
-  move_to(&from->is_truncated, &to->is_truncated);
-}
-
-void check(const eb_texts& texts, const eb_tokenize_options& options) {
-  if (texts.num_rows < 0) fail("num_rows is " + std::to_string(texts.num_rows) + ", expected 0 or more");
+void check(const eb_tokenize_options& options) {
   if (options.max_length < 0) fail("max_length is negative: 0 stands for no limit");
   if (options.offset_unit < EB_OFFSETS_NONE || options.offset_unit > EB_OFFSETS_UTF16) fail("offset_unit is unknown");
-  if (options.stride >= 0 && options.cuts_left != 0) fail("windows go from left to right: cuts_left has no meaning");
+  if (options.side < EB_SIDE_OF_TOKENIZER || options.side > EB_SIDE_LEFT) fail("side is unknown");
   if (options.num_threads < 0) fail("num_threads is negative");
+}
+
+}  // namespace
+
+void check_texts(const eb_texts& texts) {
+  if (texts.num_rows < 0) fail("num_rows is " + std::to_string(texts.num_rows) + ", expected 0 or more");
   if (texts.num_rows == 0) return;
   if (texts.text_bounds == nullptr) fail("text_bounds is NULL");
   int32_t num_texts = texts.num_rows;
@@ -264,16 +303,18 @@ void check(const eb_texts& texts, const eb_tokenize_options& options) {
   if (texts.data == nullptr && texts.text_bounds[num_texts] > 0) fail("data is NULL");
 }
 
-}  // namespace
-
 eb_tokens* tokenize_rows(const Tokenizer& tokenizer, const eb_texts& texts, const eb_tokenize_options& options) {
-  check(texts, options);
+  check_texts(texts);
+  check(options);
   constexpr int64_t kChunkBytes = 1 << 16;  // of text; less is not worth a thread
   const auto bound = [&](int32_t row) {
     return texts.text_bounds[texts.row_bounds == nullptr ? row : texts.row_bounds[row]];
   };
   std::vector<int32_t> chunks = {0};
-  const int num_threads = options.num_threads > 0 ? options.num_threads : eb_default_threads();
+  int num_threads = 1;
+  if (texts.num_rows > 1 && bound(texts.num_rows) - bound(0) > kChunkBytes) {
+    num_threads = options.num_threads > 0 ? options.num_threads : eb_default_threads();
+  }
   if (num_threads > 1) {
     for (int32_t row = 0; row < texts.num_rows; ++row) {
       if (bound(row) - bound(chunks.back()) >= kChunkBytes) chunks.push_back(row);
@@ -314,39 +355,7 @@ eb_tokens* tokenize_rows(const Tokenizer& tokenizer, const eb_texts& texts, cons
   for (std::thread& thread : threads) thread.join();
   if (error != nullptr) std::rethrow_exception(error);
 
-  auto result = std::make_unique<Result>();
-  Part& whole = result->part;
-  size_t total_tokens = 0;
-  for (const Part& part : parts) total_tokens += part.ids.size();
-  if (total_tokens > static_cast<size_t>(kMaxTokens) / 2) {
-    fail("the texts give more tokens than a batch can have: use smaller batches");
-  }
-  if (num_chunks == 1) {
-    whole = std::move(parts[0]);
-  } else {
-    for (Part& part : parts) {
-      append(&part, &whole);
-      part = Part();
-    }
-  }
-  const size_t num_sequences = whole.lengths.size();
-  result->bounds.reserve_more(num_sequences + 1);
-  int32_t* bounds = result->bounds.data();
-  bounds[0] = 0;
-  for (size_t i = 0; i < num_sequences; ++i) bounds[i + 1] = bounds[i] + whole.lengths[i];
-  const bool has_offsets = options.offset_unit != EB_OFFSETS_NONE;
-  static_cast<eb_tokens&>(*result) = {static_cast<int32_t>(num_sequences),
-                                      texts.num_rows,
-                                      whole.ids.data(),
-                                      whole.types.data(),
-                                      bounds,
-                                      has_offsets ? whole.offsets.data() : nullptr,
-                                      has_offsets ? whole.words.data() : nullptr,
-                                      whole.rows.data(),
-                                      whole.last_texts.data(),
-                                      whole.owned.data(),
-                                      whole.is_truncated.data()};
-  return result.release();
+  return join(&parts, texts.num_rows, options.offset_unit != EB_OFFSETS_NONE);
 }
 
 void free_rows(eb_tokens* tokens) { delete static_cast<Result*>(tokens); }

@@ -12,5 +12,7 @@ namespace edgebert::text {
 // Throws Error(EB_INVALID_INPUT) for what is not text, and limits that leave no room. eb_tokens_free takes the result.
 eb_tokens* tokenize_rows(const Tokenizer& tokenizer, const eb_texts& texts, const eb_tokenize_options& options);
 void free_rows(eb_tokens* tokens);
+// Throws Error(EB_INVALID_INPUT) for bounds that are none.
+void check_texts(const eb_texts& texts);
 
 }  // namespace edgebert::text

@@ -53,8 +53,23 @@ Tokenizer::Tokenizer(std::string_view json) {
   model_ = make_model(object.take("model"), pre_tokenizer_->is_byte_level());
   read_added(object.take("added_tokens"));
   read_post_processor(object.take("post_processor"));
-  for (const char* unused : {"truncation", "padding", "decoder"}) object.take(unused);
+  decoder_ = std::make_unique<Decoder>(object.take("decoder"));
+  read_truncation(object.take("truncation"));
+  object.take("padding");
   object.finish();
+}
+
+Tokenizer::~Tokenizer() {
+  for (const std::atomic<Scratch*>& scratch : scratches_) delete scratch.load();
+}
+
+// Only the side counts: limits and windows are the caller's.
+void Tokenizer::read_truncation(std::string_view json) {
+  if (json == "null") return;
+  JsonObject object(json, "truncation");
+  const std::string side = object.has("direction") ? object.take_string("direction") : "Right";
+  if (side != "Left" && side != "Right") object.fail("has the direction " + side.substr(0, 100));
+  cuts_left_ = side == "Left";
 }
 
 // Ids are given as the library gives them: what the vocabulary has keeps its own, the others follow behind it.
@@ -76,6 +91,7 @@ void Tokenizer::read_added(std::string_view json) {
     token.is_special = object.take_bool("special");
     object.finish();
     if (token.content.empty()) return;
+    if (token.is_special) specials_.insert(token.content);
     const auto known = by_content.find(token.content);
     if (known != by_content.end()) {
       token.id = tokens[known->second].id;
@@ -93,14 +109,20 @@ void Tokenizer::read_added(std::string_view json) {
   std::vector<std::pair<AddedToken, std::string>> raw, normalized;
   const auto scratch = std::make_unique<Scratch>();
   for (const auto& [id, i] : by_id) {
-    if (!tokens[i].is_normalized) {
-      raw.emplace_back(tokens[i], tokens[i].content);
-      continue;
+    std::string name = tokens[i].content;
+    if (tokens[i].is_normalized) {
+      scratch->text.start(false);
+      normalizer_->apply(name, 0, scratch.get(), &scratch->text);
+      name.assign(scratch->text.bytes.data(), scratch->text.bytes.size());
     }
-    scratch->text.start(false);
-    normalizer_->apply(tokens[i].content, 0, scratch.get(), &scratch->text);
-    normalized.emplace_back(tokens[i], std::string(scratch->text.bytes.data(), scratch->text.bytes.size()));
+    (tokens[i].is_normalized ? normalized : raw).emplace_back(tokens[i], name);
+    if (tokens[i].is_special) {
+      special_ids_.push_back(id);
+      special_tokens_.push_back(tokens[i].content);
+    }
+    added_names_.emplace(id, std::move(name));
   }
+  for (const std::string& token : special_tokens_) special_texts_.push_back(token.c_str());
   for (const AddedToken& token : tokens) added_ids_.emplace(token.content, token.id);
   raw_added_ = AddedTokens(raw);
   normalized_added_ = AddedTokens(normalized);
@@ -109,6 +131,36 @@ void Tokenizer::read_added(std::string_view json) {
 int32_t Tokenizer::find(std::string_view token) const {
   const auto added = added_ids_.find(token);
   return added != added_ids_.end() ? added->second : model_->find(token);
+}
+
+bool Tokenizer::name(int32_t id, std::string* token) const {
+  const auto added = added_names_.find(id);
+  if (added == added_names_.end()) return model_->name(id, token);
+  *token = added->second;
+  return true;
+}
+
+std::string Tokenizer::detokenize(const int32_t* ids, size_t count, bool skips_special) const {
+  std::vector<std::string> tokens;
+  std::string token;
+  for (size_t i = 0; i < count; ++i) {
+    if (!name(ids[i], &token) || (skips_special && specials_.count(token) > 0)) continue;
+    tokens.push_back(token);
+  }
+  return join(std::move(tokens));
+}
+
+int32_t Tokenizer::vocab_size() const {
+  int32_t size = model_->vocab_size();
+  for (const auto& [token, id] : added_ids_) size += model_->find(token) < 0 ? 1 : 0;
+  return size;
+}
+
+int32_t Tokenizer::unknown_id() const {
+  for (const int32_t id : {model_->unknown_id(), find("[UNK]"), find("<unk>")}) {
+    if (id >= 0) return id;
+  }
+  return -1;
 }
 
 void Tokenizer::read_post_processor(std::string_view json) {
@@ -204,21 +256,22 @@ void Tokenizer::add_post_processor(JsonObject* object) {
 }
 
 std::unique_ptr<Scratch> Tokenizer::borrow_scratch() const {
-  {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    if (!scratches_.empty()) {
-      std::unique_ptr<Scratch> scratch = std::move(scratches_.back());
-      scratches_.pop_back();
-      return scratch;
-    }
+  for (std::atomic<Scratch*>& idle : scratches_) {
+    if (idle.load(std::memory_order_relaxed) == nullptr) continue;
+    if (Scratch* scratch = idle.exchange(nullptr)) return std::unique_ptr<Scratch>(scratch);
   }
   return std::make_unique<Scratch>();
 }
 
 void Tokenizer::return_scratch(std::unique_ptr<Scratch> scratch) const {
   if (scratch->is_large()) return;
-  const std::lock_guard<std::mutex> lock(mutex_);
-  scratches_.push_back(std::move(scratch));
+  for (std::atomic<Scratch*>& idle : scratches_) {
+    Scratch* none = nullptr;
+    if (idle.compare_exchange_strong(none, scratch.get())) {
+      scratch.release();
+      return;
+    }
+  }
 }
 
 // A text to scratch->text and its splits: words to be, and added tokens.
@@ -230,11 +283,10 @@ void Tokenizer::split(std::string_view text, bool has_spans, Scratch* scratch) c
   Buffer<Split>& splits = scratch->splits;
   splits.clear();
   Normalized& normalized = scratch->text;
-  static const Normalizer kNone("null");
   for (size_t i = 0; i < parts.size(); ++i) {
     const Split part = parts[i];
     const auto begin = static_cast<uint32_t>(normalized.bytes.size());
-    const Normalizer& normalizer = part.token < 0 ? *normalizer_ : kNone;
+    const Normalizer& normalizer = part.token < 0 ? *normalizer_ : no_normalizer_;
     normalizer.apply(text.substr(part.begin, part.end - part.begin), part.begin, scratch, &normalized);
     normalized.check_size();
     const auto end = static_cast<uint32_t>(normalized.bytes.size());

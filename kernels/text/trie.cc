@@ -65,8 +65,9 @@ class Places {
 
 }  // namespace
 
-Trie::Trie(std::vector<Entry> entries) : units_(kBlock) {
+Trie::Trie(std::vector<Entry>* sorted) : units_(kBlock) {
   constexpr uint32_t kMaxUnits = 1u << 30;
+  std::vector<Entry>& entries = *sorted;
   std::stable_sort(entries.begin(), entries.end(), [](const Entry& a, const Entry& b) { return a.key < b.key; });
   Places places(kBlock);
   struct Range {  // of entries that begin with a node's `depth` bytes
@@ -126,6 +127,25 @@ Trie::Trie(std::vector<Entry> entries) : units_(kBlock) {
     }
   }
   units_.shrink_to_fit();
+}
+
+std::vector<Trie::Place> Trie::list() const {
+  std::vector<Place> places;
+  places.reserve(size_);
+  for (uint32_t node = 0; node < units_.size(); ++node) {
+    if (units_[node].value >= 0) places.push_back({units_[node].value, node});
+  }
+  std::sort(places.begin(), places.end(), [](const Place& a, const Place& b) { return a.value < b.value; });
+  return places;
+}
+
+std::string Trie::spell(uint32_t node) const {
+  std::string key;
+  for (; node != kRoot; node = units_[node].parent) {
+    key += static_cast<char>(node ^ units_[units_[node].parent].base);
+  }
+  std::reverse(key.begin(), key.end());
+  return key;
 }
 
 }  // namespace edgebert::text

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -17,8 +18,9 @@ class Trie {
   static constexpr uint32_t kRoot = 0, kNone = ~uint32_t{0};
 
   Trie() : units_(kBlock) {}
-  // Of equal keys the last counts; the empty key is left out. Throws Error(EB_UNSUPPORTED) if it would be too large.
-  explicit Trie(std::vector<Entry> entries);
+  // Sorts the entries. Of equal keys the last counts; the empty key is left out. Throws Error(EB_UNSUPPORTED) if it
+  // would be too large.
+  explicit Trie(std::vector<Entry>* entries);
 
   // Different keys.
   uint32_t size() const { return size_; }
@@ -39,6 +41,15 @@ class Trie {
     const uint32_t node = walk(kRoot, key);
     return node == kNone ? -1 : value(node);
   }
+
+  // Where keys end, by their values.
+  struct Place {
+    int32_t value;
+    uint32_t node;
+  };
+  std::vector<Place> list() const;
+  // The bytes on the way to a node.
+  std::string spell(uint32_t node) const;
 
  private:
   // The child for byte b of a node with base B is at B ^ b, if that names the node as its parent. The first block has

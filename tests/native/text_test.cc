@@ -60,7 +60,8 @@ void test_json() {
 }
 
 void test_trie() {
-  CHECK(Trie().find("a") == -1 && Trie(std::vector<Trie::Entry>()).find(std::string_view("\0", 1)) == -1);
+  std::vector<Trie::Entry> none;
+  CHECK(Trie().find("a") == -1 && Trie(&none).find(std::string_view("\0", 1)) == -1);
   std::mt19937 generator(1);
   for (const int num_letters : {1, 2, 5, 256}) {
     std::map<std::string, int32_t> expected;
@@ -71,7 +72,7 @@ void test_trie() {
       if (!keys[i].empty()) expected[keys[i]] = static_cast<int32_t>(i);
       entries.push_back({keys[i], static_cast<int32_t>(i)});
     }
-    const Trie trie(entries);
+    const Trie trie(&entries);
     CHECK(trie.size() == expected.size());
     for (int i = 0; i < 20000; ++i) {
       std::string key;
@@ -80,6 +81,9 @@ void test_trie() {
       CHECK(trie.find(key) == (found == expected.end() ? -1 : found->second));
     }
     for (const auto& [key, value] : expected) CHECK(trie.find(key) == value);
+    const std::vector<Trie::Place> places = trie.list();
+    CHECK(places.size() == expected.size());
+    for (const Trie::Place& place : places) CHECK(trie.spell(place.node) == keys[static_cast<size_t>(place.value)]);
   }
 }
 

@@ -1,0 +1,258 @@
+"""The native tokenizer: kernels/text/ behind the C API, one call a batch, with the tokenizers library's own results."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+from itertools import chain
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgebert.backends import native
+from edgebert.errors import InvalidInputError
+from edgebert.tokenizer.base import BaseTokenizer, Text, Tokens, check_unicode
+
+OFFSET_UNITS = {None: 0, False: 0, "bytes": 1, "characters": 2, True: 2, "utf16": 3}  # enum eb_offset_unit
+SIDES = {None: 0, "right": 1, "left": 2}  # enum eb_side
+
+
+class _Texts(ctypes.Structure):
+    _fields_ = (
+        ("data", ctypes.c_char_p),
+        ("text_bounds", ctypes.c_void_p),
+        ("row_bounds", ctypes.c_void_p),
+        ("num_rows", ctypes.c_int32),
+    )
+
+
+class _Options(ctypes.Structure):
+    _fields_ = tuple(
+        (name, ctypes.c_int32)
+        for name in (
+            "max_length",
+            "stride",
+            "cuts_last_text",
+            "side",
+            "no_special_tokens",
+            "offset_unit",
+            "num_threads",
+        )
+    )
+
+
+class _Tokens(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_int32) for name in ("num_sequences", "num_rows", "total_tokens")),
+        *((name, ctypes.c_void_p) for name in ("input_ids", "token_type_ids", "cu_seqlens", "offsets", "word_ids")),
+        *((name, ctypes.c_void_p) for name in ("rows", "last_texts", "owned", "is_truncated")),
+    )
+
+
+class _Info(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_int32) for name in ("vocab_size", "unknown_id", "side", "has_pair_types", "marks_subwords")),
+        ("num_special_tokens", ctypes.c_int32),
+        ("special_ids", ctypes.POINTER(ctypes.c_int32)),
+        ("special_tokens", ctypes.POINTER(ctypes.c_char_p)),
+    )
+
+
+class NativeTokenizer(BaseTokenizer):
+    """A tokenizer of the native library; a call releases the GIL.
+
+    Attributes:
+        vocab_size: different tokens, added ones included.
+        side: "left" or "right", where the JSON has truncation take tokens off.
+    """
+
+    detail = "native"
+
+    def __init__(self, tokenizer_json: str | bytes, threads: int = 1) -> None:
+        """Args: the tokenizers library's JSON; of many texts, how many threads take them, 0 for the CPUs usable here.
+
+        Raises:
+            ModelFormatError: it is damaged.
+            UnsupportedModelError: it asks for something that the native tokenizer does not do to the letter.
+            BackendUnavailableError: the native library is missing.
+        """
+        self._library = native.load_library()
+        _declare(self._library)
+        self._threads = threads
+        data = tokenizer_json.encode() if isinstance(tokenizer_json, str) else tokenizer_json
+        self._tokenizer = ctypes.c_void_p()
+        native.check(self._library, self._library.eb_tokenizer_load(data, len(data), ctypes.byref(self._tokenizer)))
+        info = _Info()
+        native.check(self._library, self._library.eb_tokenizer_describe(self._tokenizer, ctypes.byref(info)))
+        self.vocab_size: int = info.vocab_size
+        self.side = "left" if info.side == SIDES["left"] else "right"
+        self.unknown_id = info.unknown_id if info.unknown_id >= 0 else None
+        self.has_pair_types, self.marks_subwords = bool(info.has_pair_types), bool(info.marks_subwords)
+        self.special_tokens = [token.decode() for token in info.special_tokens[: info.num_special_tokens]]
+
+    def __del__(self) -> None:
+        if getattr(self, "_tokenizer", None):
+            self._library.eb_tokenizer_free(self._tokenizer)
+
+    def find_id(self, *names: str) -> int | None:
+        """The id of the first of these tokens that was added or that the vocabulary has."""
+        ids = (int(self._library.eb_tokenizer_find(self._tokenizer, name.encode())) for name in names)
+        return next((i for i in ids if i >= 0), None)
+
+    def id_to_token(self, token_id: int) -> str:
+        """The token of an id; empty if there is none."""
+        try:
+            return self._read(self._library.eb_tokenizer_token, token_id)
+        except InvalidInputError:
+            return ""
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
+        """Token ids as text."""
+        array = np.array(ids, np.int32)
+        return self._read(self._library.eb_detokenize, array.ctypes.data, len(array), skip_special_tokens)
+
+    def join_tokens(self, tokens: list[str]) -> str:
+        """Tokens as text, the way the decoder writes it."""
+        data, bounds = _encode(tokens)
+        texts = _Texts(data, bounds.ctypes.data, None, len(tokens))
+        return self._read(self._library.eb_join_tokens, ctypes.byref(texts))
+
+    def _read(self, function: Callable[..., int], *arguments: Any) -> str:
+        """The text that a function of the C API writes."""
+        capacity, size = 256, ctypes.c_size_t()
+        while True:
+            text = ctypes.create_string_buffer(capacity)
+            native.check(self._library, function(self._tokenizer, *arguments, text, capacity, ctypes.byref(size)))
+            if size.value < capacity:
+                return ctypes.string_at(text, size.value).decode()
+            capacity = size.value + 1
+
+    def tokenize(
+        self,
+        texts: Sequence[Text],
+        *,
+        max_length: int = 0,
+        stride: int | None = None,
+        cuts_last_text: bool = False,
+        special_tokens: bool = True,
+        offsets: bool | str | None = None,
+        side: str | None = None,
+        threads: int | None = None,
+    ) -> Tokens:
+        """As the base class has it, and more.
+
+        Args:
+            texts: each a str, or a pair of two.
+            max_length: tokens a sequence has at most, special tokens included; 0 for no limit.
+            stride: tokens that a window of the last text has in common with the one before it; None for no windows.
+            cuts_last_text: shorten the last of a pair alone, not first the longer.
+            special_tokens: whether rows have them.
+            offsets: also "characters", "utf16" or "bytes", the unit they are in.
+            side: "right" or "left", where tokens are cut off; None for the one that the JSON names.
+            threads: None for as many as the tokenizer was made with.
+
+        Raises:
+            InvalidInputError: a text that is not valid Unicode, or a limit that leaves no room.
+        """
+        row_bounds = None
+        if all(map(str.__instancecheck__, texts)):
+            flat: Sequence[str] = texts  # type: ignore[assignment]
+        else:
+            rows = [(text,) if isinstance(text, str) else text for text in texts]
+            flat = list(chain.from_iterable(rows))
+            row_bounds = _bounds(rows, np.int32)
+        try:
+            data, text_bounds = _encode(flat)
+        except UnicodeEncodeError:
+            check_unicode(texts)
+            raise
+        batch = _Texts(
+            data, text_bounds.ctypes.data, None if row_bounds is None else row_bounds.ctypes.data, len(texts)
+        )
+        options = _Options(
+            max_length,
+            -1 if stride is None else stride,
+            cuts_last_text,
+            SIDES[side],
+            not special_tokens,
+            OFFSET_UNITS[offsets],
+            self._threads if threads is None else threads,
+        )
+        tokens = ctypes.POINTER(_Tokens)()
+        native.check(
+            self._library,
+            self._library.eb_tokenize(
+                self._tokenizer, ctypes.byref(batch), ctypes.byref(options), ctypes.byref(tokens)
+            ),
+        )
+        try:
+            return _take(tokens.contents, bool(offsets))
+        finally:
+            self._library.eb_tokens_free(tokens)
+
+
+def _take(found: _Tokens, has_offsets: bool) -> Tokens:
+    """A copy of what the library gave, which is one block of memory."""
+    n, total = found.num_sequences, found.total_tokens
+    sizes = (total, total, n + 1, *((2 * total, total) if has_offsets else (0, 0)), n, 2 * n, 2 * n)
+    num_bytes = 4 * sum(sizes)
+    block = np.empty(num_bytes + found.num_rows, np.uint8)
+    ctypes.memmove(block.ctypes.data, found.input_ids, len(block))
+    numbers = block[:num_bytes].view(np.int32)
+    arrays = []
+    at = 0
+    for size in sizes:
+        arrays.append(numbers[at : at + size])
+        at += size
+    ids, types, cu_seqlens, offsets, word_ids, rows, last_texts, owned = arrays
+    return Tokens(
+        ids,
+        types,
+        cu_seqlens,
+        offsets.reshape(-1, 2) if has_offsets else None,
+        word_ids if has_offsets else None,
+        rows,
+        last_texts.reshape(-1, 2),
+        owned.reshape(-1, 2),
+        block[num_bytes:].view(np.bool_).copy(),  # may outlive the rest
+    )
+
+
+def _encode(texts: Sequence[str]) -> tuple[bytes, NDArray[np.int64]]:
+    """Texts end to end in UTF-8, and where each begins, int64 [n + 1]."""
+    joined = "".join(texts)
+    if joined.isascii():
+        return joined.encode(), _bounds(texts, np.int64)
+    encoded = [text.encode() for text in texts]
+    return b"".join(encoded), _bounds(encoded, np.int64)
+
+
+def _bounds(parts: Sequence[Any], dtype: type[np.integer[Any]]) -> NDArray[Any]:
+    """Where each part begins if they lie end to end, and where the last ends."""
+    bounds = np.zeros(len(parts) + 1, dtype)
+    np.cumsum(np.fromiter(map(len, parts), dtype, len(parts)), out=bounds[1:])
+    return bounds
+
+
+def _declare(library: ctypes.CDLL) -> None:
+    c_char_p, c_int32, c_size_t, c_void_p = ctypes.c_char_p, ctypes.c_int32, ctypes.c_size_t, ctypes.c_void_p
+    text = (c_char_p, c_size_t, ctypes.POINTER(c_size_t))
+    for name, result, arguments in (
+        ("eb_tokenizer_load", ctypes.c_int, (c_char_p, c_size_t, ctypes.POINTER(c_void_p))),
+        ("eb_tokenizer_free", None, (c_void_p,)),
+        ("eb_tokenizer_find", c_int32, (c_void_p, c_char_p)),
+        ("eb_tokenizer_describe", ctypes.c_int, (c_void_p, ctypes.POINTER(_Info))),
+        ("eb_tokenizer_token", ctypes.c_int, (c_void_p, c_int32, *text)),
+        ("eb_detokenize", ctypes.c_int, (c_void_p, c_void_p, c_int32, c_int32, *text)),
+        ("eb_join_tokens", ctypes.c_int, (c_void_p, c_void_p, *text)),
+        (
+            "eb_tokenize",
+            ctypes.c_int,
+            (c_void_p, c_void_p, c_void_p, ctypes.POINTER(ctypes.POINTER(_Tokens))),
+        ),
+        ("eb_tokens_free", None, (ctypes.POINTER(_Tokens),)),
+    ):
+        function = getattr(library, name)
+        function.restype = result
+        function.argtypes = arguments
