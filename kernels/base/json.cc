@@ -25,8 +25,8 @@ double power_of_ten(int exponent) {
 void JsonCursor::fail(const std::string& what) const {
   size_t begin = at_ - std::min<size_t>(at_, 20);
   while (begin < at_ && (text_[begin] & 0xC0) == 0x80) ++begin;  // not from the middle of a character
-  throw Error(EB_MODEL_FORMAT, "not valid JSON, or not of the form expected (" + what + " at byte " +
-                                   std::to_string(at_) + ", at the end of '" +
+  throw Error(EB_MODEL_FORMAT, "the spec or tokenizer is not valid JSON, or not of the form expected (" + what +
+                                   " at byte " + std::to_string(at_) + ", at the end of '" +
                                    std::string(text_.substr(begin, at_ - begin)) + "'): re-export the model");
 }
 
