@@ -36,6 +36,7 @@ def describe_machine() -> str:
         ],
         "backends": _describe_backends("cpu"),
         "CUDA": _describe_cuda(),
+        "texts": [_describe_tokenizer()],
         "versions": [f"edgebert {__version__}, Python {platform.python_version()}", *_describe_packages()],
     }
     lines = [f"{title if i == 0 else '':10}{line}" for title, part in sections.items() for i, line in enumerate(part)]
@@ -64,6 +65,14 @@ def _describe_cuda() -> list[str]:
 
     gpus = native.usable_gpus() if native.unavailable_reason("cuda") is None else []
     return gpus + _describe_backends("cuda")
+
+
+def _describe_tokenizer() -> str:
+    library = _version("tokenizers")
+    fallback = f"the tokenizers library {library}" if library else "nothing: for that, pip install tokenizers"
+    if available_backends()["native"] is None:
+        return f"read by the native tokenizer; those of files that it refuses, by {fallback}"
+    return f"read by {fallback}, because there is no native library"
 
 
 def _describe_packages() -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from functools import cache, partial
 from inspect import Parameter, Signature
@@ -13,7 +12,7 @@ from typing import Any, Literal, overload
 import numpy as np
 
 from edgebert.artifact.integrity import check_content
-from edgebert.artifact.reader import Artifact, read_artifact
+from edgebert.artifact.reader import read_artifact
 from edgebert.artifact.spec import EncoderSpec
 from edgebert.backends.base import Backend, Outputs
 from edgebert.backends.registry import load_backend
@@ -47,6 +46,7 @@ def load(
     Raises:
         ModelFormatError: the file is missing, damaged, changed, not EdgeBERT's, or not signed with the key.
         BackendUnavailableError: the backend or the device is missing here.
+        UnsupportedModelError: the native tokenizer refuses the file's, and the tokenizers library is not installed.
         InvalidInputError: not a path, an unknown backend or device name, a bad count of threads, or no public key.
     """
     if not isinstance(path, (str, os.PathLike)):
@@ -54,10 +54,10 @@ def load(
     artifact = read_artifact(path, verify=False)  # the backend verifies what it verifies
     if verify or public_key is not None:
         check_content(artifact, public_key)
-    with ThreadPoolExecutor(1) as pool:  # both take as long, and neither holds up the other
-        tokenizer = pool.submit(_make_tokenizer, artifact)
-        loaded = load_backend(artifact, backend, device, threads)
-    return Model(loaded, tokenizer.result(), (os.path.abspath(path), backend, device, threads, verify, public_key))
+    loaded = load_backend(artifact, backend, device, threads)
+    text = artifact.tokenizer_json
+    tokenizer = None if text is None else Tokenizer.for_spec(text, artifact.spec, threads or 0)
+    return Model(loaded, tokenizer, (os.path.abspath(path), backend, device, threads, verify, public_key))
 
 
 def pipeline(
@@ -179,15 +179,11 @@ class Model:
         self, task: str, inputs: Sequence[Any], options: dict[str, Any], **limits: Any
     ) -> tuple[Any, Sequence[Any], Bools]:
         """(the inputs as they were given; an answer an input, as pipelines have it; which inputs were truncated)."""
-        try:
-            arguments = _signature(task).bind(*inputs, **options).arguments
-        except TypeError as error:
-            common = Signature.from_callable(Model.__call__).parameters
-            names = [
-                name for name in (*_signature(task).parameters, *common) if name not in ("self", "inputs", "options")
-            ]
-            raise InvalidInputError(f"{task}: {error}; it takes {', '.join(names)}") from None
         call = TASKS[task]
+        if options or len(inputs) != len(call.inputs):
+            arguments = _bind(task, inputs, options)
+        else:
+            arguments = dict(zip(call.inputs, inputs, strict=True))
         given = _take_inputs(call, arguments)
         items = _list_inputs(call, given)
         if self.tokenizer is None:
@@ -264,10 +260,8 @@ class Model:
         """
         if task is not None and (not isinstance(task, str) or task not in TASKS):
             raise InvalidInputError(f"unknown task {task!r}: expected one of {', '.join(TASKS)}")
-        fitting = [name for name, call in TASKS.items() if self.task in call.heads]
-        if self.task == "embedding" and self.spec.pooling == "none":  # hidden states, not pooled
-            fitting = []
-        if fitting and task in (None, *fitting):
+        fitting = _fitting_tasks(self.task, self.spec.pooling)
+        if fitting and (task is None or task in fitting):
             return task or fitting[0]
         calls = [f"model({TASKS[name].usage}{'' if name == fitting[0] else f', task={name!r}'})" for name in fitting]
         raise InvalidInputError(
@@ -276,8 +270,26 @@ class Model:
         )
 
 
-def _make_tokenizer(artifact: Artifact) -> Tokenizer | None:
-    return None if artifact.tokenizer_json is None else Tokenizer.for_spec(artifact.tokenizer_json, artifact.spec)
+@cache
+def _fitting_tasks(head: str, pooling: str) -> list[str]:
+    """The tasks that a file answers, its own first."""
+    if head == "embedding" and pooling == "none":  # hidden states, not pooled
+        return []
+    return [name for name, call in TASKS.items() if head in call.heads]
+
+
+def _bind(task: str, inputs: Sequence[Any], options: dict[str, Any]) -> dict[str, Any]:
+    """The inputs and options by name.
+
+    Raises:
+        InvalidInputError: too many or too few, or an option that the task has not.
+    """
+    try:
+        return _signature(task).bind(*inputs, **options).arguments
+    except TypeError as error:
+        common = Signature.from_callable(Model.__call__).parameters
+        names = [name for name in (*_signature(task).parameters, *common) if name not in ("self", "inputs", "options")]
+        raise InvalidInputError(f"{task}: {error}; it takes {', '.join(names)}") from None
 
 
 @cache
@@ -318,6 +330,8 @@ def _list_inputs(call: Task, given: Any) -> list[Any]:
     Raises:
         InvalidInputError: neither a list nor what stands for a list of one.
     """
+    if isinstance(given, list):
+        return list(given)
     if isinstance(given, call.single):
         return [given]
     if isinstance(given, (str, bytes, dict)) or not isinstance(given, Iterable):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import accumulate, islice
 from typing import Any
 
 import numpy as np
@@ -59,23 +59,25 @@ def run_rows(
     """
     if not isinstance(batch_tokens, int) or batch_tokens < 1:
         raise InvalidInputError(f"batch_tokens must be a positive integer, got {batch_tokens!r}")
-    is_token = {name: backend.spec.output_width(name)[0] for name in outputs}
+    widths = [backend.spec.output_width(name) for name in outputs]
+    asked = [(name, is_token) for name, (is_token, _) in zip(outputs, widths, strict=True)]
+    width = sum(width or 1 for is_token, width in widths if is_token)
     rows = iter(rows)
     while held := list(islice(rows, SORTED_ROWS)):
         # longest first: neighbours are of like length, and memory does not grow after the first batch
         held.sort(key=lambda row: -len(row.input_ids))
-        for part in _split(backend, held, outputs, batch_tokens):
+        for part in _split(backend, held, width, batch_tokens):
             batch = _pack(part)
             values = backend.run(batch, outputs)
             last = 0
             for i, row in enumerate(part):
                 first, last = last, last + _num_output_tokens(row)
-                yield row, {name: values[name][first:last] if is_token[name] else values[name][i] for name in outputs}
+                found = {name: values[name][first:last] if is_token else values[name][i] for name, is_token in asked}
+                yield row, found
 
 
-def _split(backend: Backend, rows: list[Row], outputs: Sequence[str], batch_tokens: int) -> Iterator[list[Row]]:
-    """Consecutive rows of at most `batch_tokens` tokens and MAX_LOGITS numbers, or one row, each."""
-    width = sum(width or 1 for is_token, width in map(backend.spec.output_width, outputs) if is_token)
+def _split(backend: Backend, rows: list[Row], width: int, batch_tokens: int) -> Iterator[list[Row]]:
+    """Consecutive rows of at most `batch_tokens` tokens and MAX_LOGITS numbers, `width` a token, or one row, each."""
     part: list[Row] = []
     num_tokens = num_logits = 0
     for row in rows:
@@ -95,11 +97,18 @@ def _num_output_tokens(row: Row) -> int:
 
 
 def _pack(rows: list[Row]) -> PackedBatch:
-    batch = PackedBatch.from_lists([row.input_ids for row in rows], [row.token_type_ids for row in rows])
-    if all(row.output_tokens is None for row in rows):
-        return batch
-    chosen = [
-        first + (np.arange(len(row.input_ids)) if row.output_tokens is None else row.output_tokens)
-        for first, row in zip(batch.cu_seqlens, rows, strict=False)
-    ]
-    return PackedBatch(batch.input_ids, batch.token_type_ids, batch.cu_seqlens, np.concatenate(chosen).astype(np.int32))
+    if len(rows) == 1:
+        [row] = rows
+        bounds = np.array((0, len(row.input_ids)), np.int32)
+        return PackedBatch(row.input_ids, row.token_type_ids, bounds, row.output_tokens)
+    bounds = np.array([0, *accumulate(len(row.input_ids) for row in rows)], np.int32)
+    chosen = None
+    if any(row.output_tokens is not None for row in rows):
+        of_rows = (
+            first + (np.arange(len(row.input_ids)) if row.output_tokens is None else row.output_tokens)
+            for first, row in zip(bounds, rows, strict=False)
+        )
+        chosen = np.concatenate([*of_rows]).astype(np.int32)
+    ids = np.concatenate([row.input_ids for row in rows])
+    types = np.concatenate([row.token_type_ids for row in rows])
+    return PackedBatch(ids, types, bounds, chosen)

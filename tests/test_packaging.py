@@ -40,7 +40,7 @@ def test_the_version_is_the_same_everywhere() -> None:
 
 
 def test_the_base_install_is_light() -> None:
-    assert {Requirement(text).name for text in PROJECT["dependencies"]} == {"numpy", "tokenizers"}
+    assert {Requirement(text).name for text in PROJECT["dependencies"]} == {"numpy"}
 
 
 def test_what_the_documents_install_is_pinned() -> None:

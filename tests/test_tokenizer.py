@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import itertools
+import json
+import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tokenizers
-from conftest import WORDS
+from conftest import BACKENDS, WORDS
 
-from edgebert.errors import InvalidInputError, ModelFormatError
+import edgebert
+from edgebert.backends import native
+from edgebert.errors import (
+    BackendUnavailableError,
+    EdgeBertError,
+    InvalidInputError,
+    ModelFormatError,
+    UnsupportedModelError,
+)
 from edgebert.tokenizer import Tokenizer
 
 CLS, SEP = WORDS.index("[CLS]"), WORDS.index("[SEP]")
@@ -33,13 +45,13 @@ def roberta_json() -> str:
     return str(library.to_str())
 
 
+@pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("kind", ["bert", "roberta"])
 @pytest.mark.parametrize("limit", [4, 5, 6, 7, 10, 11, 16])
-def test_truncates_as_the_library(tokenizer_json: str, kind: str, limit: int) -> None:
-    json = tokenizer_json if kind == "bert" else roberta_json()
-    ours = Tokenizer(json, 16, 40, num_token_types=2)
-    library = tokenizers.Tokenizer.from_str(json)
-    library.enable_truncation(limit, strategy="longest_first")
+def test_truncates_as_the_library(tokenizer_json: str, kind: str, limit: int, side: str) -> None:
+    library = tokenizers.Tokenizer.from_str(tokenizer_json if kind == "bert" else roberta_json())
+    library.enable_truncation(limit, strategy="longest_first", direction=side)
+    ours = Tokenizer(library.to_str(), 16, 40, num_token_types=2)
     sizes = range(0, 14)
     pairs = [("a " * n, "b " * m) for n, m in itertools.product(sizes, sizes)]
     batch, is_truncated = ours.tokenize([first for first, _ in pairs[:: len(sizes)]], limit)
@@ -152,7 +164,88 @@ def test_refuses_a_row_without_tokens(tokenizer_json: str) -> None:
         bare.tokenize(["a", " "])
 
 
-@pytest.mark.parametrize("json", ["", "{}", "nonsense"])
-def test_refuses_json_that_is_no_tokenizer(json: str) -> None:
+@pytest.mark.parametrize("content", ["", "{}", "nonsense"])
+def test_refuses_json_that_is_no_tokenizer(content: str) -> None:
     with pytest.raises(ModelFormatError, match="tokenizer.*re-export"):
-        Tokenizer(json, 16, 40, 2)
+        Tokenizer(content, 16, 40, 2)
+
+
+# The tokenizers library, where the native tokenizer cannot be had
+
+
+def suffixed_json() -> str:
+    """A tokenizer that the native one refuses: its words end in </w>."""
+    library = tokenizers.Tokenizer(
+        tokenizers.models.BPE(
+            {"<unk>": 0, "a": 1, "b": 2, "b</w>": 3}, [], unk_token="<unk>", end_of_word_suffix="</w>"
+        )
+    )
+    library.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    library.decoder = tokenizers.decoders.BPEDecoder()
+    library.enable_truncation(3, direction="left")
+    return str(library.to_str())
+
+
+@pytest.mark.skipif("native" not in BACKENDS, reason="the native library is not built")
+def test_what_the_native_tokenizer_refuses_is_the_librarys(tokenizer_json: str) -> None:
+    assert Tokenizer(tokenizer_json, 16, 40, 2).detail == "native"
+    ours = Tokenizer(suffixed_json(), 3, 40, 2)
+    assert "tokenizers library" in ours.detail and "end_of_word_suffix" in ours.detail
+    [row], is_truncated = ours.make_rows(["ab aab"])
+    assert row.input_ids.tolist() == [1, 1, 3] and is_truncated.tolist() == [True]
+    windows, _ = ours.make_windows(["ab aab"], 3, 1)
+    assert [window.offsets.tolist() for window in windows] == [[[0, 1], [1, 2], [3, 4]], [[3, 4], [4, 5], [5, 6]]]
+    assert ours.decode([1, 3, 1, 3]) == "ab ab" and ours.id_to_token(3) == "b</w>" and ours.unknown_id == 0
+
+
+def test_without_the_library_a_refused_file_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = suffixed_json()
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises((UnsupportedModelError, BackendUnavailableError), match="pip install tokenizers"):
+        Tokenizer(content, 3, 40, 2)
+
+
+def test_without_the_native_library_the_other_reads_texts(
+    make_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make_file()
+    expected = edgebert.load(path, backend="numpy").encode(["a b", "c"])
+
+    def fail(kind: str = "cpu") -> None:
+        raise BackendUnavailableError("it is gone")
+
+    monkeypatch.setattr(native, "load_library", fail)
+    model = edgebert.load(path, backend="numpy")
+    assert model.tokenizer and "it is gone" in model.tokenizer.detail
+    np.testing.assert_array_equal(model.encode(["a b", "c"]), expected)
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(BackendUnavailableError, match="it is gone; .*pip install tokenizers"):
+        edgebert.load(path, backend="numpy")
+
+
+@pytest.mark.skipif("native" not in BACKENDS, reason="the native library is not built")
+@pytest.mark.parametrize("side", ["Right", "Left"])
+def test_the_library_and_the_native_tokenizer_give_the_same_rows(tokenizer_json: str, side: str) -> None:
+    from edgebert.tokenizer.library import LibraryTokenizer
+
+    content = json.loads(tokenizer_json)
+    content["truncation"] = {"direction": side, "max_length": 9, "strategy": "LongestFirst", "stride": 0}
+    ours = Tokenizer(json.dumps(content), 16, 40, 1)
+    other = Tokenizer(json.dumps(content), 16, 40, 1)
+    other._tokenizer = LibraryTokenizer(json.dumps(content), EdgeBertError("a test"))
+    texts = [
+        "",
+        "a b c d e " * 9,
+        "passage über straße",
+        ("a b", "c d e " * 9),
+        ["router restarts " * 9, "off"],
+        ("", ""),
+    ]
+    for limit, stride in itertools.product((8, 16), (None, 0, 1, 2)):
+        made = [(one.make_rows(texts, limit), one.make_windows(texts[:4], limit, stride)) for one in (ours, other)]
+        for (rows, is_truncated), (expected, is_expected) in zip(*made, strict=True):
+            np.testing.assert_array_equal(is_truncated, is_expected)
+            assert len(rows) == len(expected)
+            for row, wanted in zip(rows, expected, strict=True):
+                for name in row._fields:
+                    np.testing.assert_array_equal(getattr(row, name), getattr(wanted, name), name)

@@ -184,7 +184,7 @@ class EncoderSpec:
             for name, steps in outputs[self.task].items()
         )
 
-    @property
+    @cached_property
     def outputs(self) -> tuple[str, ...]:
         """Names of the file's outputs, in order."""
         return tuple(head.name for head in self.heads)
@@ -196,7 +196,11 @@ class EncoderSpec:
 
     def output_width(self, name: str) -> tuple[bool, int]:
         """Of an output: whether it has one row a token (else one a sequence), and its width (0: a scalar a token)."""
-        return {head.name: (head.is_per_token, head.width) for head in self.heads}[name]
+        return self._widths[name]
+
+    @cached_property
+    def _widths(self) -> dict[str, tuple[bool, int]]:
+        return {head.name: (head.is_per_token, head.width) for head in self.heads}
 
     def to_json(self) -> str:
         """The spec as canonical JSON (sorted keys, no spaces)."""

@@ -143,7 +143,7 @@ def installed_sizes(packages: Sequence[str]) -> dict[str, int]:
             files = [file for file in _files(Path(__file__).parents[1]) if "__pycache__" not in file.parts]
             files += [Path(library) for library in [os.environ.get("EDGEBERT_LIBRARY")] if library]
             sizes[name] = sum(file.stat().st_size for file in files)
-            todo += ["numpy", "tokenizers"]
+            todo.append("numpy")
             continue
         located = (distribution.locate_file(file) for file in distribution.files or ())
         sizes[name] = sum(Path(str(path)).stat().st_size for path in located if Path(str(path)).is_file())

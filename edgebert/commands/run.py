@@ -51,6 +51,8 @@ def main(args: argparse.Namespace) -> None:
     model = edgebert.load(args.file, backend=args.backend, device=args.device, threads=args.threads)
     if args.verbose:
         print(f"backend: {model.backend.detail}", file=sys.stderr)
+        if model.tokenizer is not None:
+            print(f"tokenizer: {model.tokenizer.detail}", file=sys.stderr)
     task = model.choose_task(args.task)
     texts = list(_read_lines(skip_blank=args.json)) if args.texts in ([], ["-"]) else args.texts
     options: dict[str, Any] = {"task": task, "max_length": args.max_length, "stride": args.stride}

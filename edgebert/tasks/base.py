@@ -58,9 +58,9 @@ def make_rows(
         rows, is_truncated = tokenizer.make_windows(texts, options.max_length, options.stride)
     else:
         rows, is_truncated = tokenizer.make_rows(texts, options.max_length)
-    ids = [row.input_ids for row in rows]
-    if ids and np.concatenate(ids).max() >= options.spec.vocab_size:
-        check_ids(PackedBatch.from_lists(ids), [row.text for row in rows], tokenizer, options.spec)
+    if rows and tokenizer.max_id >= options.spec.vocab_size:
+        ids = PackedBatch.from_lists([row.input_ids for row in rows])
+        check_ids(ids, [row.text for row in rows], tokenizer, options.spec)
     return rows, is_truncated
 
 

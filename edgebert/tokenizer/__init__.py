@@ -83,6 +83,8 @@ class Tokenizer:
         self.max_length = max_length
         self._usable_positions = usable_positions
         self._num_token_types = num_token_types
+        framed = self._tokenizer.tokenize(["", ("", "")])
+        self._may_be_empty = bool((np.diff(framed.cu_seqlens) == 0).any())
         self.mask_id = self.find_id(mask_token or "[MASK]", mask_token or "<mask>")
 
     @classmethod
@@ -101,6 +103,11 @@ class Tokenizer:
     def special_tokens(self) -> list[str]:
         """The special tokens, as texts may hold them."""
         return self._tokenizer.special_tokens
+
+    @property
+    def max_id(self) -> int:
+        """The highest id of all."""
+        return self._tokenizer.max_id
 
     @property
     def unknown_id(self) -> int | None:
@@ -205,7 +212,7 @@ class Tokenizer:
         limit = self._check_limit(max_length)
         rows = _read_texts(texts)
         tokens = self._tokenizer.tokenize(rows, max_length=limit, **options)
-        if len(rows) and (empty := np.diff(tokens.cu_seqlens) == 0).any():
+        if self._may_be_empty and (empty := np.diff(tokens.cu_seqlens) == 0).any():
             text = tokens.rows[empty.argmax()]
             raise InvalidInputError(f"text {text} gives no tokens: the tokenizer adds none of its own, leave it out")
         if self._num_token_types < 2:
@@ -241,8 +248,9 @@ def _read_texts(texts: Iterable[Text]) -> list[Text]:
         raise InvalidInputError(f"expected a list of texts, got {type(texts).__name__}")
     rows = list(texts)
     for i, text in enumerate(rows):
-        is_pair = isinstance(text, (tuple, list)) and len(text) == 2 and all(isinstance(part, str) for part in text)
-        if not (isinstance(text, str) or is_pair):
+        if isinstance(text, str):
+            continue
+        if not isinstance(text, (tuple, list)) or len(text) != 2 or not all(isinstance(part, str) for part in text):
             raise InvalidInputError(f"text {i} must be a str or a pair of two, got {_describe(text)}")
     return rows
 

@@ -47,6 +47,7 @@ class BaseTokenizer(ABC):
     Attributes:
         detail: one line for people: what tokenizes, and why if it is not the native tokenizer.
         special_tokens: the special tokens, as texts may hold them.
+        max_id: the highest id of all.
         unknown_id: of the token for what the vocabulary cannot spell; None if there is none.
         has_pair_types: whether the second text of a pair has a type of its own.
         marks_subwords: whether a token that goes on a word carries a mark, as WordPiece's `##`.
@@ -54,6 +55,7 @@ class BaseTokenizer(ABC):
 
     detail: str
     special_tokens: list[str]
+    max_id: int
     unknown_id: int | None
     has_pair_types: bool
     marks_subwords: bool

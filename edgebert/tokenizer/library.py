@@ -57,6 +57,7 @@ class LibraryTokenizer(BaseTokenizer):
         self.detail = f"the tokenizers library {tokenizers.__version__} ({reason})"
         added = self._tokenizer.get_added_tokens_decoder()
         self.special_tokens = [token.content for token in added.values() if token.special]
+        self.max_id = max(self._tokenizer.get_vocab().values(), default=-1)
         unknown = getattr(self._tokenizer.model, "unk_token", None)
         self.unknown_id = self.find_id(unknown or "[UNK]", "[UNK]", "<unk>")
         if json.loads(tokenizer_json)["model"].get("unk_id") is not None:  # which the library does not tell

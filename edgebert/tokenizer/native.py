@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+from array import array
 from collections.abc import Callable, Sequence
-from itertools import chain
+from functools import lru_cache
+from itertools import accumulate, chain
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgebert.backends import native
 from edgebert.errors import InvalidInputError
@@ -52,7 +53,10 @@ class _Tokens(ctypes.Structure):
 
 class _Info(ctypes.Structure):
     _fields_ = (
-        *((name, ctypes.c_int32) for name in ("vocab_size", "unknown_id", "side", "has_pair_types", "marks_subwords")),
+        *(
+            (name, ctypes.c_int32)
+            for name in ("vocab_size", "max_id", "unknown_id", "side", "has_pair_types", "marks_subwords")
+        ),
         ("num_special_tokens", ctypes.c_int32),
         ("special_ids", ctypes.POINTER(ctypes.c_int32)),
         ("special_tokens", ctypes.POINTER(ctypes.c_char_p)),
@@ -86,6 +90,7 @@ class NativeTokenizer(BaseTokenizer):
         info = _Info()
         native.check(self._library, self._library.eb_tokenizer_describe(self._tokenizer, ctypes.byref(info)))
         self.vocab_size: int = info.vocab_size
+        self.max_id = info.max_id
         self.side = "left" if info.side == SIDES["left"] else "right"
         self.unknown_id = info.unknown_id if info.unknown_id >= 0 else None
         self.has_pair_types, self.marks_subwords = bool(info.has_pair_types), bool(info.marks_subwords)
@@ -115,7 +120,7 @@ class NativeTokenizer(BaseTokenizer):
     def join_tokens(self, tokens: list[str]) -> str:
         """Tokens as text, the way the decoder writes it."""
         data, bounds = _encode(tokens)
-        texts = _Texts(data, bounds.ctypes.data, None, len(tokens))
+        texts = _Texts(data, _address(bounds), None, len(tokens))
         return self._read(self._library.eb_join_tokens, ctypes.byref(texts))
 
     def _read(self, function: Callable[..., int], *arguments: Any) -> str:
@@ -161,16 +166,14 @@ class NativeTokenizer(BaseTokenizer):
         else:
             rows = [(text,) if isinstance(text, str) else text for text in texts]
             flat = list(chain.from_iterable(rows))
-            row_bounds = _bounds(rows, np.int32)
+            row_bounds = _bounds(rows, "i")
         try:
             data, text_bounds = _encode(flat)
         except UnicodeEncodeError:
             check_unicode(texts)
             raise
-        batch = _Texts(
-            data, text_bounds.ctypes.data, None if row_bounds is None else row_bounds.ctypes.data, len(texts)
-        )
-        options = _Options(
+        batch = _Texts(data, _address(text_bounds), None if row_bounds is None else _address(row_bounds), len(texts))
+        options = _options(
             max_length,
             -1 if stride is None else stride,
             cuts_last_text,
@@ -192,47 +195,51 @@ class NativeTokenizer(BaseTokenizer):
             self._library.eb_tokens_free(tokens)
 
 
+@lru_cache
+def _options(*values: int) -> _Options:
+    return _Options(*values)
+
+
 def _take(found: _Tokens, has_offsets: bool) -> Tokens:
     """A copy of what the library gave, which is one block of memory."""
-    n, total = found.num_sequences, found.total_tokens
-    sizes = (total, total, n + 1, *((2 * total, total) if has_offsets else (0, 0)), n, 2 * n, 2 * n)
-    num_bytes = 4 * sum(sizes)
-    block = np.empty(num_bytes + found.num_rows, np.uint8)
-    ctypes.memmove(block.ctypes.data, found.input_ids, len(block))
-    numbers = block[:num_bytes].view(np.int32)
-    arrays = []
-    at = 0
-    for size in sizes:
-        arrays.append(numbers[at : at + size])
-        at += size
-    ids, types, cu_seqlens, offsets, word_ids, rows, last_texts, owned = arrays
+    n, total, num_rows = found.num_sequences, found.total_tokens, found.num_rows
+    size = total * (5 if has_offsets else 2) + 6 * n + 1
+    block = bytearray(ctypes.string_at(found.input_ids, 4 * size + num_rows))
+    numbers = np.frombuffer(block, np.int32, size)
+    is_truncated = np.frombuffer(block, np.bool_, num_rows, 4 * size).copy()  # which may outlive the rest
+    at = 2 * total + n + 1
+    cu_seqlens, offsets, word_ids = numbers[2 * total : at], None, None
+    if has_offsets:
+        offsets, word_ids = numbers[at : at + 2 * total].reshape(-1, 2), numbers[at + 2 * total : at + 3 * total]
     return Tokens(
-        ids,
-        types,
+        numbers[:total],
+        numbers[total : 2 * total],
         cu_seqlens,
-        offsets.reshape(-1, 2) if has_offsets else None,
-        word_ids if has_offsets else None,
-        rows,
-        last_texts.reshape(-1, 2),
-        owned.reshape(-1, 2),
-        block[num_bytes:].view(np.bool_).copy(),  # may outlive the rest
+        offsets,
+        word_ids,
+        numbers[size - 5 * n : size - 4 * n],
+        numbers[size - 4 * n : size - 2 * n].reshape(-1, 2),
+        numbers[size - 2 * n :].reshape(-1, 2),
+        is_truncated,
     )
 
 
-def _encode(texts: Sequence[str]) -> tuple[bytes, NDArray[np.int64]]:
+def _encode(texts: Sequence[str]) -> tuple[bytes, array[int]]:
     """Texts end to end in UTF-8, and where each begins, int64 [n + 1]."""
     joined = "".join(texts)
     if joined.isascii():
-        return joined.encode(), _bounds(texts, np.int64)
+        return joined.encode(), _bounds(texts, "q")
     encoded = [text.encode() for text in texts]
-    return b"".join(encoded), _bounds(encoded, np.int64)
+    return b"".join(encoded), _bounds(encoded, "q")
 
 
-def _bounds(parts: Sequence[Any], dtype: type[np.integer[Any]]) -> NDArray[Any]:
-    """Where each part begins if they lie end to end, and where the last ends."""
-    bounds = np.zeros(len(parts) + 1, dtype)
-    np.cumsum(np.fromiter(map(len, parts), dtype, len(parts)), out=bounds[1:])
-    return bounds
+def _bounds(parts: Sequence[Any], code: str) -> array[int]:
+    """Where each part begins if they lie end to end, and where the last ends: integers of an array's type code."""
+    return array(code, accumulate(map(len, parts), initial=0))  # less to set up than NumPy's, and no slower
+
+
+def _address(numbers: array[int]) -> int:
+    return numbers.buffer_info()[0]
 
 
 def _declare(library: ctypes.CDLL) -> None:

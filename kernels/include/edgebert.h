@@ -141,6 +141,7 @@ typedef struct eb_tokens {
 
 typedef struct eb_tokenizer_info {
   int32_t vocab_size;     /* different tokens, added ones included */
+  int32_t max_id;         /* the highest id of all: a model's word table needs a row more */
   int32_t unknown_id;     /* stands for what the vocabulary cannot spell; -1: none */
   int32_t side;           /* eb_side: the one that the JSON names for truncation */
   int32_t has_pair_types; /* 1: the second text of a pair has a type of its own */

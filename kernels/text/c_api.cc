@@ -70,6 +70,7 @@ eb_status eb_tokenizer_describe(const eb_tokenizer* tokenizer, eb_tokenizer_info
     const edgebert::text::Tokenizer& of = tokenizer->tokenizer;
     const auto& types = of.layout(2).text_types;
     *info = {of.vocab_size(),
+             of.max_id(),
              of.unknown_id(),
              of.cuts_left() ? EB_SIDE_LEFT : EB_SIDE_RIGHT,
              std::any_of(types.begin(), types.end(), [](int32_t type) { return type != 0; }) ? 1 : 0,

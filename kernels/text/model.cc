@@ -468,6 +468,7 @@ class Unigram : public Model {
 void Model::set_vocabulary(std::vector<Trie::Entry>* entries, bool is_list) {
   trie_ = Trie(entries);
   vocab_size_ = static_cast<int32_t>(is_list ? entries->size() : trie_.size());
+  for (const Trie::Entry& entry : *entries) max_id_ = std::max(max_id_, entry.value);
   if (trie_.size() == entries->size()) return;
   for (const Trie::Entry& entry : *entries) {
     if (entry.key.empty()) {

@@ -29,6 +29,7 @@ class Model {
   int32_t find(std::string_view token) const { return trie_.find(token); }
   // Sets *token to the token of an id. Returns whether the vocabulary has it. Threads call it at once.
   bool name(int32_t id, std::string* token) const;
+  int32_t max_id() const { return max_id_; }          // -1: none
   int32_t vocab_size() const { return vocab_size_; }  // tokens the vocabulary lists
   int32_t unknown_id() const { return unknown_id_; }  // of the token for what it cannot spell; -1: none
   bool marks_subwords() const { return has_marks_; }  // whether tokens that continue a word carry a mark
@@ -48,7 +49,7 @@ class Model {
   std::vector<Blanks> blanks_;
 
  private:
-  int32_t vocab_size_ = 0;
+  int32_t vocab_size_ = 0, max_id_ = -1;
   std::map<int32_t, std::string> hidden_;  // names that the trie does not give
   // The trie's nodes by id, made when first asked for. No lock: a child forked while it is held could never take it.
   mutable std::atomic<const std::vector<Trie::Place>*> places_{nullptr};

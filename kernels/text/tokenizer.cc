@@ -156,6 +156,11 @@ int32_t Tokenizer::vocab_size() const {
   return size;
 }
 
+int32_t Tokenizer::max_id() const {
+  const int32_t added = added_names_.empty() ? -1 : added_names_.rbegin()->first;
+  return std::max(model_->max_id(), added);
+}
+
 int32_t Tokenizer::unknown_id() const {
   for (const int32_t id : {model_->unknown_id(), find("[UNK]"), find("<unk>")}) {
     if (id >= 0) return id;

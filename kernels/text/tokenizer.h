@@ -62,6 +62,7 @@ class Tokenizer {
   // Tokens as a text, the way the decoder writes it. Throws as detokenize().
   std::string join(std::vector<std::string> tokens) const { return decoder_->decode(std::move(tokens)); }
 
+  int32_t max_id() const;                        // of all tokens
   int32_t vocab_size() const;                    // different tokens, added ones included
   int32_t unknown_id() const;                    // of the token for what the vocabulary cannot spell; -1: none
   bool cuts_left() const { return cuts_left_; }  // whether the JSON has the beginning cut off

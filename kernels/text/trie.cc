@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "base/status.h"
 
@@ -63,12 +64,38 @@ class Places {
   std::vector<uint8_t> is_free_;
 };
 
+// Stable. Compares first bytes as numbers, which is far quicker than whole keys.
+void sort(std::vector<Trie::Entry>* entries) {
+  struct Item {
+    uint64_t first;  // eight bytes
+    const Trie::Entry* entry;
+  };
+  std::vector<Item> items;
+  items.reserve(entries->size());
+  for (const Trie::Entry& entry : *entries) {
+    uint64_t first = 0;
+    for (size_t i = 0; i < 8; ++i) {
+      first = first << 8 | (i < entry.key.size() ? static_cast<unsigned char>(entry.key[i]) : 0u);
+    }
+    items.push_back({first, &entry});
+  }
+  std::sort(items.begin(), items.end(), [](const Item& a, const Item& b) {
+    if (a.first != b.first) return a.first < b.first;
+    const int order = a.entry->key.compare(b.entry->key);
+    return order != 0 ? order < 0 : a.entry < b.entry;
+  });
+  std::vector<Trie::Entry> sorted;
+  sorted.reserve(entries->size());
+  for (const Item& item : items) sorted.push_back(*item.entry);
+  *entries = std::move(sorted);
+}
+
 }  // namespace
 
 Trie::Trie(std::vector<Entry>* sorted) : units_(kBlock) {
   constexpr uint32_t kMaxUnits = 1u << 30;
   std::vector<Entry>& entries = *sorted;
-  std::stable_sort(entries.begin(), entries.end(), [](const Entry& a, const Entry& b) { return a.key < b.key; });
+  sort(&entries);
   Places places(kBlock);
   struct Range {  // of entries that begin with a node's `depth` bytes
     uint32_t node;

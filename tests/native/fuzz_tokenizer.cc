@@ -69,6 +69,14 @@ constexpr Member kMembers[] = {
     {"pre_tokenizer", R"({"type":"Sequence","pretokenizers":[{"type":"Digits","individual_digits":true},)"
                       R"({"type":"Punctuation","behavior":"MergedWithNext"},)"
                       R"({"type":"Split","pattern":{"String":"a"},"behavior":"Contiguous","invert":true}]})"},
+    {"decoder", "null"},
+    {"decoder", R"({"type":"WordPiece","prefix":"##","cleanup":true})"},
+    {"decoder", R"({"type":"ByteLevel","add_prefix_space":true,"trim_offsets":true,"use_regex":true})"},
+    {"decoder", R"({"type":"Metaspace","replacement":"\u2581","prepend_scheme":"always","split":true})"},
+    {"decoder", R"({"type":"Sequence","decoders":[{"type":"Replace","pattern":{"String":"a"},"content":"<0xE2>"},)"
+                R"({"type":"ByteFallback"},{"type":"BPEDecoder","suffix":"b"},{"type":"Fuse"},)"
+                R"({"type":"Strip","content":" ","start":1,"stop":2}]})"},
+    {"truncation", R"({"direction":"Left","max_length":1,"strategy":"LongestFirst","stride":0})"},
     {"post_processor", "null"},
     {"post_processor", R"({"type":"BertProcessing","sep":["a",1],"cls":["b",0]})"},
     {"post_processor",
@@ -161,6 +169,38 @@ void require(bool holds, const char* what) {
   std::abort();
 }
 
+// Ids that texts have and others, back to text.
+void decode(const eb_tokenizer* tokenizer, const eb_tokens* tokens) {
+  std::vector<int32_t> ids(tokens->input_ids, tokens->input_ids + std::min(tokens->total_tokens, 50));
+  for (size_t count = pick(8); count > 0; --count) ids.push_back(static_cast<int32_t>(pick(2000)) - 2);
+  std::string data;
+  std::vector<int64_t> bounds = {0};
+  const size_t capacity = pick(300);
+  const std::unique_ptr<char[]> text(new char[capacity]);
+  size_t size = 0;
+  const auto require_text = [&](eb_status status, const char* call) {
+    if (status != EB_OK) die(call, status);
+    size_t at;
+    require(size >= capacity || is_utf8({text.get(), size}, &at), "a text is not UTF-8");
+    require(capacity == 0 || text[std::min(size, capacity - 1)] == '\0', "a text has no end");
+  };
+  for (const int32_t id : ids) {
+    const eb_status status = eb_tokenizer_token(tokenizer, id, text.get(), capacity, &size);
+    if (status == EB_INVALID_INPUT) continue;
+    require_text(status, "eb_tokenizer_token");
+    if (size < capacity) data.append(text.get(), size);
+    bounds.push_back(static_cast<int64_t>(data.size()));
+  }
+  const auto num_ids = static_cast<int32_t>(ids.size());
+  eb_status status =
+      eb_detokenize(tokenizer, ids.data(), num_ids, static_cast<int32_t>(pick(2)), text.get(), capacity, &size);
+  if (status == EB_UNSUPPORTED) return;
+  require_text(status, "eb_detokenize");
+  const eb_texts parts = {data.data(), bounds.data(), nullptr, static_cast<int32_t>(bounds.size() - 1)};
+  status = eb_join_tokens(tokenizer, &parts, text.get(), capacity, &size);
+  require_text(status, "eb_join_tokens");
+}
+
 void run(const eb_tokenizer* tokenizer) {
   const auto num_rows = static_cast<int32_t>(1 + pick(4));
   std::string data;
@@ -178,7 +218,7 @@ void run(const eb_tokenizer* tokenizer) {
   std::copy(data.begin(), data.end(), bytes.get());
   const eb_texts texts = {bytes.get(), text_bounds.data(), row_bounds.data(), num_rows};
   const eb_tokenize_options options = {static_cast<int32_t>(pick(20)),   static_cast<int32_t>(pick(4)) - 1,
-                                       static_cast<int32_t>(pick(2)),    static_cast<int32_t>(pick(2)),
+                                       static_cast<int32_t>(pick(2)),    static_cast<int32_t>(pick(3)),
                                        static_cast<int32_t>(pick(2)),    static_cast<int32_t>(pick(4)),
                                        static_cast<int32_t>(1 + pick(2))};
   eb_tokens* tokens = nullptr;
@@ -198,6 +238,7 @@ void run(const eb_tokenizer* tokenizer) {
               "an offset is wrong");
     }
   }
+  decode(tokenizer, tokens);
   eb_tokens_free(tokens);
 }
 

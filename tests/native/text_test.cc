@@ -167,8 +167,9 @@ void test_rows() {
     CHECK(eb_tokenize(tokenizer, &texts, &options, &tokens) == EB_OK);
     return tokens;
   };
-  for (const int32_t stride : {-1, 0, 3}) {
-    eb_tokenize_options options = {60, stride, stride >= 0, 0, 0, EB_OFFSETS_UTF16, 1};
+  for (const int32_t stride : {-1, 0, 3, 4}) {
+    eb_tokenize_options options = {
+        60, stride, stride >= 0, stride % 2 == 0 ? EB_SIDE_LEFT : EB_SIDE_OF_TOKENIZER, 0, EB_OFFSETS_UTF16, 1};
     eb_tokens* one = run(options);
     options.num_threads = 3;
     eb_tokens* three = run(options);
@@ -178,6 +179,12 @@ void test_rows() {
     const auto same = [](const int32_t* a, const int32_t* b, int32_t count) { return std::equal(a, a + count, b); };
     CHECK(same(one->cu_seqlens, three->cu_seqlens, one->num_sequences + 1));
     CHECK(same(one->input_ids, three->input_ids, total) && same(one->token_type_ids, three->token_type_ids, total));
+    CHECK(one->total_tokens == total && one->token_type_ids == one->input_ids + total);  // one block
+    CHECK(one->cu_seqlens == one->token_type_ids + total && one->offsets == one->cu_seqlens + one->num_sequences + 1);
+    CHECK(one->word_ids == one->offsets + 2 * total && one->rows == one->word_ids + total);
+    CHECK(one->last_texts == one->rows + one->num_sequences);
+    CHECK(one->owned == one->last_texts + 2 * one->num_sequences);
+    CHECK(static_cast<const void*>(one->is_truncated) == one->owned + 2 * one->num_sequences);
     CHECK(same(one->offsets, three->offsets, 2 * total) && same(one->word_ids, three->word_ids, total));
     std::vector<int64_t> owned(4000), wanted(4000);
     for (int32_t i = 0; i < one->num_sequences; ++i) {
@@ -212,6 +219,44 @@ void test_rows() {
   CHECK(eb_tokenizer_load("{}", 2, &tokenizer) == EB_MODEL_FORMAT && tokenizer == nullptr);
 }
 
+void test_text_out() {
+  eb_tokenizer* tokenizer = nullptr;
+  const std::string_view json = kWordPiece;
+  CHECK(eb_tokenizer_load(json.data(), json.size(), &tokenizer) == EB_OK);
+  eb_tokenizer_info info;
+  CHECK(eb_tokenizer_describe(tokenizer, &info) == EB_OK);
+  CHECK(info.vocab_size == 10 && info.max_id == 9 && info.unknown_id == 0 && info.side == EB_SIDE_RIGHT);
+  CHECK(info.has_pair_types == 1 && info.marks_subwords == 1 && info.num_special_tokens == 1);
+  CHECK(info.special_ids[0] == 0 && std::string_view(info.special_tokens[0]) == "[UNK]");
+  const int32_t ids[] = {0, 8, 77, -1, 9};
+  char text[16];
+  size_t size;
+  CHECK(eb_detokenize(tokenizer, ids, 5, 0, text, sizeof text, &size) == EB_OK);
+  CHECK(size == 13 && std::string_view(text) == "[UNK] abc ##c");
+  CHECK(eb_detokenize(tokenizer, ids, 5, 1, text, sizeof text, &size) == EB_OK && std::string_view(text) == "abc ##c");
+  CHECK(eb_detokenize(tokenizer, ids, 5, 0, text, 4, &size) == EB_OK && size == 13 && std::string_view(text) == "[UN");
+  CHECK(eb_detokenize(tokenizer, ids, 5, 0, nullptr, 0, &size) == EB_OK && size == 13);
+  CHECK(eb_detokenize(tokenizer, nullptr, 0, 0, text, 1, &size) == EB_OK && size == 0 && text[0] == '\0');
+  CHECK(eb_tokenizer_token(tokenizer, 5, text, sizeof text, &size) == EB_OK && std::string_view(text) == "##bc");
+  for (const int32_t id : {-1, 10}) {
+    CHECK(eb_tokenizer_token(tokenizer, id, text, sizeof text, &size) == EB_INVALID_INPUT);
+  }
+  const int64_t bounds[] = {0, 1, 4};
+  const int32_t row_bounds[] = {0, 1, 2};
+  eb_texts tokens = {"a\xC3\xA9z", bounds, nullptr, 2};
+  CHECK(eb_join_tokens(tokenizer, &tokens, text, sizeof text, &size) == EB_OK);
+  CHECK(std::string_view(text) == "a \xC3\xA9z");
+  tokens.row_bounds = row_bounds;
+  CHECK(eb_join_tokens(tokenizer, &tokens, text, sizeof text, &size) == EB_INVALID_INPUT);
+  tokens = {"a\xC3 \xA9", bounds, nullptr, 2};
+  CHECK(eb_join_tokens(tokenizer, &tokens, text, sizeof text, &size) == EB_INVALID_INPUT);
+  CHECK(eb_detokenize(tokenizer, nullptr, 1, 0, text, sizeof text, &size) == EB_INVALID_INPUT);
+  CHECK(eb_detokenize(tokenizer, ids, 1, 0, nullptr, 4, &size) == EB_INVALID_INPUT);
+  CHECK(eb_detokenize(tokenizer, ids, 1, 0, text, 4, nullptr) == EB_INVALID_INPUT);
+  CHECK(eb_tokenizer_describe(nullptr, &info) == EB_INVALID_INPUT);
+  eb_tokenizer_free(tokenizer);
+}
+
 }  // namespace
 }  // namespace edgebert::text
 
@@ -221,5 +266,6 @@ int main() {
   edgebert::text::test_unicode();
   edgebert::text::test_word_piece();
   edgebert::text::test_rows();
+  edgebert::text::test_text_out();
   return 0;
 }
