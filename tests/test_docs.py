@@ -196,6 +196,7 @@ def test_native_include_rules() -> None:
         "format": {"base", "format"},
         "engine": {"base", "format", "engine"},
         "text": {"base", "text"},
+        "tasks": {"base", "format", "engine", "text", "tasks"},
         "cpu": {"base", "format", "engine", "cpu"},
         "cuda": {"base", "format", "engine", "cuda"},
         "roof": {"roof", "cpu/cpu_features.h"},

@@ -63,6 +63,7 @@ class _Options(ctypes.Structure):
         ("device", ctypes.c_int32),
         ("verify", ctypes.c_int32),
         ("public_key", ctypes.c_char_p),
+        ("ids_only", ctypes.c_int32),
     )
 
 
@@ -158,6 +159,7 @@ def load(
     library = load_library(kind)
     artifact = read_artifact(source, verify=False)
     options = _Options(isa.encode() if isa is not None else None, threads or 0, int(index or 0))
+    options.ids_only = 1  # the tokenizer is `edgebert.tokenizer`'s
     model = ctypes.c_void_p()
     data = np.frombuffer(artifact.data, np.uint8)  # the bytes that were read, and perhaps verified; the engine copies
     with told_of(artifact.path):

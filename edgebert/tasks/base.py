@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,6 +17,7 @@ from edgebert.errors import InvalidInputError
 from edgebert.tokenizer import Row, Text, Tokenizer, check_ids
 
 F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
 I32 = NDArray[np.int32]
 I64 = NDArray[np.int64]
 Bools = NDArray[np.bool_]
@@ -103,16 +104,71 @@ def check_count(name: str, value: object) -> int:
 
 def softmax(logits: F32) -> F32:
     """exp(x) / sum of exp(x) over the last axis, f32."""
-    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    scores: F32 = powers / powers.sum(axis=-1, keepdims=True)
-    return scores
+    rows = logits.reshape(-1, logits.shape[-1])
+    scores = np.empty_like(rows)
+    for part in _blocks(rows):
+        x = rows[part].astype(np.float64)
+        powers = exp(x - x.max(axis=-1, keepdims=True))
+        scores[part] = powers / add_up(powers)
+    return scores.reshape(logits.shape)
 
 
 def sigmoid(logits: F32) -> F32:
     """1 / (1 + exp(-x)), f32."""
-    with np.errstate(over="ignore"):  # exp(-x) may be infinite: the score is then 0
-        scores: F32 = np.float32(1.0) / (np.float32(1.0) + np.exp(-logits))
+    scores: F32 = (1.0 / (1.0 + exp(-logits.astype(np.float64)))).astype(np.float32)
     return scores
+
+
+def tanh(logits: F32) -> F32:
+    """(1 - exp(-2 |x|)) / (1 + exp(-2 |x|)) with the sign of x, f32."""
+    x = np.abs(logits.astype(np.float64))
+    power, square = exp(-2.0 * x), x * x
+    # near 0 the difference has too few digits, and two terms of the series are enough
+    near = x * (1.0 - square * (1.0 / 3.0 - square * (2.0 / 15.0)))
+    values = np.where(x < 0.03125, near, (1.0 - power) / (1.0 + power))
+    scores: F32 = np.copysign(values, logits).astype(np.float32)
+    return scores
+
+
+# Scores have the same bits on every CPU, and in the C API (kernels/tasks/scores.cc). NumPy's exp and sums take other
+# instructions and orders on other CPUs, so these are made of single operations on float64, each rounded once.
+
+
+def exp(x: F64) -> F64:
+    """Euler's number to the power of x for x within ±700, beyond that as there; float64, right to 33 bits."""
+    with np.errstate(invalid="ignore"):  # of NaN the power of two is nonsense, and the product NaN
+        x = np.clip(x, -700.0, 700.0)
+        n = np.rint(x * 1.4426950408889634)
+        r = (x - n * 0.6931471805599453) * 0.125
+        p = r * (1.0 / 120.0) + 1.0 / 24.0
+        for term in (1.0 / 6.0, 0.5, 1.0, 1.0):
+            p = p * r + term
+        for _ in range(3):
+            p = p * p
+        powers: F64 = p * ((n.astype(np.int64) + 1023) << 52).view(np.float64)
+    return powers
+
+
+def add_up(values: F64) -> F64:
+    """Sums over the last axis, kept, from the first value to the last; float64."""
+    sums: F64 = np.cumsum(values, axis=-1, dtype=np.float64)[..., -1:]
+    return sums
+
+
+def normalize(rows: F32) -> F32:
+    """Rows scaled to length 1: x / max(|x|, 1e-12), f32 [n, width]."""
+    scaled = np.empty_like(rows)
+    for part in _blocks(rows):
+        x = rows[part].astype(np.float64)
+        scaled[part] = x / np.maximum(np.sqrt(add_up(x * x)), 1e-12)
+    return scaled
+
+
+def _blocks(rows: F32) -> Iterator[slice]:
+    """Rows, few enough at a time that float64 copies of them stay in the cache."""
+    step = max(1, (1 << 15) // rows.shape[-1])
+    for first in range(0, len(rows), step):
+        yield slice(first, first + step)
 
 
 def warn(message: str) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from edgebert.artifact.spec import EncoderSpec
 from edgebert.errors import InvalidInputError
 from edgebert.tasks import base
-from edgebert.tasks.base import F32, Outputs, Prepared, check_count, check_texts, gather_texts, make_rows
+from edgebert.tasks.base import F32, Outputs, Prepared, check_count, check_texts, gather_texts, make_rows, normalize
 from edgebert.tokenizer import Tokenizer
 
 MAX_COSINES = 1 << 24  # that a search holds at a time
@@ -87,12 +87,6 @@ def find_prompt(spec: EncoderSpec, prompt_name: str | None, prompt: str | None) 
         known = ", ".join(sorted(spec.prompts)) or "none"
         raise InvalidInputError(f"unknown prompt_name {name!r}: this file has {known}")
     return spec.prompts[name]
-
-
-def normalize(rows: F32) -> F32:
-    """Rows scaled to length 1: x / max(|x|, 1e-12), f32 [n, width]."""
-    scaled: F32 = rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), np.float32(1e-12))
-    return scaled
 
 
 def similarity(a: F32, b: F32) -> F32:

@@ -111,9 +111,9 @@ def _find_masks(row: Row, mask_id: int) -> base.I32:
 def _find_best(scores: F32, top_k: int, target_ids: I64 | None) -> list[tuple[int, float]]:
     """(token id, score) of the `top_k` best among all, or among the targets."""
     ids = np.arange(len(scores)) if target_ids is None else target_ids
-    if len(ids) > top_k:
-        ids = ids[np.argpartition(-scores[ids], top_k - 1)[:top_k]]
-    ids = ids[np.argsort(-scores[ids], kind="stable")]
+    if len(ids) > top_k:  # those of equal scores stay until they are in the order of their ids
+        ids = ids[~(scores[ids] < np.partition(scores[ids], len(ids) - top_k)[len(ids) - top_k])]
+    ids = ids[np.argsort(-scores[ids], kind="stable")][:top_k]
     return list(zip(ids.tolist(), scores[ids].tolist(), strict=True))
 
 

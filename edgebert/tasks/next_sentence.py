@@ -51,5 +51,5 @@ def decode(pairs: Sequence[Any], outputs: Outputs, tokenizer: Tokenizer, options
     Returns:
         For each pair `top_k` of {"label", "score"}, best first.
     """
-    logits = gather_texts(len(pairs), outputs, options.spec.outputs[-1], options)
-    return [rank_labels(softmax(row), options.spec, options.top_k) for row in logits]
+    scores = softmax(gather_texts(len(pairs), outputs, options.spec.outputs[-1], options))
+    return [rank_labels(row, options.spec, options.top_k) for row in scores]

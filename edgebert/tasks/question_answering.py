@@ -129,7 +129,12 @@ def _add(spans: list[Answer], context: str, bounds: tuple[int, int], score: floa
     start, end = bounds
     text = context[start:end]
     for span in spans:
-        if span["answer"].lower() == text.lower():
+        if _fold(span["answer"]) == _fold(text):
             span["score"] += score
             return
     spans.append({"score": score, "start": start, "end": end, "answer": text})
+
+
+def _fold(text: str) -> str:
+    """Lower case, where a sigma at the end of a word is the same letter as one inside."""
+    return text.lower().replace("ς", "σ")

@@ -10,7 +10,17 @@ import numpy as np
 
 from edgebert.errors import InvalidInputError
 from edgebert.tasks import base
-from edgebert.tasks.base import Outputs, Prepared, check_count, check_texts, gather_texts, make_rows, softmax
+from edgebert.tasks.base import (
+    Outputs,
+    Prepared,
+    add_up,
+    check_count,
+    check_texts,
+    exp,
+    gather_texts,
+    make_rows,
+    softmax,
+)
 from edgebert.tasks.text_classification import find_function
 from edgebert.tokenizer import Tokenizer
 
@@ -72,10 +82,14 @@ def decode(documents: Sequence[str], outputs: Outputs, tokenizer: Tokenizer, opt
     column = labels.index(options.label) if options.label is not None else 0
     logits = gather_texts(len(documents), outputs, "logits", options)
     scores = function(logits)[:, column]
-    keys = logits[:, column]  # every function grows with them, a softmax with their lead over the others
+    keys = -logits[:, column].astype(
+        np.float64
+    )  # every function falls with them, a softmax with what the others have beside it
     if function is softmax:
-        keys = keys - np.logaddexp.reduce(np.delete(logits, column, axis=1), axis=1)
-    order = np.argsort(-keys, kind="stable")[: options.top_k].tolist()
+        leads = logits + keys[:, None]
+        leads[:, column] = -np.inf
+        keys = add_up(exp(leads))[:, 0]
+    order = np.argsort(keys, kind="stable")[: options.top_k].tolist()
     return [
         {"corpus_id": i, "score": float(scores[i])} | ({"text": documents[i]} if options.return_documents else {})
         for i in order

@@ -11,14 +11,14 @@ import numpy as np
 from edgebert.artifact.spec import EncoderSpec
 from edgebert.errors import InvalidInputError
 from edgebert.tasks import base
-from edgebert.tasks.base import F32, Outputs, Prepared, gather_texts, make_rows, sigmoid, softmax
+from edgebert.tasks.base import F32, Outputs, Prepared, gather_texts, make_rows, sigmoid, softmax, tanh
 from edgebert.tokenizer import Text, Tokenizer
 
 FUNCTIONS: dict[str, Callable[[F32], F32]] = {
     "softmax": softmax,
     "sigmoid": sigmoid,
     "none": lambda logits: logits,
-    "tanh": np.tanh,
+    "tanh": tanh,
 }
 
 
@@ -62,8 +62,8 @@ def decode(inputs: Sequence[Any], outputs: Outputs, tokenizer: Tokenizer, option
         their logits.
     """
     function = find_function(options.spec, options.function_to_apply)
-    logits = gather_texts(len(inputs), outputs, "logits", options)
-    return [rank_labels(function(row), options.spec, options.top_k) for row in logits]
+    scores = function(gather_texts(len(inputs), outputs, "logits", options))
+    return [rank_labels(row, options.spec, options.top_k) for row in scores]
 
 
 def rank_labels(scores: F32, spec: EncoderSpec, top_k: int | None) -> list[dict[str, Any]]:

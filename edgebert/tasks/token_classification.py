@@ -11,7 +11,7 @@ import numpy as np
 from edgebert.artifact.spec import EncoderSpec
 from edgebert.errors import InvalidInputError
 from edgebert.tasks import base
-from edgebert.tasks.base import F32, Outputs, Prepared, check_texts, in_order, make_rows, softmax
+from edgebert.tasks.base import F32, Outputs, Prepared, add_up, check_texts, in_order, make_rows, softmax
 from edgebert.tokenizer import Row, Tokenizer
 
 Entity = dict[str, Any]
@@ -20,7 +20,7 @@ STRATEGIES = ("none", "simple", "first", "average", "max")
 # Of a word's tokens, f32 [tokens, labels], the scores that stand for the word.
 WORD_SCORES: dict[str, Callable[[F32], F32]] = {
     "first": lambda scores: scores[0],
-    "average": lambda scores: scores.mean(axis=0),
+    "average": lambda scores: (add_up(scores.T.astype(np.float64))[:, 0] / len(scores)).astype(np.float32),
     "max": lambda scores: scores[scores.max(axis=1).argmax()],
 }
 
@@ -151,7 +151,7 @@ def _group(tokenizer: Tokenizer, entities: list[Entity]) -> list[Entity]:
     return [
         {
             "entity_group": group[0]["entity"].split("-", 1)[-1],
-            "score": float(np.mean([entity["score"] for entity in group])),
+            "score": float(add_up(np.array([entity["score"] for entity in group]))[0]) / len(group),
             "word": tokenizer.join_tokens([entity["word"] for entity in group]),
             "start": group[0]["start"],
             "end": group[-1]["end"],

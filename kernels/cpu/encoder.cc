@@ -669,13 +669,14 @@ void Encoder::Impl::run(const eb_batch& batch, const eb_output* outputs, int num
   });
 }
 
-Encoder::Encoder(std::string_view bytes, const eb_options& options) {
+Encoder::Encoder(std::string_view bytes, const eb_options& options, std::string_view* tokenizer_json) {
   if (options.device != 0) {
     throw Error(EB_UNAVAILABLE, "device is " + std::to_string(options.device) +
                                     ", expected 0: this library runs on CPUs; GPUs are libedgebert_cuda's");
   }
   const KernelTable& kernels = select_kernels(options.isa);
   const ModelFile file = read_model_file(bytes);
+  *tokenizer_json = file.tokenizer_json;
   const int num_threads = options.num_threads > 0 ? options.num_threads : usable_cpus();
   impl_ = std::make_unique<Impl>(file.spec, file.weights, kernels, num_threads);
 }

@@ -11,15 +11,9 @@
 #include "base/api_guard.h"
 #include "base/status.h"
 #include "edgebert.h"
-#include "engine/encoder.h"
+#include "engine/model.h"
 #include "format/integrity.h"
 #include "format/model_file.h"
-
-struct eb_model {
-  eb_model(std::string_view bytes, const eb_options& options) : encoder(bytes, options) {}
-
-  edgebert::Encoder encoder;
-};
 
 namespace edgebert {
 namespace {
@@ -102,6 +96,18 @@ void load_model(std::string_view bytes, const eb_options* options, eb_model** mo
 
 }  // namespace
 
+void run_checked(eb_model& model, const eb_batch& batch, eb_output* outputs, int32_t num_outputs) {
+  const EncoderSpec& spec = model.encoder.spec();
+  eb_batch checked = batch;
+  // With one token type its row is added to every token, with none nothing is: either way types carry nothing.
+  if (spec.num_token_types < 2) checked.token_type_ids = nullptr;
+  check_batch(spec, checked);
+  check_output_tokens(checked);
+  for (int32_t i = 0; i < num_outputs; ++i) check_output(spec, checked, outputs[i]);
+  if (checked.num_sequences == 0 || num_outputs == 0) return;
+  model.encoder.run(checked, outputs, num_outputs);
+}
+
 eb_status report(eb_status status, const char* message) noexcept {
   std::snprintf(last_error, sizeof last_error, "%s", message);
   return status;
@@ -113,6 +119,8 @@ using edgebert::fail;
 using edgebert::guard;
 
 const char* eb_version(void) { return EDGEBERT_VERSION; }
+
+int32_t eb_abi_version(void) { return EB_ABI_VERSION; }
 
 const char* eb_last_error(void) { return edgebert::last_error; }
 
@@ -164,14 +172,6 @@ eb_status eb_run(eb_model* model, const eb_batch* batch, eb_output* outputs, int
   return guard([&] {
     if (model == nullptr || batch == nullptr) fail("model or batch is NULL");
     if (num_outputs < 0 || (outputs == nullptr && num_outputs > 0)) fail("outputs is NULL, or num_outputs negative");
-    const edgebert::EncoderSpec& spec = model->encoder.spec();
-    eb_batch checked = *batch;
-    // With one token type its row is added to every token, with none nothing is: either way types carry nothing.
-    if (spec.num_token_types < 2) checked.token_type_ids = nullptr;
-    edgebert::check_batch(spec, checked);
-    edgebert::check_output_tokens(checked);
-    for (int32_t i = 0; i < num_outputs; ++i) edgebert::check_output(spec, checked, outputs[i]);
-    if (checked.num_sequences == 0 || num_outputs == 0) return;
-    model->encoder.run(checked, outputs, num_outputs);
+    edgebert::run_checked(*model, *batch, outputs, num_outputs);
   });
 }

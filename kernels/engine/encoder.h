@@ -14,8 +14,9 @@ namespace edgebert {
 class Encoder {
  public:
   // Reads a model file and copies what it needs out of it; the bytes may go away afterwards. What the options ask for
-  // is looked for first: throws Error(EB_UNAVAILABLE) if it is not there, or what read_model_file throws.
-  Encoder(std::string_view bytes, const eb_options& options);
+  // is looked for first: throws Error(EB_UNAVAILABLE) if it is not there, or what read_model_file throws. The file's
+  // tokenizer, which is a part of the bytes or nothing, is left to the caller.
+  Encoder(std::string_view bytes, const eb_options& options, std::string_view* tokenizer_json);
   ~Encoder();
 
   // The batch and the outputs have been checked by the caller (ids, types and lengths in range, names known,

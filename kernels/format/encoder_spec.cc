@@ -123,7 +123,7 @@ LayerSpec parse_layer(std::string_view json, size_t index) {
 }
 
 // A file's outputs, from the members that say which: the twin of EncoderSpec.heads in edgebert/artifact/spec.py.
-std::vector<Head> take_heads(Members& members, const EncoderSpec& spec) {
+std::vector<Head> take_heads(Members& members, EncoderSpec& spec) {
   using Op = HeadStep::Op;
   // In the order of Activation's enumerators.
   const std::vector<std::string> activations = {"identity", "gelu_erf", "gelu_tanh", "relu", "tanh"};
@@ -132,8 +132,9 @@ std::vector<Head> take_heads(Members& members, const EncoderSpec& spec) {
   const int dense_size = members.take_size("dense_size", 0, kMaxInnerSize, 0);
   const auto dense_activation = static_cast<Activation>(members.take_choice("dense_activation", activations, 0));
   const auto mlm_activation = static_cast<Activation>(members.take_choice("mlm_activation", activations, 0));
-  const bool normalizes = members.take_bool("normalize");
-  const int num_labels = static_cast<int>(members.take_strings("labels").size());  // fits: the text is below 4 MiB
+  const bool normalizes = spec.text.is_normalized = members.take_bool("normalize");
+  spec.text.labels = members.take_strings("labels");
+  const int num_labels = static_cast<int>(spec.text.labels.size());  // fits: the text is below 4 MiB
 
   std::vector<HeadStep> pooled = {{pooling == 1 ? Op::kPoolMean : Op::kPoolCls, hidden, hidden, ""}};
   if (dense_size > 0) pooled.push_back({Op::kLinear, hidden, dense_size, "head.dense", dense_activation});
@@ -170,6 +171,7 @@ std::vector<Head> take_heads(Members& members, const EncoderSpec& spec) {
     fail("the number of labels of " + chosen.task + " must be in [" + std::to_string(chosen.min_labels) + ", " +
          std::to_string(chosen.max_labels) + "], got " + std::to_string(num_labels));
   }
+  spec.text.task = chosen.task;
   const bool is_pooled = !chosen.heads.back().is_per_token();
   if (chosen.task == "embedding") {
     if (pooling == 0) chosen.heads.pop_back();
@@ -177,6 +179,36 @@ std::vector<Head> take_heads(Members& members, const EncoderSpec& spec) {
     fail("the head reads the first token, pooling must be cls");
   }
   return chosen.heads;
+}
+
+// The rest of what tasks read.
+void take_text(Members& members, TextSpec* text) {
+  const auto take_string = [](Members& from, const std::string& name) {
+    const std::string_view value = from.take(name);
+    if (!is_string(value)) fail(name + " must be a string, got " + quote(value));
+    return JsonCursor(value).read_string();
+  };
+  const auto has = [&](const std::string& name) { return members.take(name) != "null"; };
+  if (has("rank_function")) {
+    text->rank_function = static_cast<TextSpec::Function>(
+        1 + members.take_choice("rank_function", {"none", "sigmoid", "tanh", "softmax"}));
+  }
+  if (has("mask_token")) text->mask_token = take_string(members, "mask_token");
+  if (members.has("prompts")) {
+    const std::string_view prompts = members.take("prompts");
+    Members each(prompts, "prompts.");  // checked: an object, no name twice
+    JsonCursor cursor(prompts);
+    cursor.read_object([&](std::string_view key) {
+      const std::string name(key);
+      cursor.skip();
+      text->prompts[name] = take_string(each, name);
+    });
+  }
+  if (has("default_prompt_name")) {
+    const auto found = text->prompts.find(take_string(members, "default_prompt_name"));
+    if (found == text->prompts.end()) fail("there is no prompt of the name default_prompt_name");
+    text->default_prompt = found->second;
+  }
 }
 
 }  // namespace
@@ -216,7 +248,8 @@ EncoderSpec parse_encoder_spec(std::string_view json) {
   spec.has_padding_position = members.take_bool("has_padding_position");
   spec.position_offset = spec.has_padding_position ? members.take_size("position_offset", 1, spec.num_positions - 1)
                                                    : members.take_size("position_offset", 0, spec.num_positions - 1, 0);
-  members.take_size("max_length", 1, spec.usable_positions(), 1);  // where texts are cut, in the layers above
+  spec.text.max_length =
+      members.take_size("max_length", 1, spec.usable_positions(), std::min(512, spec.usable_positions()));
   spec.pad_token_id = members.take_size("pad_token_id", 0, spec.vocab_size - 1, 0);
   spec.activation = ffn_activations[members.take_choice("activation", {"gelu_erf", "gelu_tanh", "relu"}, 0)];
   spec.heads = take_heads(members, spec);
@@ -227,9 +260,9 @@ EncoderSpec parse_encoder_spec(std::string_view json) {
                 "the model's attention_dtype is neither f32 nor s8, which the native backend runs: re-export");
   }
   spec.is_attention_s8 = attention_dtype == 1;
-  members.take_choice("problem_type", {"single_label_classification", "multi_label_classification", "regression"}, 0);
+  spec.text.problem_type = static_cast<TextSpec::ProblemType>(members.take_choice(
+      "problem_type", {"single_label_classification", "multi_label_classification", "regression"}, 0));
   members.take_bool("portable");
-  members.take("rank_function");  // for the layers above
 
   const std::string_view eps = members.has("layer_norm_eps") ? members.take("layer_norm_eps") : "1e-12";
   const bool is_number = eps.find_first_not_of("+-.0123456789eE") == std::string_view::npos;
@@ -237,9 +270,7 @@ EncoderSpec parse_encoder_spec(std::string_view json) {
   if (!(eps_value > 0 && eps_value < 1)) fail("layer_norm_eps must be a number in (0, 1), got " + quote(eps));
   spec.layer_norm_eps = static_cast<float>(eps_value);
 
-  members.take("mask_token");  // these three as well
-  if (members.has("prompts")) Members(members.take("prompts"), "prompts.");
-  members.take("default_prompt_name");
+  take_text(members, &spec.text);
 
   JsonCursor layers(members.take_required("layers"));
   layers.read_array([&] {

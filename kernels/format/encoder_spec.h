@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -49,6 +50,22 @@ struct LayerSpec {
   int attention_size() const { return num_heads * head_dim; }
 };
 
+// What tasks make of texts and outputs; engines do not look at it.
+struct TextSpec {
+  enum class ProblemType { kSingleLabel, kMultiLabel, kRegression };
+  enum class Function { kUnknown, kNone, kSigmoid, kTanh, kSoftmax };
+
+  std::string task;
+  int max_length = 0;  // tokens, special tokens included
+  bool is_normalized = false;
+  std::vector<std::string> labels;
+  ProblemType problem_type = ProblemType::kSingleLabel;
+  Function rank_function = Function::kUnknown;
+  std::string mask_token;                      // empty: [MASK] or <mask>
+  std::map<std::string, std::string> prompts;  // by name
+  std::string default_prompt;                  // the prompt itself
+};
+
 struct EncoderSpec {
   int vocab_size = 0;
   int hidden_size = 0;
@@ -64,6 +81,7 @@ struct EncoderSpec {
   bool is_attention_s8 = false;
   std::vector<LayerSpec> layers;
   std::vector<Head> heads;
+  TextSpec text;
 
   int usable_positions() const { return num_positions - position_offset; }
   // Rows of the position table for the tokens of one sequence; PackedBatch.position_ids in edgebert/batch.py.

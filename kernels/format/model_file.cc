@@ -99,7 +99,9 @@ ModelFile read_model_file(std::string_view bytes) {
     }
   }
   EncoderWeights weights(spec, std::move(tensors));
-  return {std::move(spec), std::move(weights)};
+  const auto tokenizer = model.metadata.find("edgebert.tokenizer");
+  return {std::move(spec), std::move(weights),
+          tokenizer == model.metadata.end() ? std::string_view() : tokenizer->second};
 }
 
 }  // namespace edgebert

@@ -29,10 +29,11 @@ class MappedFile {
 struct ModelFile {
   EncoderSpec spec;
   EncoderWeights weights;
+  std::string_view tokenizer_json;  // nothing for a file that takes token ids alone
 };
 
-// Parses the bytes, verifies the graph hash, and checks every weight against the spec. The weights point into `bytes`.
-// Throws Error(EB_MODEL_FORMAT or EB_UNSUPPORTED).
+// Parses the bytes, verifies the graph hash, and checks every weight against the spec. Weights and tokenizer point into
+// `bytes`. Throws Error(EB_MODEL_FORMAT or EB_UNSUPPORTED).
 ModelFile read_model_file(std::string_view bytes);
 
 }  // namespace edgebert

@@ -8,15 +8,9 @@
 
 #include "base/api_guard.h"
 #include "edgebert.h"
+#include "text/handle.h"
 #include "text/rows.h"
-#include "text/tokenizer.h"
 #include "text/unicode.h"
-
-struct eb_tokenizer {
-  explicit eb_tokenizer(std::string_view json) : tokenizer(json) {}
-
-  const edgebert::text::Tokenizer tokenizer;
-};
 
 using edgebert::fail;
 using edgebert::guard;

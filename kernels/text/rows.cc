@@ -23,6 +23,12 @@ constexpr int64_t kMaxTokens = std::numeric_limits<int32_t>::max();
 struct Part {
   Buffer<int32_t> ids, types, lengths, offsets, words, rows, last_texts, owned;
   Buffer<uint8_t> is_truncated;
+
+  void clear() {
+    for (Buffer<int32_t>* buffer : {&ids, &types, &lengths, &offsets, &words, &rows, &last_texts, &owned})
+      buffer->clear();
+    is_truncated.clear();
+  }
 };
 
 struct Result : eb_tokens {
@@ -38,26 +44,29 @@ struct Row {
 
 class Builder {
  public:
-  Builder(const Tokenizer& tokenizer, const eb_texts& texts, const eb_tokenize_options& options)
+  // Errors count rows from `first_row`.
+  Builder(const Tokenizer& tokenizer, const eb_texts& texts, const eb_tokenize_options& options, Scratch* scratch,
+          Row* row, int32_t first_row)
       : tokenizer_(tokenizer),
         texts_(texts),
         options_(options),
         cuts_left_(options.side == EB_SIDE_OF_TOKENIZER ? tokenizer.cuts_left() : options.side == EB_SIDE_LEFT),
-        scratch_(tokenizer.borrow_scratch()) {}
-  ~Builder() { tokenizer_.return_scratch(std::move(scratch_)); }
+        scratch_(scratch),
+        row_(*row),
+        first_row_(first_row) {}
 
   void add_row(int32_t index, Part* part) {
     const int32_t first = texts_.row_bounds == nullptr ? index : texts_.row_bounds[index];
     const int32_t last = texts_.row_bounds == nullptr ? index + 1 : texts_.row_bounds[index + 1];
     row_.num_texts = static_cast<size_t>(last - first);
-    for (size_t i = 0; i < row_.num_texts; ++i) read_text(index, first + static_cast<int32_t>(i), i);
+    for (size_t i = 0; i < row_.num_texts; ++i) read_text(first_row_ + index, first + static_cast<int32_t>(i), i);
     const Layout& layout = tokenizer_.layout(row_.num_texts);
     const int64_t num_special = options_.no_special_tokens != 0 ? 0 : layout.num_special();
     const int64_t limit = options_.max_length > 0 ? options_.max_length : kMaxTokens;
     const int64_t room = limit - num_special;
     if (room < 0) {
       fail("max_length " + std::to_string(limit) + " has no room for the " + std::to_string(num_special) +
-           " special tokens of row " + std::to_string(index) + ": raise it");
+           " special tokens of row " + std::to_string(first_row_ + index) + ": raise it");
     }
     if (options_.stride >= 0 || options_.cuts_last_text != 0) {
       add_windows(index, layout, room, part);
@@ -85,7 +94,7 @@ class Builder {
     tokens.ids.clear();
     tokens.spans.clear();
     tokens.words.clear();
-    tokenizer_.tokenize(text, has_offsets(), scratch_.get(), &tokens);
+    tokenizer_.tokenize(text, has_offsets(), scratch_, &tokens);
     row_.sizes[place] = static_cast<int64_t>(tokens.ids.size());
     if (options_.offset_unit > EB_OFFSETS_BYTES && !is_ascii(text)) convert(text, &tokens);
   }
@@ -147,8 +156,8 @@ class Builder {
     const bool has_stride = options_.stride >= 0;
     const int64_t stride = has_stride ? options_.stride : 0, step = room - stride;
     if (size > room && step < 1) {
-      fail("text " + std::to_string(index) + ": " + std::to_string(options_.max_length) + " tokens leave " +
-           std::to_string(std::max<int64_t>(room, 0)) + " to a window, special tokens" +
+      fail("text " + std::to_string(first_row_ + index) + ": " + std::to_string(options_.max_length) +
+           " tokens leave " + std::to_string(std::max<int64_t>(room, 0)) + " to a window, special tokens" +
            (last == 1 ? " and the first text of the pair" : "") + " taken off, and stride is " +
            std::to_string(stride) + ": raise max_length or lower stride");
     }
@@ -219,8 +228,9 @@ class Builder {
   const eb_texts& texts_;
   const eb_tokenize_options& options_;
   const bool cuts_left_;
-  std::unique_ptr<Scratch> scratch_;
-  Row row_;
+  Scratch* const scratch_;
+  Row& row_;
+  const int32_t first_row_;
 };
 
 // All that the parts have, one array behind the other.
@@ -330,8 +340,11 @@ eb_tokens* tokenize_rows(const Tokenizer& tokenizer, const eb_texts& texts, cons
   size_t error_chunk = num_chunks;
   const auto work = [&] {
     size_t chunk = 0;
+    std::unique_ptr<Scratch> scratch;
     try {
-      Builder builder(tokenizer, texts, options);
+      scratch = tokenizer.borrow_scratch();
+      Row row;
+      Builder builder(tokenizer, texts, options, scratch.get(), &row, 0);
       while ((chunk = next.fetch_add(1)) < num_chunks) {
         const auto guess = static_cast<size_t>((bound(chunks[chunk + 1]) - bound(chunks[chunk])) / 4);
         parts[chunk].ids.reserve_more(guess);
@@ -345,6 +358,7 @@ eb_tokens* tokenize_rows(const Tokenizer& tokenizer, const eb_texts& texts, cons
         error_chunk = chunk;
       }
     }
+    if (scratch != nullptr) tokenizer.return_scratch(std::move(scratch));
   };
   std::vector<std::thread> threads;
   try {
@@ -356,6 +370,45 @@ eb_tokens* tokenize_rows(const Tokenizer& tokenizer, const eb_texts& texts, cons
   if (error != nullptr) std::rethrow_exception(error);
 
   return join(&parts, texts.num_rows, options.offset_unit != EB_OFFSETS_NONE);
+}
+
+struct RowMaker::Memory {
+  Scratch scratch;
+  Row row;
+  Part part;
+  Buffer<int32_t> bounds;
+  eb_tokens tokens;
+};
+
+RowMaker::RowMaker() : memory_(std::make_unique<Memory>()) {}
+RowMaker::~RowMaker() = default;
+
+const eb_tokens& RowMaker::make(const Tokenizer& tokenizer, const eb_texts& texts, const eb_tokenize_options& options,
+                                int32_t first_row) {
+  check_texts(texts);
+  check(options);
+  Part& part = memory_->part;
+  part.clear();
+  Builder builder(tokenizer, texts, options, &memory_->scratch, &memory_->row, first_row);
+  for (int32_t row = 0; row < texts.num_rows; ++row) builder.add_row(row, &part);
+  Buffer<int32_t>& bounds = memory_->bounds;
+  bounds.clear();
+  bounds.push(0);
+  for (size_t i = 0; i < part.lengths.size(); ++i) bounds.push(bounds[i] + part.lengths[i]);
+  const bool has_offsets = options.offset_unit != EB_OFFSETS_NONE;
+  memory_->tokens = {static_cast<int32_t>(part.lengths.size()),
+                     texts.num_rows,
+                     static_cast<int32_t>(part.ids.size()),
+                     part.ids.data(),
+                     part.types.data(),
+                     bounds.data(),
+                     has_offsets ? part.offsets.data() : nullptr,
+                     has_offsets ? part.words.data() : nullptr,
+                     part.rows.data(),
+                     part.last_texts.data(),
+                     part.owned.data(),
+                     part.is_truncated.data()};
+  return memory_->tokens;
 }
 
 void free_rows(eb_tokens* tokens) { delete static_cast<Result*>(tokens); }

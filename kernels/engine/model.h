@@ -1,0 +1,35 @@
+// What a model's handle holds, for the rooms above: the encoder, and what the tasks made of the file.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string_view>
+
+#include "edgebert.h"
+#include "engine/encoder.h"
+
+namespace edgebert {
+
+class TextPart {
+ public:
+  virtual ~TextPart() = default;
+};
+
+// Linked from tasks/. A tokenizer that is not understood is no reason for it to throw: whoever asks for it is told.
+std::unique_ptr<TextPart> make_text_part(const EncoderSpec& spec, std::string_view tokenizer_json);
+
+// eb_run without its guard: throws Error.
+void run_checked(eb_model& model, const eb_batch& batch, eb_output* outputs, int32_t num_outputs);
+
+}  // namespace edgebert
+
+struct eb_model {
+  eb_model(std::string_view bytes, const eb_options& options) : encoder(bytes, options, &tokenizer_json) {
+    if (options.ids_only == 0) text_part = edgebert::make_text_part(encoder.spec(), tokenizer_json);
+    tokenizer_json = {};
+  }
+
+  std::string_view tokenizer_json;  // while it is made
+  edgebert::Encoder encoder;
+  std::unique_ptr<edgebert::TextPart> text_part;  // nullptr: ids only
+};
