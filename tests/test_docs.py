@@ -4,6 +4,8 @@ import argparse
 import ast
 import importlib.util
 import re
+import shutil
+import subprocess
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
@@ -67,6 +69,14 @@ def test_the_example_of_the_python_page_runs(
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "python.md", "exec"), {})
     assert "(2, 24) {'last_hidden_state': (5, 24), 'sentence_embedding': (2, 24)}" in capsys.readouterr().out
+
+
+def test_the_example_of_the_c_page_compiles(tmp_path: Path) -> None:
+    [code] = _blocks(ROOT / "docs" / "c-api.md", "c")
+    (tmp_path / "example.c").write_text(code, encoding="utf-8")
+    compiler = shutil.which("cc") or pytest.skip("there is no C compiler")
+    flags = ["-std=c99", "-pedantic", "-Wall", "-Wextra", "-Werror", "-fsyntax-only"]
+    subprocess.run([compiler, *flags, f"-I{KERNELS / 'include'}", tmp_path / "example.c"], check=True)
 
 
 def test_every_page_is_linked_from_the_readme_and_named_in_contributing() -> None:
@@ -200,6 +210,7 @@ def test_native_include_rules() -> None:
         "cpu": {"base", "format", "engine", "cpu"},
         "cuda": {"base", "format", "engine", "cuda"},
         "roof": {"roof", "cpu/cpu_features.h"},
+        "examples": {"examples"},  # as apps: the public header alone
     }
     assert set(rooms) == {path.name for path in KERNELS.iterdir()} - {"include"}
     for room, allowed in rooms.items():
