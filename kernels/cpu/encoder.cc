@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -144,6 +145,7 @@ class Encoder::Impl {
     std::mutex mutex;
     ThreadPool pool;
     std::vector<Workspace> workspaces;  // the team's, then each thread's own
+    std::vector<Slice> slices;
   };
 
   Workplace& workplace() {
@@ -622,12 +624,15 @@ struct Encoder::Impl::Pass {
 
 void Encoder::Impl::run(const eb_batch& batch, const eb_output* outputs, int num_outputs) {
   const int threads = num_threads_;
+  Workplace& here = workplace();
+  const std::lock_guard<std::mutex> turn(here.mutex);
   // Slices of like size, equally many for each thread as far as the sequences' lengths allow; but few tokens stay in
   // fewer slices than threads.
   const int total = batch.cu_seqlens[batch.num_sequences];
   const int least = (total + kMicroBatchTokens - 1) / kMicroBatchTokens, wanted = round_up(least, threads);
   const int slice_tokens = least < threads ? kMicroBatchTokens : (total + wanted - 1) / wanted;
-  std::vector<Slice> slices;
+  std::vector<Slice>& slices = here.slices;
+  slices.clear();
   int largest_tokens = 0, largest_sequences = 0, max_seqlen = 0;
   for (int s = 0; s < batch.num_sequences; ++s) {
     const int length = batch.cu_seqlens[s + 1] - batch.cu_seqlens[s];
@@ -647,8 +652,6 @@ void Encoder::Impl::run(const eb_batch& batch, const eb_output* outputs, int num
     together = {first.first_sequence, batch.num_sequences - first.first_sequence, first.first_token,
                 batch.cu_seqlens[batch.num_sequences] - first.first_token};
   }
-  Workplace& here = workplace();
-  const std::lock_guard<std::mutex> turn(here.mutex);
   std::vector<Workspace>& workspaces = here.workspaces;
   // Each workspace holds whatever these slices could ask of it in another batch, so that memory is flat from here on.
   if (threads > 1)
@@ -656,7 +659,7 @@ void Encoder::Impl::run(const eb_batch& batch, const eb_output* outputs, int num
   for (int rank = 0; rank < threads; ++rank)
     reserve(workspaces[1 + rank], largest_tokens, largest_sequences, max_seqlen, 1);
   if (together.num_sequences) place(workspaces[0], batch, together);
-  here.pool.run([&](Team& team) {
+  const auto body = [&](Team& team) {
     team.share(num_alone, [&](int begin, int end) {
       Team alone;
       Workspace& workspace = workspaces[1 + team.rank()];
@@ -666,7 +669,8 @@ void Encoder::Impl::run(const eb_batch& batch, const eb_output* outputs, int num
       }
     });
     if (together.num_sequences) Pass{*this, team, workspaces[0], batch, together, outputs, num_outputs}.run();
-  });
+  };
+  here.pool.run(std::cref(body));  // a reference: a copy would be allocated
 }
 
 Encoder::Encoder(std::string_view bytes, const eb_options& options, std::string_view* tokenizer_json) {
