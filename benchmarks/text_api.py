@@ -1,8 +1,8 @@
 """The C API's answers beside Python's, bit for bit, on real text: 1,000 sentences, and 200 questions in windows.
 
 The weights are those of an embedding file. For the other tasks its body gets a random head, whose answers are as hard
-to repeat as a trained one's. With --search, a program built from `kernels/examples/search.c`, it also tells how long that
-takes from its start to its end with one line to search, and its peak memory. Exit status 1 if anything differs.
+to repeat as a trained one's. With --search, a program built from `kernels/examples/search.c`, it also tells how long
+one takes from its start to its end with one line to search, and its peak memory. Exit status 1 if anything differs.
 """
 
 from __future__ import annotations

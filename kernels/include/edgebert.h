@@ -229,6 +229,7 @@ typedef struct eb_session_options {
  * returns is the session's, valid until its next call or eb_session_free. Once the largest input was seen, a call
  * allocates nothing. One thread at a time may call a session; each thread, its own session. Tokenizing runs side by
  * side; the model's runs take turns, each on all of its threads. A session is freed before its model.
+ * A forked child opens sessions of its own.
  *
  * Where the file has no tokenizer or one that is refused, opening one gives EB_UNSUPPORTED and the reason. */
 typedef struct eb_session eb_session;

@@ -13,6 +13,7 @@ namespace {
 constexpr int32_t kChunkTexts = 1024;
 constexpr size_t kChunkBytes = size_t{1} << 18;
 constexpr int32_t kBatchTokens = 4096;
+constexpr int64_t kMaxTextBytes = int64_t{1} << 28;
 constexpr size_t kMaxLogits = size_t{1} << 22;  // floats that a micro-batch gives, unless a single row gives more
 
 int32_t check_range(const char* name, int32_t value, int32_t low, int32_t high) {
@@ -67,6 +68,10 @@ void Session::begin(const Inputs& inputs, const Cut& cut, bool has_offsets) {
 void Session::copy_text(const eb_text& text, const char* name, int32_t index) {
   if (text.size < -1 || (text.data == nullptr && text.size != 0)) {
     fail(std::string(name) + " " + std::to_string(index) + ": data is NULL, or size less than -1");
+  }
+  if (text.size > kMaxTextBytes) {
+    fail(std::string(name) + " " + std::to_string(index) + " has " + std::to_string(text.size) + " bytes, at most " +
+         std::to_string(kMaxTextBytes) + " are possible: split it");
   }
   const std::string_view bytes = text.size == 0 ? std::string_view() : view(text);
   bytes_.insert(bytes_.end(), bytes.begin(), bytes.end());
