@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 import warnings
@@ -46,6 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words[:2] == ["bench", "compare"]:
         words[:2] = ["bench compare"]
+    if sys.platform == "win32" and isinstance(sys.stdout, io.TextIOWrapper):  # written to files in UTF-8, as elsewhere
+        sys.stdout.reconfigure(encoding="utf-8")
     args = _parse(words)
     warnings.showwarning = _print_warning
     command: Callable[[argparse.Namespace], int | None] = args.command

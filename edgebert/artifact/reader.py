@@ -14,6 +14,7 @@ import math
 import mmap
 import os
 import stat
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -159,6 +160,8 @@ def _map_file(path: Path) -> memoryview:
                 raise ModelFormatError(f"{path} is not a regular file: give the path of an exported model")
             if os.fstat(file.fileno()).st_size == 0:
                 raise ModelFormatError(f"{path} is empty: {_REMEDY}")
+            if sys.platform == "win32":  # where nobody may rename or remove a file that is mapped
+                return memoryview(file.read())
             return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     except FileNotFoundError:
         raise ModelFormatError(f"{path} does not exist: give the path of an exported model") from None

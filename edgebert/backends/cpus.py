@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import platform
+import sys
 from pathlib import Path, PurePosixPath
 
 _CGROUP = Path("/sys/fs/cgroup")
@@ -21,9 +22,18 @@ def cpu_flags() -> frozenset[str]:
 
 
 def affinity_size() -> int:
-    """CPUs in this process's affinity mask."""
-    if hasattr(os, "sched_getaffinity"):
+    """CPUs in this process's affinity mask; all, where processes have none."""
+    if sys.platform == "linux":
         return len(os.sched_getaffinity(0))
+    if sys.platform == "win32":
+        import ctypes
+
+        mine, all_ = ctypes.c_size_t(), ctypes.c_size_t()
+        kernel32 = ctypes.WinDLL("kernel32")
+        kernel32.GetCurrentProcess.restype = ctypes.c_void_p
+        process = ctypes.c_void_p(kernel32.GetCurrentProcess())
+        if kernel32.GetProcessAffinityMask(process, ctypes.byref(mine), ctypes.byref(all_)) and mine.value:
+            return mine.value.bit_count()
     return os.cpu_count() or 1
 
 
@@ -62,6 +72,6 @@ def _cpuinfo(key: str) -> str:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text()
+        return path.read_text(encoding="utf-8")
     except OSError:
         return ""

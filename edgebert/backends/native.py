@@ -28,8 +28,6 @@ from edgebert.errors import (
     UnsupportedModelError,
 )
 
-_SUFFIX = ".dylib" if sys.platform == "darwin" else ".so"
-
 
 class _Library(NamedTuple):
     file: str
@@ -37,10 +35,16 @@ class _Library(NamedTuple):
     advice: str
 
 
+def _file_name(stem: str) -> str:
+    if sys.platform == "win32":
+        return f"{stem}.dll"
+    return f"lib{stem}.{'dylib' if sys.platform == 'darwin' else 'so'}"
+
+
 _LIBRARIES = {
-    "cpu": _Library(f"libedgebert{_SUFFIX}", "EDGEBERT_LIBRARY", "install edgebert with pip"),
+    "cpu": _Library(_file_name("edgebert"), "EDGEBERT_LIBRARY", "install edgebert with pip"),
     "cuda": _Library(
-        f"libedgebert_cuda{_SUFFIX}",
+        _file_name("edgebert_cuda"),
         "EDGEBERT_CUDA_LIBRARY",
         "where nvcc is installed, build it with pip install -C cmake.define.EDGEBERT_CUDA=ON",
     ),

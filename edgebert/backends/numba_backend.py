@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from queue import SimpleQueue
@@ -106,7 +107,8 @@ def _begin_in_child() -> None:
         backend._begin()
 
 
-os.register_at_fork(after_in_child=_begin_in_child)
+if sys.platform != "win32":  # which does not fork
+    os.register_at_fork(after_in_child=_begin_in_child)
 
 
 class _Workspace:

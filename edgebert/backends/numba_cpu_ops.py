@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import mmap
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -92,14 +93,20 @@ class WeightStore:
         """Bytes at a cache line: weights are read end to end by every batch."""
         room = -(-size // 64) * 64
         if room > len(self._block):
-            # private: the OS has no huge pages for shared memory
-            block = mmap.mmap(-1, max(room, _BLOCK_BYTES), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-            if hasattr(mmap, "MADV_HUGEPAGE"):
-                with contextlib.suppress(OSError):  # a kernel without them
-                    block.madvise(mmap.MADV_HUGEPAGE)
-            self._block = np.frombuffer(block, np.uint8)
+            self._block = np.frombuffer(_map_memory(max(room, _BLOCK_BYTES)), np.uint8)
         taken, self._block = self._block[:size], self._block[room:]
         return taken
+
+
+def _map_memory(size: int) -> mmap.mmap:
+    if sys.platform == "win32":
+        return mmap.mmap(-1, size)
+    # private: the OS has no huge pages for shared memory
+    block = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel without them
+            block.madvise(mmap.MADV_HUGEPAGE)
+    return block
 
 
 def record_program(

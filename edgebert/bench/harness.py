@@ -171,7 +171,7 @@ def start_process(
     else:
         variables["PYTHONPATH"] = os.fspath(package_alone())
     command = [python, "-P", "-m", "edgebert.bench.worker", *arguments]
-    if cpus is not None:  # inherited by the child; set back right after
+    if cpus is not None and sys.platform == "linux":  # inherited by the child; set back right after
         before = os.sched_getaffinity(0)
         os.sched_setaffinity(0, cpus)
     try:
@@ -179,7 +179,7 @@ def start_process(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=variables
         )
     finally:
-        if cpus is not None:
+        if cpus is not None and sys.platform == "linux":
             os.sched_setaffinity(0, before)
 
 

@@ -235,6 +235,6 @@ def _share(before: Mapping[str, int], after: Mapping[str, int], name: str, defau
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text()
+        return path.read_text(encoding="utf-8")
     except OSError:
         return ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,9 @@ def find_roof() -> Path:
     from edgebert.backends import native
 
     try:
-        program = Path(native.load_library()._name).with_name("edgebert_roof")
+        program = Path(native.load_library()._name).with_name(
+            "edgebert_roof.exe" if sys.platform == "win32" else "edgebert_roof"
+        )
     except BackendUnavailableError:
         raise BackendUnavailableError(
             "unknown: edgebert_roof measures it, which comes with the native library, and that is not installed"

@@ -112,7 +112,7 @@ def peak_mb() -> float:
     Not getrusage's: that one remembers the memory of the process that started this one.
     """
     try:
-        status = Path("/proc/self/status").read_text()
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
     except OSError:
         return math.nan
     return int(re.findall(r"^VmHWM:\s*(\d+) kB", status, re.MULTILINE)[0]) * 1024 / 1e6

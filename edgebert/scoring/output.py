@@ -7,10 +7,11 @@ a crash leaves what the manifest says, and perhaps one part that it does not kno
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import shutil
+import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -96,12 +97,7 @@ class Output:
         self.look(job, resume)
         for folder in (self._parts, self._errors.parent if self._errors else self._parts):
             folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(self._parts, os.O_RDONLY)
-        try:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise InvalidInputError(f"{self._parts} is being written by another process: wait for it") from None
+        with _locked(self._parts):
             self.state = state = self.look(job, resume)
             found = len(self._find_parts())
             if not state["complete"]:
@@ -112,8 +108,6 @@ class Output:
                     )
                 self._write_manifest()
             yield
-        finally:
-            os.close(lock)
 
     def commit(self, source: Source, window: Window, part: Part, writer: Writer) -> None:
         """Write a window's part, and then say so in the manifest."""
@@ -185,8 +179,7 @@ class Output:
         try:
             write(temporary)
             _sync(temporary)
-            os.replace(temporary, path)
-            _sync(path.parent)
+            _replace(temporary, path)
         except OSError as error:
             temporary.unlink(missing_ok=True)
             if error.errno not in _FULL:
@@ -197,9 +190,53 @@ class Output:
             ) from None
 
 
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep other processes out of a folder; the system unlocks it when this one ends, however it does.
+
+    Raises:
+        InvalidInputError: another process has it.
+    """
+    if sys.platform == "win32":  # locks files alone, and removes none that is open: the lock's file lies beside
+        import msvcrt
+
+        lock = os.open(folder.with_name(f".{folder.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_TEMPORARY)
+    else:
+        import fcntl
+
+        lock = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            if sys.platform == "win32":
+                msvcrt.locking(lock, msvcrt.LK_NBLCK, 1)
+            else:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            raise InvalidInputError(f"{folder} is being written by another process: wait for it") from None
+        yield
+    finally:
+        os.close(lock)
+
+
+def _replace(temporary: Path, path: Path) -> None:
+    """Rename a file to its name, perhaps over another, and make the system write that to its disk."""
+    if sys.platform != "win32":
+        os.replace(temporary, path)
+        _sync(path.parent)
+        return
+    for wait in (0.01, 0.1, 1.0, None):  # it refuses while another program, such as a virus scanner, has either open
+        try:
+            os.replace(temporary, path)
+            return
+        except PermissionError:
+            if wait is None:
+                raise
+            time.sleep(wait)
+
+
 def _sync(path: Path) -> None:
-    """Make the system write a file or a folder to its disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Make the system write a file, or a folder, to its disk."""
+    descriptor = os.open(path, os.O_RDWR if sys.platform == "win32" else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -2,28 +2,11 @@
 #pragma once
 
 #include <cstddef>
-#include <cstdlib>
-#include <cstring>
-#include <memory>
-#include <new>
 #include <vector>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
+#include "base/platform.h"
 
 namespace edgebert {
-
-struct FreeDeleter {
-  void operator()(void* p) const { std::free(p); }
-};
-using AlignedBytes = std::unique_ptr<unsigned char, FreeDeleter>;
-
-inline AlignedBytes allocate_aligned(size_t bytes, size_t alignment) {
-  void* p = nullptr;
-  if (posix_memalign(&p, alignment, bytes) != 0) throw std::bad_alloc();
-  return AlignedBytes(static_cast<unsigned char*>(p));
-}
 
 class Arena {
  public:
@@ -45,9 +28,7 @@ class Arena {
     blocks_.push_back(allocate_aligned(size, kHugePage));
     next_ = blocks_.back().get();
     left_ = size;
-#if defined(__linux__)
-    madvise(next_, size, MADV_HUGEPAGE);  // a hint: weights are read end to end at every forward pass
-#endif
+    prefer_huge_pages(next_, size);  // weights are read at every forward pass
   }
 
   std::vector<AlignedBytes> blocks_;

@@ -7,11 +7,9 @@
 #include <cstdint>
 #include <memory>
 
-namespace edgebert {
+#include "base/platform.h"
 
-// How many forks this process is away from the one that loaded the library. Unlike process ids it never comes again in
-// a descendant, and costs no system call.
-uint32_t fork_depth();
+namespace edgebert {
 
 template <class T>
 class PerProcess {

@@ -1,8 +1,10 @@
 #include "base/thread_pool.h"
 
+#include "base/platform.h"
+
+#if EDGEBERT_THREADS
 #include <chrono>
 #include <condition_variable>
-#include <mutex>
 #include <string>
 #include <system_error>
 #include <thread>
@@ -16,19 +18,11 @@ namespace {
 constexpr int kSpins = 4000;                                // then yield: somebody else has the CPU
 constexpr auto kIdleSpin = std::chrono::microseconds(100);  // then sleep: the next run is not near
 
-inline void pause() {
-#if defined(__x86_64__)
-  __builtin_ia32_pause();
-#elif defined(__aarch64__)
-  asm volatile("isb");  // waits some ten cycles, where yield is a no-op on most cores
-#endif
-}
-
 template <class Done>
 void spin_then_yield(Done done) {
   for (int spins = 0; !done(); ++spins) {
     if (spins < kSpins)
-      pause();
+      pause_cpu();
     else
       std::this_thread::yield();
   }
@@ -79,7 +73,7 @@ struct ThreadPool::Workers {
     generation.fetch_add(1);
     if (sleepers.load() == 0) return;
     {
-      std::lock_guard<std::mutex> lock(mutex);
+      Lock lock(mutex);
     }
     wake.notify_all();
   }
@@ -89,10 +83,10 @@ struct ThreadPool::Workers {
     do {
       for (int i = 0; i < 32; ++i) {
         if (generation.load(std::memory_order_acquire) != seen) return;
-        pause();
+        pause_cpu();
       }
     } while (std::chrono::steady_clock::now() < give_up);
-    std::unique_lock<std::mutex> lock(mutex);
+    std::unique_lock<Mutex> lock(mutex);
     sleepers.fetch_add(1);
     wake.wait(lock, [&] { return generation.load() != seen; });
     sleepers.fetch_sub(1);
@@ -127,7 +121,7 @@ struct ThreadPool::Workers {
   alignas(64) std::atomic<int> inside{0};
   std::atomic<int> sleepers{0};
   std::atomic<bool> stopping{false};
-  std::mutex mutex;
+  Mutex mutex;
   std::condition_variable wake;
   std::vector<std::thread> threads;
 };
@@ -150,4 +144,37 @@ void ThreadPool::run(const std::function<void(Team&)>& body) {
   workers_->close();
 }
 
+void run_on_threads(int num_threads, const std::function<void()>& work) {
+  std::vector<std::thread> threads;
+  try {
+    for (int i = 1; i < num_threads; ++i) threads.emplace_back(work);
+  } catch (...) {  // no more threads to be had: those there are will do
+  }
+  work();
+  for (std::thread& thread : threads) thread.join();
+}
+
 }  // namespace edgebert
+
+#else  // teams of one
+
+namespace edgebert {
+
+void Team::await(const std::atomic<int>&, int) {}
+
+struct ThreadPool::Workers {};
+
+ThreadPool::ThreadPool(int num_threads) : size_(num_threads) {}
+
+ThreadPool::~ThreadPool() = default;
+
+void ThreadPool::run(const std::function<void(Team&)>& body) {
+  Team alone;
+  body(alone);
+}
+
+void run_on_threads(int, const std::function<void()>& work) { work(); }
+
+}  // namespace edgebert
+
+#endif

@@ -95,4 +95,8 @@ class ThreadPool {
   std::unique_ptr<Workers> workers_;  // started at the first run
 };
 
+// Calls work() on the calling thread and on num_threads - 1 others, or as many as can be started; returns when all are
+// through. `work` must not throw.
+void run_on_threads(int num_threads, const std::function<void()>& work);
+
 }  // namespace edgebert

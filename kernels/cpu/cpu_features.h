@@ -1,4 +1,4 @@
-// What this CPU and its OS can run, and how many CPUs this process may use.
+// What this CPU and its OS can run.
 #pragma once
 
 namespace edgebert {
@@ -11,8 +11,5 @@ struct CpuFeatures {
 };
 
 const CpuFeatures& cpu_features();
-
-// CPUs in this process's affinity mask, cut to its cgroup's CPU quota (v1 and v2, rounded up), at least 1.
-int usable_cpus();
 
 }  // namespace edgebert

@@ -12,12 +12,12 @@
 #include <functional>
 #include <map>
 #include <memory>
-#include <mutex>
 #include <string>
 #include <vector>
 
 #include "base/arena.h"
 #include "base/per_process.h"
+#include "base/platform.h"
 #include "base/status.h"
 #include "base/thread_pool.h"
 #include "cpu/cpu_features.h"
@@ -128,7 +128,7 @@ class Encoder::Impl {
   int num_threads() const { return num_threads_; }
   size_t workspace_bytes() {
     Workplace& here = workplace();
-    const std::lock_guard<std::mutex> turn(here.mutex);
+    const Lock turn(here.mutex);
     size_t bytes = 0;
     for (const Workspace& workspace : here.workspaces) bytes += workspace.capacity;
     return bytes;
@@ -142,7 +142,7 @@ class Encoder::Impl {
   struct Workplace {
     explicit Workplace(int num_threads) : pool(num_threads), workspaces(1 + num_threads) {}
 
-    std::mutex mutex;
+    Mutex mutex;
     ThreadPool pool;
     std::vector<Workspace> workspaces;  // the team's, then each thread's own
     std::vector<Slice> slices;
@@ -625,7 +625,7 @@ struct Encoder::Impl::Pass {
 void Encoder::Impl::run(const eb_batch& batch, const eb_output* outputs, int num_outputs) {
   const int threads = num_threads_;
   Workplace& here = workplace();
-  const std::lock_guard<std::mutex> turn(here.mutex);
+  const Lock turn(here.mutex);
   // Slices of like size, equally many for each thread as far as the sequences' lengths allow; but few tokens stay in
   // fewer slices than threads.
   const int total = batch.cu_seqlens[batch.num_sequences];

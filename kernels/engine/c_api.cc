@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "base/api_guard.h"
+#include "base/platform.h"
 #include "base/status.h"
 #include "edgebert.h"
 #include "engine/model.h"
@@ -18,7 +19,7 @@
 namespace edgebert {
 namespace {
 
-constexpr int kMaxThreads = 1024;
+constexpr int kMaxThreads = EDGEBERT_THREADS ? 1024 : 1;
 
 thread_local char last_error[2048] = "";
 

@@ -1,12 +1,5 @@
 #include "format/model_file.h"
 
-#include <fcntl.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
-#include <cerrno>
-#include <cstring>
 #include <unordered_map>
 #include <utility>
 
@@ -44,27 +37,6 @@ DType dtype_of(const OnnxTensor& tensor) {
 }
 
 }  // namespace
-
-MappedFile::MappedFile(const std::string& path) {
-  const auto fail = [&](const std::string& what) { throw Error(EB_MODEL_FORMAT, path + ": " + what); };
-  const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);  // not blocking: the path may be a pipe
-  if (fd < 0) fail(std::strerror(errno));
-  struct stat info;
-  const bool is_file = fstat(fd, &info) == 0 && S_ISREG(info.st_mode);
-  void* data = MAP_FAILED;
-  if (is_file && info.st_size > 0) {
-    size_ = static_cast<size_t>(info.st_size);
-    data = mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, fd, 0);
-  }
-  const int map_error = errno;
-  close(fd);
-  if (!is_file) fail("not a regular file");
-  if (size_ == 0) fail("the file is empty");
-  if (data == MAP_FAILED) fail(std::string("cannot be mapped: ") + std::strerror(map_error));
-  data_ = static_cast<const char*>(data);
-}
-
-MappedFile::~MappedFile() { munmap(const_cast<char*>(data_), size_); }
 
 ModelFile read_model_file(std::string_view bytes) {
   if (bytes.empty()) throw Error(EB_MODEL_FORMAT, "the file is empty");

@@ -10,22 +10,6 @@
 
 namespace edgebert {
 
-// A whole file, mapped read-only for as long as the object lives.
-class MappedFile {
- public:
-  // Throws Error(EB_MODEL_FORMAT) if the path is not a readable file with at least one byte.
-  explicit MappedFile(const std::string& path);
-  ~MappedFile();
-  MappedFile(const MappedFile&) = delete;
-  MappedFile& operator=(const MappedFile&) = delete;
-
-  std::string_view bytes() const { return {data_, size_}; }
-
- private:
-  const char* data_ = nullptr;
-  size_t size_ = 0;
-};
-
 struct ModelFile {
   EncoderSpec spec;
   EncoderWeights weights;

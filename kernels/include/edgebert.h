@@ -15,7 +15,11 @@
 #include <stdint.h>
 
 #if defined(_WIN32)
+#if defined(EDGEBERT_BUILD)
 #define EB_API __declspec(dllexport)
+#else
+#define EB_API
+#endif
 #else
 #define EB_API __attribute__((visibility("default")))
 #endif

@@ -1,17 +1,11 @@
-// Seconds of this thread on a CPU: what other processes take does not count.
+// How long something takes a thread.
 #pragma once
-
-#include <time.h>
 
 #include <algorithm>
 
-namespace edgebert {
+#include "base/platform.h"
 
-inline double thread_seconds() {
-  timespec now;
-  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
-  return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
-}
+namespace edgebert {
 
 // The shortest of several runs that take about `seconds` together.
 template <class Run>

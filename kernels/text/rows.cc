@@ -5,12 +5,12 @@
 #include <atomic>
 #include <exception>
 #include <limits>
-#include <mutex>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "base/api_guard.h"
+#include "base/platform.h"
+#include "base/thread_pool.h"
 #include "text/unicode.h"
 
 namespace edgebert::text {
@@ -335,7 +335,7 @@ eb_tokens* tokenize_rows(const Tokenizer& tokenizer, const eb_texts& texts, cons
 
   std::vector<Part> parts(num_chunks);
   std::atomic<size_t> next{0};
-  std::mutex mutex;
+  Mutex mutex;
   std::exception_ptr error;
   size_t error_chunk = num_chunks;
   const auto work = [&] {
@@ -352,7 +352,7 @@ eb_tokens* tokenize_rows(const Tokenizer& tokenizer, const eb_texts& texts, cons
         for (int32_t row = chunks[chunk]; row < chunks[chunk + 1]; ++row) builder.add_row(row, &parts[chunk]);
       }
     } catch (...) {  // of several, that of the first text counts, as on one thread
-      const std::lock_guard<std::mutex> lock(mutex);
+      const Lock lock(mutex);
       if (error == nullptr || chunk < error_chunk) {
         error = std::current_exception();
         error_chunk = chunk;
@@ -360,13 +360,7 @@ eb_tokens* tokenize_rows(const Tokenizer& tokenizer, const eb_texts& texts, cons
     }
     if (scratch != nullptr) tokenizer.return_scratch(std::move(scratch));
   };
-  std::vector<std::thread> threads;
-  try {
-    for (size_t i = 1; i < std::min(num_chunks, static_cast<size_t>(num_threads)); ++i) threads.emplace_back(work);
-  } catch (...) {  // no more threads to be had: those there are will do
-  }
-  work();
-  for (std::thread& thread : threads) thread.join();
+  run_on_threads(static_cast<int>(std::min(num_chunks, static_cast<size_t>(num_threads))), work);
   if (error != nullptr) std::rethrow_exception(error);
 
   return join(&parts, texts.num_rows, options.offset_unit != EB_OFFSETS_NONE);

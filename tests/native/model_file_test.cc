@@ -6,6 +6,7 @@
 #include <map>
 
 #include "base/ed25519.h"
+#include "base/platform.h"
 #include "base/sha2.h"
 #include "check.h"
 #include "format/onnx_proto.h"
@@ -271,8 +272,13 @@ void test_tampered_file() {
 
 void test_mapped_file() {
   CHECK_ERROR(MappedFile("/nonexistent/model.onnx"), EB_MODEL_FORMAT, "No such file");
+#if defined(_WIN32)
+  CHECK_ERROR(MappedFile("."), EB_MODEL_FORMAT, "Is a directory");
+  CHECK_ERROR(MappedFile("NUL"), EB_MODEL_FORMAT, "not a regular file");
+#else
   CHECK_ERROR(MappedFile("."), EB_MODEL_FORMAT, "not a regular file");
   CHECK_ERROR(MappedFile("/dev/null"), EB_MODEL_FORMAT, "not a regular file");
+#endif
 }
 
 }  // namespace

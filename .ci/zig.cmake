@@ -1,0 +1,22 @@
+# A CMake toolchain: the C++ compiler of zig, which brings every system's headers and libraries, for one of its targets.
+#   cmake -B build --toolchain .ci/zig.cmake -DEDGEBERT_TARGET=aarch64-linux-gnu.2.17
+# zig is found on PATH or named with -DZIG=PATH; `pip install ziglang` installs it, inside the package.
+list(APPEND CMAKE_TRY_COMPILE_PLATFORM_VARIABLES EDGEBERT_TARGET ZIG)
+find_program(ZIG zig REQUIRED)
+
+string(REGEX MATCH "^([a-z0-9_]+)-([a-z]+)" _ "${EDGEBERT_TARGET}")
+set(CMAKE_SYSTEM_PROCESSOR ${CMAKE_MATCH_1})
+if(CMAKE_MATCH_2 STREQUAL "linux")
+  set(CMAKE_SYSTEM_NAME Linux)
+elseif(CMAKE_MATCH_2 STREQUAL "windows")
+  set(CMAKE_SYSTEM_NAME Windows)
+  set(CMAKE_RC_COMPILER ${ZIG}) # which CMake wants to know of; there are no resources
+elseif(CMAKE_MATCH_2 STREQUAL "macos")
+  set(CMAKE_SYSTEM_NAME Darwin)
+  set(CMAKE_OSX_SYSROOT "")
+  set(CMAKE_INSTALL_NAME_TOOL true)
+else()
+  message(FATAL_ERROR "EDGEBERT_TARGET is '${EDGEBERT_TARGET}', expected a target of zig's for linux, windows or macos")
+endif()
+set(CMAKE_C_COMPILER ${ZIG} cc -target ${EDGEBERT_TARGET})
+set(CMAKE_CXX_COMPILER ${ZIG} c++ -target ${EDGEBERT_TARGET})
