@@ -41,7 +41,6 @@ from edgebert.bench.harness import (
     Worker,
     busy_process,
     choose_settings,
-    compare_rows,
     measure,
     prepare,
     start_cold,
@@ -50,6 +49,7 @@ from edgebert.bench.peers import PEERS, make_peer
 from edgebert.bench.peers.base import Kind, ModelFiles, Peer, Settings
 from edgebert.bench.provenance import Recorder, affinity
 from edgebert.bench.roof import Roof, measure_roof, roof_of, take_higher
+from edgebert.exporting.check import compare_rows
 
 REFERENCE = "torch-fp32"
 OWN_INT8 = "edgebert-int8"

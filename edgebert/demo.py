@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import importlib.util
 import logging
 import tempfile
 import time
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 
 from edgebert.backends.cpus import usable_cpus
 from edgebert.batch import PackedBatch
-from edgebert.errors import EdgeBertError
+from edgebert.errors import require
 from edgebert.exporting.check import check
 from edgebert.exporting.export import export
 from edgebert.model import Model, load
@@ -127,13 +126,6 @@ def run_demo(folder: Path) -> int:
     if flips:
         print(f"{flips} neighbours flipped under EdgeBERT, expected none: please report this with `edgebert doctor`")
     return 1 if flips else 0
-
-
-def require(extra: str, *modules: str) -> None:
-    """Raise EdgeBertError naming the extra if one of the modules is not installed."""
-    missing = [module for module in modules if importlib.util.find_spec(module) is None]
-    if missing:
-        raise EdgeBertError(f"this needs {', '.join(missing)}, not installed here: pip install 'edgebert[{extra}]'")
 
 
 def read_sentences() -> list[str]:

@@ -13,10 +13,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgebert.errors import EdgeBertError, InvalidInputError
+from edgebert.errors import InvalidInputError, require
+from edgebert.files import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -63,9 +63,9 @@ def new_figure(width: float = 4.7, height: float = 3.0) -> tuple[Figure, Axes]:
     """An empty figure of so many inches and its axes, in the page's style.
 
     Raises:
-        EdgeBertError: matplotlib is missing.
+        BackendUnavailableError: matplotlib is missing.
     """
-    require_report()
+    require("report", "jinja2", "matplotlib")
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -83,10 +83,10 @@ def write_page(path: str | os.PathLike[str], title: str, sections: Sequence[Sect
 
     Raises:
         InvalidInputError: a row of a table has not as many cells as there are columns.
-        EdgeBertError: jinja2 or matplotlib is missing.
+        BackendUnavailableError: jinja2 or matplotlib is missing.
         OSError: the file cannot be written.
     """
-    require_report()
+    require("report", "jinja2", "matplotlib")
     import jinja2
 
     template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(
@@ -96,37 +96,6 @@ def write_page(path: str | os.PathLike[str], title: str, sections: Sequence[Sect
         {"title": section.title, "parts": [_describe_part(part) for part in section.parts]} for section in sections
     ]
     write_whole(path, template.render(title=title, sections=parts) + "\n")
-
-
-def write_whole(path: str | os.PathLike[str], text: str) -> None:
-    """Write a file in UTF-8, whole or not at all; a device, such as /dev/stdout, is written to directly.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
-    target = Path(path)
-    if target.exists() and not target.is_file():
-        target.write_text(text, encoding="utf-8")
-        return
-    draft = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        draft.write_text(text, encoding="utf-8")
-        draft.replace(target)
-    finally:
-        draft.unlink(missing_ok=True)
-
-
-def require_report() -> None:
-    """Say what is missing, before a run whose page could not be written.
-
-    Raises:
-        EdgeBertError: jinja2 or matplotlib is missing.
-    """
-    try:
-        import jinja2  # noqa: F401
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise EdgeBertError(f"a report needs jinja2 and matplotlib ({error}): pip install 'edgebert[report]'") from None
 
 
 def _describe_part(part: str | Table | Plot) -> tuple[str, Any]:

@@ -19,7 +19,7 @@ from edgebert.artifact.writer import build_model
 from edgebert.backends.registry import load_backend
 from edgebert.bench import tables
 from edgebert.bench.answers import answer_outputs, answer_rows, pool_outputs
-from edgebert.bench.harness import Timing, compare_rows
+from edgebert.bench.harness import Timing
 from edgebert.bench.page import write_report
 from edgebert.bench.peers import FILE_PEERS, make_peer
 from edgebert.bench.peers.base import ModelFiles
@@ -31,6 +31,7 @@ from edgebert.bench.workloads import Model, Workload
 from edgebert.checkpoints.loading import load_checkpoint
 from edgebert.cli import main
 from edgebert.errors import EdgeBertError, InvalidInputError, UnsupportedModelError
+from edgebert.exporting.check import compare_rows
 
 MakeFile = Callable[..., Path]
 SCHEMA = json.loads(resources.files("edgebert.bench").joinpath("result.schema.json").read_text(encoding="utf-8"))

@@ -9,7 +9,7 @@ from artifacts import random_batch
 
 import edgebert
 from edgebert import demo
-from edgebert.errors import EdgeBertError
+from edgebert.errors import BackendUnavailableError, require
 
 DATA = Path(demo.__file__).parent / "data"
 
@@ -97,6 +97,6 @@ def test_search_finds_the_sentence_itself_first(make_file: Callable[..., Path]) 
 
 
 def test_missing_extras_are_named_with_the_way_to_get_them() -> None:
-    demo.require("demo", "numpy")
-    with pytest.raises(EdgeBertError, match=r"no_such_module.*pip install 'edgebert\[demo\]'"):
-        demo.require("demo", "numpy", "no_such_module")
+    require("demo", "numpy")
+    with pytest.raises(BackendUnavailableError, match=r"^no_such_module is not .*pip install 'edgebert\[demo\]'"):
+        require("demo", "numpy", "no_such_module")

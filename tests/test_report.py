@@ -1,16 +1,16 @@
 """Pages: everything is in the one file, nothing is markup that was text, and half a page is never left."""
 
-import builtins
 import os
 import re
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from edgebert.errors import EdgeBertError, InvalidInputError
-from edgebert.report import COLORS, Plot, Section, Table, new_figure, write_page, write_whole
+from edgebert.files import write_whole
+from edgebert.report import COLORS, Plot, Section, Table, new_figure, write_page
 
 pytest.importorskip("jinja2")
 pytest.importorskip("matplotlib")
@@ -142,14 +142,7 @@ def test_what_is_no_file_is_written_to_and_stays(tmp_path: Path) -> None:
 
 
 def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = builtins.__import__
-
-    def fail(name: str, *arguments: Any) -> Any:
-        if name == "jinja2":
-            raise ImportError("No module named 'jinja2'")
-        return real(name, *arguments)
-
-    monkeypatch.setattr(builtins, "__import__", fail)
+    monkeypatch.setitem(sys.modules, "jinja2", None)
     with pytest.raises(EdgeBertError, match=r"pip install 'edgebert\[report\]'"):
         write_page(tmp_path / "page.html", "t", [])
 

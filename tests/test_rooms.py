@@ -15,8 +15,8 @@ PACKAGE = Path(edgebert.__file__).parent
 # Each room may import itself and the rooms before it. edgebert/__init__.py is no room but the door: who takes a public
 # name from it is counted as importing the module that defines the name.
 ROOMS = (
-    "errors", "quant", "batch", "report", "printing", "turns", "artifact", "backends", "tokenizer", "tasks", "runner",
-    "model", "checkpoints", "exporting", "doctor", "demo", "scoring", "bench", "compress", "commands", "cli",
+    "errors", "files", "quant", "batch", "report", "printing", "turns", "artifact", "backends", "tokenizer", "tasks",
+    "runner", "model", "checkpoints", "exporting", "doctor", "demo", "scoring", "bench", "compress", "commands", "cli",
     "__main__",
 )  # fmt: skip
 

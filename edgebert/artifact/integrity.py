@@ -8,7 +8,6 @@ is kernels/format/integrity.cc.
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -17,7 +16,8 @@ from typing import TYPE_CHECKING
 
 from edgebert.artifact.reader import Artifact, find_model_file, read_artifact, read_entry, walk_fields
 from edgebert.artifact.writer import encode_metadata
-from edgebert.errors import EdgeBertError, InvalidInputError, ModelFormatError
+from edgebert.errors import InvalidInputError, ModelFormatError, require
+from edgebert.files import writing_whole
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -46,7 +46,7 @@ def check_content(artifact: Artifact, public_key: str | os.PathLike[str] | None 
     Raises:
         ModelFormatError: it has no hash or signature, or another one.
         InvalidInputError: not a public key.
-        EdgeBertError: a key is given and the package cryptography is missing.
+        BackendUnavailableError: a key is given and the package cryptography is missing.
     """
     name = artifact.path or "the model"
     key = None if public_key is None else _read_public_key(public_key)
@@ -99,7 +99,7 @@ def sign(path: str | os.PathLike[str], private_key: str | os.PathLike[str]) -> s
     Raises:
         ModelFormatError: not a model file of EdgeBERT, or one that was changed since it was written.
         InvalidInputError: not such a key.
-        EdgeBertError: the package cryptography is missing.
+        BackendUnavailableError: the package cryptography is missing.
         OSError: the file cannot be written; it is as it was.
     """
     key = _read_private_key(Path(private_key))
@@ -129,18 +129,14 @@ def _rewrite(path: Path, more: bytes, key: Ed25519PrivateKey | None = None) -> N
     entries = {_HASH: digest.hexdigest()}
     if key is not None:
         entries[_SIGNATURE] = key.sign(SIGNED_PREFIX + entries[_HASH].encode()).hex()
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with writing_whole(path) as draft:
         with draft.open("wb") as file:
             file.writelines([*parts, encode_metadata(entries)])
         shutil.copymode(path, draft)
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def _read_private_key(path: str | os.PathLike[str]) -> Ed25519PrivateKey:
-    _require_cryptography()
+    require("sign", "cryptography")
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
@@ -154,7 +150,7 @@ def _read_private_key(path: str | os.PathLike[str]) -> Ed25519PrivateKey:
 
 
 def _read_public_key(key: str | os.PathLike[str]) -> Ed25519PublicKey:
-    _require_cryptography()
+    require("sign", "cryptography")
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
@@ -170,8 +166,3 @@ def _read_public_key(key: str | os.PathLike[str]) -> Ed25519PublicKey:
     if not isinstance(read, Ed25519PublicKey):
         raise InvalidInputError(f"{key} holds a key of another kind than Ed25519, which EdgeBERT's signatures take")
     return read
-
-
-def _require_cryptography() -> None:
-    if importlib.util.find_spec("cryptography") is None:
-        raise EdgeBertError("signatures need the package cryptography: pip install 'edgebert[sign]'")

@@ -27,6 +27,7 @@ import edgebert
 from edgebert.bench.peers.base import Kind, ModelFiles, Settings
 from edgebert.bench.session import Rows
 from edgebert.errors import EdgeBertError
+from edgebert.exporting.check import compare_rows
 from edgebert.turns import take_turns
 
 F32 = NDArray[np.float32]
@@ -39,7 +40,6 @@ COSINE_LIMITS = {
     "int8": (0.9, 0.75),
     "int8 file": (0.998, 0.998),
 }
-_FEW_VALUES = 16  # a cosine over fewer values is chance
 
 
 class CheckFailedError(EdgeBertError):
@@ -291,14 +291,6 @@ def prepare(
             f"at least {mean_limit} and {least_limit} of {precision}: not timed"
         )
     return Ready(name, contender, key, mean, least, each)
-
-
-def compare_rows(a: Sequence[F32], b: Sequence[F32]) -> NDArray[np.float64]:
-    """Cosine of each vector of `a` with that of `b`, f64 [n]; where one has few values, of all as one vector, [1]."""
-    pairs = [(x.astype(np.float64), y.astype(np.float64)) for x, y in zip(a, b, strict=True)]
-    if min(len(x) for x, _ in pairs) < _FEW_VALUES:
-        pairs = [(np.concatenate([x for x, _ in pairs]), np.concatenate([y for _, y in pairs]))]
-    return np.array([x @ y / np.sqrt((x @ x) * (y @ y)) for x, y in pairs])
 
 
 def measure(

@@ -31,7 +31,6 @@ from edgebert.bench.harness import (
     Worker,
     busy_process,
     choose_settings,
-    compare_rows,
     measure,
     prepare,
     start_cold,
@@ -42,6 +41,7 @@ from edgebert.bench.provenance import Rapl, Recorder, affinity, find_spinning
 from edgebert.bench.roof import Roof, count_operations, find_roof, measure_roof, roof_of, take_higher
 from edgebert.bench.workloads import Model, Workload, name_files, read_texts
 from edgebert.errors import EdgeBertError, InvalidInputError
+from edgebert.exporting.check import compare_rows
 
 RESULT_VERSION = 1
 RUNTIMES = ("onnxruntime", "openvino", "torch", "ctranslate2")

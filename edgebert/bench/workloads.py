@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -19,6 +18,7 @@ from edgebert.bench.harness import F32
 from edgebert.bench.peers.base import Kind
 from edgebert.errors import InvalidInputError
 from edgebert.exporting.export import CALIBRATION_FILE
+from edgebert.files import hash_file
 from edgebert.tokenizer import Tokenizer
 
 Row = list[int]
@@ -59,7 +59,7 @@ class Model:
         self.path, self.name, self.spec = path, name, artifact.spec
         self.precision = "int8" if self.spec.is_int8 else "fp32"
         self.tokenizer_json = artifact.tokenizer_json
-        self.sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        self.sha256 = hash_file(path)
         self.answers = lru_cache(self._answer)
 
     def rows(self, workload: Workload) -> tuple[Row, ...]:

@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from edgebert.errors import InvalidInputError
+from edgebert.errors import InvalidInputError, require
 
 HELP = "measure how fast model files are on this machine, beside other runtimes"
 
@@ -48,13 +48,13 @@ def main(args: argparse.Namespace) -> None:
     from edgebert.bench.page import write_report
     from edgebert.bench.run import RUNTIMES, Bench, Options, command_line, default_backends
     from edgebert.bench.tables import format_result
-    from edgebert.report import require_report, write_whole
+    from edgebert.files import write_whole
 
     for path in filter(None, (args.html, args.json)):
         if not path.absolute().parent.is_dir():
             raise InvalidInputError(f"the folder of {path} does not exist: create it first")
     if args.html:
-        require_report()
+        require("report", "jinja2", "matplotlib")
     against = [name for name in args.against.split(",") if name]
     if unknown := [name for name in against if name not in RUNTIMES]:
         raise InvalidInputError(f"unknown runtime {unknown[0]!r}: expected some of {', '.join(RUNTIMES)}")

@@ -6,6 +6,7 @@ import argparse
 import sys
 from typing import Any
 
+from edgebert.errors import require
 from edgebert.printing import print_table
 
 HELP = "fine-tune, distil, prune and quantize a model to a budget"
@@ -50,8 +51,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Run the command: 0 if every budget was met."""
-    from edgebert.demo import require
-
     require("compress", *NEEDS)
     recipe = build_recipe(args)
     if args.write_recipe:

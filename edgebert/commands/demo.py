@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from edgebert.errors import require
+
 HELP = "export all-MiniLM-L6-v2, compare it with ONNX Runtime, and search with it"
 
 
@@ -23,7 +25,7 @@ def main(args: argparse.Namespace) -> int:
         return demo.main(args)
     from edgebert.commands.compress import NEEDS
 
-    demo.require("demo,compress", *NEEDS, demo.MODEL_PACKAGE)
+    require("demo,compress", *NEEDS, demo.MODEL_PACKAGE)
     from edgebert.compress.demo import main as compress
 
     return compress(args.keep)

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from edgebert.artifact.spec import PROBLEM_TYPES
-from edgebert.errors import InvalidInputError
-from edgebert.scoring.readers import Source, require
+from edgebert.errors import InvalidInputError, require
+from edgebert.scoring.readers import Source
 from edgebert.tokenizer import Text
 
 SINGLE_LABEL, MULTI_LABEL, REGRESSION = PROBLEM_TYPES
@@ -186,7 +186,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         InvalidInputError: missing, unreadable, not UTF-8, without rows, or of an unknown kind.
         BackendUnavailableError: pyarrow is missing.
     """
-    require("pyarrow", "compress")
+    require("compress", "pyarrow")
     if path.is_dir():
         raise InvalidInputError(f"{path} is a folder: expected a file of rows")
     source = Source(path, WINDOW_ROWS)

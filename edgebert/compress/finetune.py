@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from edgebert.compress.encode import IGNORED, Examples, find_special_tokens
 from edgebert.compress.recipe import Training
 from edgebert.compress.torch_encoder import TorchEncoder
 from edgebert.errors import EdgeBertError
+from edgebert.files import writing_whole
 
 CONTRASTIVE_SCALE = 20.0  # of cosines in the contrastive loss: a temperature of 0.05
 MASKED, MASK_KEPT, MASK_RANDOM = 0.15, 0.1, 0.1  # BERT (arXiv 1810.04805), section 3.1
@@ -234,13 +234,11 @@ def _has_stopped(progress: Progress, training: Training) -> bool:
 
 
 def _save(state: Mapping[str, Any], path: Path) -> None:
-    partial = path.with_suffix(".partial")
     try:
-        torch.save(state, partial)
+        with writing_whole(path) as draft:
+            torch.save(state, draft)
     except (OSError, RuntimeError) as error:
-        partial.unlink(missing_ok=True)
         raise EdgeBertError(f"cannot save the training state to {path} ({error}): free some space") from None
-    os.replace(partial, path)
 
 
 # Losses

@@ -10,7 +10,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -27,6 +26,7 @@ from edgebert.artifact.writer import build_model
 from edgebert.backends import cpus, native
 from edgebert.batch import PackedBatch
 from edgebert.errors import InvalidInputError
+from edgebert.files import hash_file, write_whole
 from edgebert.turns import time_in_turns
 
 MAX_LAYERS = 6  # of a file that is measured: as many as in the model, or enough to leave the caches as they do
@@ -100,7 +100,8 @@ class LatencyTable:
         seconds = np.maximum((np.array(totals) - constant) / count, 0.0).reshape(len(heads), len(widths))
         table = cls(workload, constant, heads, widths, tuple(tuple(row) for row in seconds.tolist()))
         if use_cache:
-            _write(path, table.to_json())
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(path, table.to_json())
         return table
 
     def layer(self, num_heads: int, intermediate_size: int) -> float:
@@ -183,7 +184,7 @@ def _describe(spec: EncoderSpec, tokens: int, batch: int, threads: int | None) -
         "threads": threads or native.default_threads(),
         "cpu": cpus.cpu_name(),
         "isa": os.environ.get("EDGEBERT_FORCE_ISA") or native.usable_isas()[0],
-        "build": hashlib.sha256(Path(library._name).read_bytes()).hexdigest(),
+        "build": hash_file(library._name),
         "spec": json.loads(spec.to_json()),
     }
 
@@ -237,11 +238,3 @@ def _read_cache(path: Path, workload: dict[str, Any]) -> LatencyTable | None:
     except (OSError, InvalidInputError):
         return None
     return table if table.workload == workload else None
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
-    os.replace(name, path)

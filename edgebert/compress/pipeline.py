@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable
@@ -36,11 +35,11 @@ from edgebert.compress.page import write_report
 from edgebert.compress.planner import Bytes, Candidate, Limits, choose, list_candidates, prune_until, spent_share
 from edgebert.compress.qat import QuantizedEncoder, settle
 from edgebert.compress.recipe import Distillation, Pruning, QuantizationAware, Recipe, Training
-from edgebert.compress.stages import Stage, StageStore, hash_file
+from edgebert.compress.stages import Stage, StageStore
 from edgebert.compress.torch_encoder import TorchEncoder
-from edgebert.errors import EdgeBertError, InvalidInputError
+from edgebert.errors import EdgeBertError, InvalidInputError, require
 from edgebert.exporting.export import calibration_batches, export_checkpoint
-from edgebert.report import require_report
+from edgebert.files import hash_file, write_whole, writing_whole
 from edgebert.tokenizer import Text, check_ids
 
 CALIBRATION_TEXTS = 256
@@ -85,7 +84,7 @@ def run(recipe: Recipe, progress: Callable[[str], None] = lambda text: None) -> 
         ModelFormatError, UnsupportedModelError: of the model; as GateError, an export that did not pass.
         EdgeBertError: a training that failed, or a package that is missing.
     """
-    require_report()
+    require("report", "jinja2", "matplotlib")
     was_deterministic = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
@@ -450,7 +449,7 @@ class _Run:
         """What was measured, from the work folder where it was before: a run that goes on must decide alike."""
         path = self.recipe.work_folder / f"{name}-{hashlib.sha256(repr(key).encode()).hexdigest()[:12]}.json"
         if not path.exists():
-            _replace(path, measure())
+            write_whole(path, measure() + "\n")
         return path.read_text(encoding="utf-8")
 
     def _learn_int8(self, settings: QuantizationAware) -> None:
@@ -523,14 +522,10 @@ class _Run:
         stored = {key: value for key, value in summary.items() if key not in ("recipe", "quantization")}
         add_metadata(draft, {"edgebert.compression": json.dumps(stored, ensure_ascii=False)})
         report = json.dumps({**summary, "worst": worst}, ensure_ascii=False, indent=1)
-        _replace(self.output.with_suffix(".json"), report)
+        write_whole(self.output.with_suffix(".json"), report + "\n")
         write_report(self.output.with_suffix(".html"), summary, worst)
-        partial = self.output.with_name(f".{self.output.name}.{os.getpid()}")
-        try:
+        with writing_whole(self.output) as partial:
             shutil.copyfile(draft, partial)
-            os.replace(partial, self.output)
-        finally:
-            partial.unlink(missing_ok=True)
 
     def _export(
         self, checkpoint: Checkpoint, path: Path, keep_f32: tuple[str, ...]
@@ -577,13 +572,3 @@ def _run_pytorch(checkpoint: Checkpoint, batch: PackedBatch) -> Outputs:
     backend, outputs = TorchBackend(TorchEncoder(checkpoint.spec, checkpoint.tensors)), checkpoint.spec.outputs
     parts = [backend.run(batch.take([i]), outputs) for i in range(batch.num_sequences)]
     return {name: np.concatenate([part[name] for part in parts]) for name in outputs}
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        partial.write_text(text + "\n", encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -89,12 +89,6 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def hash_file(path: str | Path) -> str:
-    """SHA-256 of a file's bytes, hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     """Write weights, spec, tokenizer and config into a folder that is there."""
     smooth = {f"{name}{_SMOOTH}": factors for name, factors in checkpoint.smooth.items()}

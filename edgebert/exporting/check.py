@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -339,12 +339,15 @@ def _holders(runs: Mapping[str, Outputs], name: str) -> Iterator[tuple[str, F32]
 
 
 def _cosines(spec: EncoderSpec, name: str, batch: PackedBatch, a: F32, b: F32) -> NDArray[np.float64]:
-    """Cosine of each sequence's values, or of all values as one vector where a sequence has few."""
+    """Cosine of each sequence's values, as of `compare_rows`."""
     per_token, _ = spec.output_width(name)
     cuts = batch.cu_seqlens if per_token else np.arange(batch.num_sequences + 1)
-    pairs = [
-        (a[i:j].ravel().astype(np.float64), b[i:j].ravel().astype(np.float64)) for i, j in itertools.pairwise(cuts)
-    ]
+    return compare_rows(*([values[i:j].ravel() for i, j in itertools.pairwise(cuts)] for values in (a, b)))
+
+
+def compare_rows(a: Sequence[F32], b: Sequence[F32]) -> NDArray[np.float64]:
+    """Cosine of each vector of `a` with that of `b`, f64 [n]; where one has few values, of all as one vector, [1]."""
+    pairs = [(x.astype(np.float64), y.astype(np.float64)) for x, y in zip(a, b, strict=True)]
     if min(len(x) for x, _ in pairs) < _FEW_VALUES:
-        pairs = [(a.ravel().astype(np.float64), b.ravel().astype(np.float64))]
+        pairs = [(np.concatenate([x for x, _ in pairs]), np.concatenate([y for _, y in pairs]))]
     return np.array([x @ y / np.sqrt((x @ x) * (y @ y)) for x, y in pairs])

@@ -23,7 +23,7 @@ from edgebert.backends.numpy_backend import NumpyBackend
 from edgebert.batch import PackedBatch
 from edgebert.checkpoints.loading import Checkpoint, load_checkpoint
 from edgebert.checkpoints.with_transformers import has_transformers
-from edgebert.errors import EdgeBertError, InvalidInputError, ModelFormatError
+from edgebert.errors import InvalidInputError, ModelFormatError, require
 from edgebert.exporting.check import check, check_tokenizer, compare_fp32, encode_probe, probe_batch
 from edgebert.exporting.folder import write_folder
 from edgebert.exporting.quantize import quantize
@@ -67,7 +67,7 @@ def export(
         ModelFormatError: the source is missing or damaged; as GateError, the gate has not passed.
         UnsupportedModelError: a model outside what EdgeBERT supports, or too large for one file.
         InvalidInputError: the output cannot be written, or the calibration file cannot be used.
-        EdgeBertError: a package that export needs is not installed.
+        BackendUnavailableError: a package that export needs is not installed.
     """
     if (portable or int8_attention or calibrate is not None) and not int8:
         raise InvalidInputError("portable, int8-attention and calibrate belong to int8: add --int8, or leave them out")
@@ -115,8 +115,7 @@ def export_checkpoint(
     Raises:
         As `export`.
     """
-    if importlib.util.find_spec("onnx") is None:
-        raise EdgeBertError("export needs the onnx package: pip install 'edgebert[export]'")
+    require("export", "onnx")
     if portable and int8_attention:
         raise InvalidInputError("attention's codes cannot be portable: leave out --portable or --int8-attention")
     target = Path(os.path.abspath(output))

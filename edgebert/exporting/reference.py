@@ -15,7 +15,7 @@ from edgebert.exporting.check import Encoded, GateError
 from edgebert.tokenizer import Text
 
 # Task -> the class of transformers, without the family's prefix, and what it calls the file's outputs, in order.
-_CLASSES = {
+TRANSFORMERS_CLASSES = {
     "embedding": ("AutoModel", ("last_hidden_state",)),
     "text-classification": ("AutoModelForSequenceClassification", ("logits",)),
     "token-classification": ("AutoModelForTokenClassification", ("logits",)),
@@ -38,7 +38,7 @@ def run_transformers(checkpoint: Checkpoint, batch: PackedBatch) -> Outputs:
     import transformers
 
     spec = checkpoint.spec
-    class_name, names = _CLASSES[spec.task]
+    class_name, names = TRANSFORMERS_CLASSES[spec.task]
     try:
         with quiet(transformers):
             model = getattr(transformers, class_name).from_pretrained(

@@ -8,9 +8,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from edgebert.errors import InvalidInputError
+from edgebert.errors import InvalidInputError, require
 from edgebert.scoring.output import Output
-from edgebert.scoring.readers import InputFile, Source, Window, require
+from edgebert.scoring.readers import InputFile, Source, Window
 from edgebert.scoring.scorer import Scorer
 from edgebert.scoring.survey import Survey, survey
 from edgebert.scoring.writers import TableWriter, make_part

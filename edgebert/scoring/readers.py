@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import gzip
-import importlib.util
 import io
 import json
 import os
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
-from edgebert.errors import BackendUnavailableError, InvalidInputError
+from edgebert.errors import InvalidInputError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -103,16 +102,6 @@ class Window:
         names = self.rows.column_names
         columns = [to_list(column) for column in self.rows.columns]
         return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
-
-
-def require(module: str, extra: str) -> None:
-    """See that a library is there.
-
-    Raises:
-        BackendUnavailableError: it is not; the message says which extra brings it.
-    """
-    if importlib.util.find_spec(module) is None:
-        raise BackendUnavailableError(f"{module} is not installed: pip install 'edgebert[{extra}]'")
 
 
 class Source:

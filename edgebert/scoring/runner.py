@@ -15,9 +15,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from edgebert.errors import EdgeBertError, InvalidInputError
+from edgebert.errors import EdgeBertError, InvalidInputError, require
+from edgebert.files import hash_file
 from edgebert.scoring.output import Output
-from edgebert.scoring.readers import InputFile, Source, Window, require
+from edgebert.scoring.readers import InputFile, Source, Window
 from edgebert.scoring.scorer import Scorer
 from edgebert.scoring.survey import Survey, survey
 from edgebert.scoring.writers import WRITERS, Part, Writer, make_part
@@ -67,8 +68,7 @@ def score(
         EdgeBertError: the disk has failed, or is full. What was committed stays.
         BackendUnavailableError: pyarrow, tqdm or Ray is not installed.
     """
-    require("pyarrow", "score")
-    require("tqdm", "score")
+    require("score", "pyarrow", "tqdm")
     if not isinstance(rows_per_part, int) or rows_per_part < 1:
         raise InvalidInputError(f"rows_per_part must be a positive integer, got {rows_per_part!r}")
     if engine not in ("local", "ray"):
@@ -174,8 +174,7 @@ def _describe_job(
 ) -> dict[str, Any]:
     """What the output depends on; a job is resumed only with the same."""
     path = Path(model)
-    with open(path / "model.onnx" if path.is_dir() else path, "rb") as stream:
-        model_hash = hashlib.file_digest(stream, "sha256").hexdigest()
+    model_hash = hash_file(path / "model.onnx" if path.is_dir() else path)
     files = [(file.name, file.size, file.time_ns) for file in source.files]
     names_sizes_times = hashlib.sha256(json.dumps(files).encode()).hexdigest()
     job = {

@@ -21,6 +21,7 @@ from edgebert.batch import I64, PackedBatch, unpad
 from edgebert.bench.answers import answer_outputs, answer_rows, pool_outputs
 from edgebert.bench.peers import ctranslate2, onnxruntime, openvino, torch
 from edgebert.bench.peers.base import F32, Peer, Settings, building
+from edgebert.exporting.reference import TRANSFORMERS_CLASSES
 
 
 class FilePeer(Peer):
@@ -197,17 +198,6 @@ class OpenVinoInt8(OpenVino):
             save_model(openvino.quantize(model, feeds), draft / "model.xml", compress_to_fp16=False)
 
 
-_TORCH_CLASSES = {
-    "embedding": "AutoModel",
-    "text-classification": "AutoModelForSequenceClassification",
-    "token-classification": "AutoModelForTokenClassification",
-    "question-answering": "AutoModelForQuestionAnswering",
-    "fill-mask": "AutoModelForMaskedLM",
-    "next-sentence": "AutoModelForNextSentencePrediction",
-    "pretraining": "AutoModelForPreTraining",
-}
-
-
 class Torch(FilePeer, torch.TorchFp32):
     """transformers' model of the file's task, from the Hugging Face folder."""
 
@@ -219,7 +209,7 @@ class Torch(FilePeer, torch.TorchFp32):
         import torch
         import transformers
 
-        model = getattr(transformers, _TORCH_CLASSES[self.spec.task])
+        model = getattr(transformers, TRANSFORMERS_CLASSES[self.spec.task][0])
         return model.from_pretrained(self.files.source, dtype=torch.float32).eval()
 
     def pad(self, batch: PackedBatch) -> dict[str, I64]:
