@@ -59,8 +59,8 @@ class Section:
     parts: Sequence[str | Table | Plot]
 
 
-def new_figure(width: float = 4.7, height: float = 3.0) -> tuple[Figure, Axes]:
-    """An empty figure of so many inches and its axes, in the page's style.
+def new_figure(height: float = 3.0) -> tuple[Figure, Axes]:
+    """An empty figure `height` inches high and its axes, in the page's style.
 
     Raises:
         BackendUnavailableError: matplotlib is missing.
@@ -68,7 +68,7 @@ def new_figure(width: float = 4.7, height: float = 3.0) -> tuple[Figure, Axes]:
     require("report", "jinja2", "matplotlib")
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(4.7, height), layout="constrained")
     axes = figure.subplots()
     axes.set_prop_cycle(color=COLORS)
     axes.spines[["top", "right"]].set_visible(False)

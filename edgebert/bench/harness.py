@@ -33,7 +33,7 @@ from edgebert.turns import take_turns
 F32 = NDArray[np.float32]
 
 # Least cosine of a text's answer with the reference, (mean, minimum), by the precision of the linears. A peer below
-# it computes something else, or is useless. "int8 file": both ran the same int8 file, and the limit is the gate's.
+# it computes something else. "int8 file": both ran the same int8 file, and the limit is the gate's.
 COSINE_LIMITS = {
     "fp32": (0.99999, 0.9999),
     "bf16": (0.999, 0.99),
@@ -209,9 +209,9 @@ class Ready:
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of every counted run (where each batch counts: of every batch), and its process's idle use of CPUs.
+    """Seconds of every counted run (or of every batch, where each is timed), and `idle_cpu`.
 
-    That is the share of one CPU that it used while others had their turn.
+    That is the share of one CPU that the contender's process used while others had their turn.
     """
 
     seconds: NDArray[np.float64]
@@ -234,14 +234,14 @@ class Timing:
 
 @dataclass(frozen=True)
 class Budget:
-    """How long to measure each contender.
+    """How long to measure each contender, in seconds.
 
     Attributes:
         seconds: of counted runs in all, about.
-        rounds: at least so many turns each, however long they take.
-        turn_s: of counted runs in a turn, about; one run at least.
-        warm_up_s: of runs before them that do not count: the others had the caches.
-        settle_s: of silence before a turn: threads of the last one may still be spinning.
+        rounds: turns that each gets at least, however long they take.
+        turn_s: of counted runs in a turn, about; at least one run is made.
+        warm_up_s: of runs before them that do not count, because the caches were the others'.
+        settle_s: of silence before a turn, because threads of the last one may still be spinning.
     """
 
     seconds: float = 0.8

@@ -38,8 +38,8 @@ def write_report(path: Path, result: Result) -> None:
     most = max(workload["threads"] for workload in workloads)
     warnings = list(result["provenance"]["warnings"])
     legend = (
-        "Bars are medians, strong in colour for int8 and pale for fp32 and bf16; a line goes on to the 90th "
-        "percentile, or to the 99th where it ends in a mark. What is off the plot has an arrow."
+        "Bars are medians, strong in colour for int8 and pale for fp32 and bf16. The line after a bar ends at the 90th "
+        "percentile, or with a mark at the 99th. An arrow says that a bar goes on beyond the plot."
     )
     sections = [
         Section(

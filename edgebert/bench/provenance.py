@@ -61,8 +61,8 @@ class Recorder:
     def describe(self, command: Sequence[str], packages: Mapping[str, str | None]) -> dict[str, Any]:
         """Everything as plain values for JSON; `command` is written as words, without the folders of files.
 
-        What the processes used that this one started counts as its own once they have ended. Of a run that was shorter
-        than the measurement before it, others' use is taken from that.
+        CPU time of child processes counts as this process's own once they have ended. For a run shorter than
+        BUSY_SECONDS, what others used is taken from the measurement before the run.
         """
         self.watch_clock()
         load_before, load_after = self._load_before, load_average()
@@ -137,7 +137,7 @@ def find_warnings(
 
 
 def find_spinning(idle_cpus: Mapping[str, float]) -> list[str]:
-    """A sentence for each contender, by name, that used more of a CPU than it should while others had their turn."""
+    """A sentence for each contender that used too much CPU while others had their turn, given its share by name."""
     return [
         f"{name} used {idle:.0%} of a CPU while others had their turn: its threads spin, which slows the others down"
         for name, idle in idle_cpus.items()
@@ -162,10 +162,10 @@ def load_average() -> list[float]:
     return [round(value, 2) for value in os.getloadavg()] if hasattr(os, "getloadavg") else []
 
 
-def measure_busy(seconds: float = BUSY_SECONDS) -> float:
+def measure_busy() -> float:
     """Share of all CPU time that was used while this process slept; 0 where the system does not tell."""
     before = _read_ticks()
-    time.sleep(seconds)
+    time.sleep(BUSY_SECONDS)
     return 1.0 - _share(before, _read_ticks(), "idle", default=1.0)
 
 

@@ -1,4 +1,4 @@
-"""The most operations a second that this machine can do, measured; what a model's run is compared with."""
+"""The roof: the most operations a second that this machine can do, as measured. A model's speed is compared with it."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def measure_roof(program: Path, threads: Sequence[int]) -> Roof:
 
 
 def take_higher(first: Roof, second: Roof) -> Roof:
-    """Of two measurements, before and after a run, the higher of each figure, so that no share comes out too high."""
+    """The higher of each figure of two measurements, before and after a run, so that no share comes out too high."""
     return {
         threads: {
             "isas": {
@@ -81,8 +81,8 @@ def take_higher(first: Roof, second: Roof) -> Roof:
 def count_operations(spec: EncoderSpec, lengths: Sequence[int]) -> int:
     """Multiplications and additions of the matrix products that a model's answers need, for texts of these lengths.
 
-    None for padding, and after the last attention none for tokens that an answer from the first one does not read.
-    Heads that answer one row a text are left out: they are a thousandth of the rest.
+    Padding does not count. Where answers read the first token alone, other tokens do not count after the last
+    attention. Heads with one row a text are left out: they are a thousandth of the rest.
     """
     tokens, squares = sum(lengths), sum(length * length for length in lengths)
     hidden = spec.hidden_size

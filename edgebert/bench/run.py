@@ -287,7 +287,7 @@ class Bench:
         }
 
     def _load(self, one: Contender, worker: Worker, threads: int, workload: Workload) -> bool:
-        """Load its fastest configuration and compare its answers; whether both went well."""
+        """Load the contender's fastest configuration and check its answers; whether both went well."""
         with self._tolerate(f"{one.name}, {_count(threads, 'thread')}"):
             # texts of many lengths: nothing that is made for a single one
             settings = worker.settings(threads, "throughput" if workload.file else "latency")

@@ -29,7 +29,7 @@ _CHECK_TEXTS = 24
 
 @dataclass(frozen=True)
 class Workload:
-    """Texts of one length, or those of a file, so many together."""
+    """Texts of one length, or those of a file, `batch_size` of them computed together."""
 
     length: str
     batch_size: int
@@ -47,7 +47,7 @@ class Workload:
 
     @property
     def kind(self) -> Kind:
-        """Many batches count together: throughput. Else every batch has its time."""
+        """Throughput if the batches of a file are timed together, latency if each batch is timed."""
         return "throughput" if self.file and self.batch_size > 1 else "latency"
 
 

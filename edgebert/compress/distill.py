@@ -1,4 +1,4 @@
-"""Distillation: a student learns what a teacher says and, layer by layer, how the teacher gets there."""
+"""Distillation: a student learns to give its teacher's outputs and, layer by layer, its hidden states."""
 
 from __future__ import annotations
 

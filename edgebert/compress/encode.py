@@ -140,7 +140,7 @@ def _row_targets(dataset: Dataset, spec: EncoderSpec) -> list[NDArray[Any]]:
 
 
 def _tag_pieces(row: Row, dataset: Dataset, spec: EncoderSpec) -> tuple[NDArray[np.int64], int]:
-    """(the tag of each token, on the first of a word; how many words have no token)."""
+    """(a tag for the first token of each word and IGNORED for the others; how many words have no token)."""
     target = np.full(len(row.input_ids), IGNORED, np.int64)
     pieces = first_pieces(dataset.inputs[row.text], row.offsets.tolist())
     for piece, tag in zip(pieces, dataset.targets[row.text], strict=True):
@@ -162,7 +162,7 @@ def first_pieces(words: Sequence[str], spans: Sequence[tuple[int, int]]) -> list
 
 
 def _find_span(row: Row, answers: Sequence[Answer]) -> tuple[tuple[int, int], bool]:
-    """((first, last) token that hold the first answer, whether a token reaches over it); (0, 0) if it is not inside."""
+    """((first, last) token of the first answer, whether these tokens hold more than it); (0, 0) if it is not inside."""
     if not answers:
         return (0, 0), False
     start, end = answers[0].start, answers[0].start + len(answers[0].text)

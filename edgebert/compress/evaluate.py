@@ -1,4 +1,4 @@
-"""The metric of each task, from a model's answers: a written file's where it counts, PyTorch's while it trains."""
+"""The metric of each task, computed from a model's answers: those of a file, or of a PyTorch model in training."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ class Mistake:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metrics in [0, 1], correlations in [-1, 1]; the first is the one that counts. And the worst examples first."""
+    """Metrics in [0, 1] (correlations in [-1, 1]), of which the first is the score; and mistakes, the worst first."""
 
     metrics: dict[str, float]
     mistakes: list[Mistake]
 
     @property
     def score(self) -> float:
-        """The metric that counts."""
+        """The first metric."""
         return next(iter(self.metrics.values()))
 
 
@@ -74,7 +74,7 @@ class TorchBackend(Backend):
 
 
 def evaluate(backend: Backend, tokenizer: Tokenizer, dataset: Dataset, max_length: int | None = None) -> Evaluation:
-    """The metrics of a model's answers to a dataset, which are those that `Model` gives.
+    """The metrics of a model on a dataset, from the same answers as `Model` gives.
 
     Text classification: accuracy and macro F1; of several labels at once micro F1; of scores Spearman's and Pearson's
     correlation. Token classification: F1 of entities as seqeval counts them. Question answering: exact match and F1 of

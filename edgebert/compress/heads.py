@@ -34,8 +34,9 @@ def load_for_task(
 ) -> tuple[Checkpoint, dict[str, str]]:
     """Load a checkpoint and give it the head that the dataset's task and labels ask for.
 
-    A head of the same task whose labels the data's are, by `match_labels`, is kept, with its own names. Else a new
-    classifier is drawn; the dense layer before it is BERT's pooler where the checkpoint has one, as in transformers.
+    The checkpoint's head is kept if it is for the same task and `match_labels` finds the data's labels in it; its names
+    for them stay. Otherwise a new classifier is drawn; the dense layer before it is BERT's pooler where the checkpoint
+    has one, as in transformers.
 
     Args:
         source: as `load_checkpoint` takes it.
@@ -43,8 +44,8 @@ def load_for_task(
         seed: of what is drawn.
         family: as `load_checkpoint` takes it.
         label_map: as `match_labels` takes it.
-        must_keep: refuse to draw a new classifier: nothing is going to train it.
-        say: called with a line about what becomes of the head, where that is not plain.
+        must_keep: refuse to draw a new classifier, because nothing would train it.
+        say: called with a line if labels are renamed or a new head is drawn.
 
     Returns:
         (the checkpoint, the head's name for each label of the data).
@@ -105,10 +106,10 @@ def load_for_task(
 def match_labels(
     spec: EncoderSpec, dataset: Dataset, label_map: Mapping[str, str] | None = None
 ) -> dict[str, str] | None:
-    """The head's name for each label of the data; None where they cannot be told.
+    """The head's name for each label of the data; None if some label has no match.
 
-    They are the same names, perhaps in other cases; or numbers where the head has `LABEL_0`, `LABEL_1` and so on; or
-    what `label_map` says. The head may have more of them than the data. The one label of a score fits any other.
+    Labels match if they are equal, or differ only in case; a number matches `LABEL_` and that number; `label_map` says
+    the rest. The head may have more labels than the data. The single label of a score matches any other.
 
     Args:
         spec: the head's.
@@ -116,7 +117,7 @@ def match_labels(
         label_map: the data's label -> the head's, for those that differ.
 
     Raises:
-        InvalidInputError: `label_map` has a label that the data or the head has not, or two for one.
+        InvalidInputError: `label_map` names a label that the data or the head lacks, or one label twice.
     """
     if label_map:
         names = {label: label_map.get(label, label) for label in dataset.labels}

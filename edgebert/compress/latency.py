@@ -1,7 +1,7 @@
 """How long layers of given shapes take on this device: measured through the native backend, kept on disk.
 
-A table belongs to one workload: sequences of one length, a batch size, a count of threads. A model's latency is that
-of everything but its layers and one term for each layer, interpolated between the shapes measured.
+A table belongs to one workload: a sequence length, a batch size and a number of threads. A model's latency is a
+constant for everything but its layers, plus a term for each layer, interpolated between the shapes that were measured.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from edgebert.errors import InvalidInputError
 from edgebert.files import hash_file, write_whole
 from edgebert.turns import time_in_turns
 
-MAX_LAYERS = 6  # of a file that is measured: as many as in the model, or enough to leave the caches as they do
+MAX_LAYERS = 6  # of a file that is measured: enough to overflow the caches as the whole model does
 ROUNDS = 8
 _TURN_S = 0.02  # of calls in one turn, about
 _SMOOTHED = ("qkv", "ffn_up")  # what quantize() smooths in every layer
@@ -207,10 +207,10 @@ def _random_tensors(spec: EncoderSpec) -> dict[str, Any]:
 
 
 def _time_models(specs: Sequence[EncoderSpec], tokens: int, batch: int, threads: int | None) -> list[float]:
-    """Seconds of a call to a model of each spec: the median of a turn, of which the lower quartile.
+    """Seconds of a call to a model of each spec: the lower quartile of the medians of its turns.
 
-    Turns are interleaved, so that all models see the same machine; a turn that another process disturbed is slower, and
-    the lower quartile leaves it out. With one thread CPU time is taken, which on a quiet machine is the same.
+    The models take turns, so that all see the same machine; the lower quartile leaves out turns that another process
+    slowed down. With one thread CPU time is measured, which on a quiet machine is the same.
     """
     models = [native.load(build_model(spec, _random_tensors(spec), {}), threads=threads) for spec in specs]
     clock = time.thread_time if models[0].threads == 1 else time.perf_counter

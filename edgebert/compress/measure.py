@@ -31,10 +31,10 @@ def evaluate_file(path: Path, dataset: Dataset, max_length: int | None = None) -
 
 
 def measure_speeds(paths: Sequence[Path], budget: Budget) -> list[dict[str, Any]]:
-    """Latency and throughput of files for the workload of a budget, taking turns: what else the machine does hits all.
+    """Latency and throughput of files for the workload of a budget, timed in turns.
 
-    With one thread the native backend's CPU time is taken, as in `latency.LatencyTable`: on a quiet machine it is the
-    same, and on a busy one a budget is still met by what the file takes.
+    With one thread the native backend's CPU time is measured, as in `latency.LatencyTable`: on a quiet machine it is
+    the same, and on a busy one other processes do not count against the budget.
 
     Returns:
         Of each file the workload, `latency_p50` and `latency_p95` in seconds of a call, and `tokens_per_second`.

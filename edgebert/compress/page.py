@@ -57,7 +57,7 @@ def write_report(path: Path, report: dict[str, Any], worst: list[dict[str, Any]]
                 Table(ladder_columns(report), ladder_rows(report)),
                 _plot_rungs(report),
                 _plot_accuracy(report),
-                *_describe_budgets(report),
+                *(describe_budget(name, budget) for name, budget in report["budgets"].items()),
                 *report["messages"],
             ],
         ),
@@ -79,10 +79,6 @@ def write_report(path: Path, report: dict[str, Any], worst: list[dict[str, Any]]
     sections.append(Section("Recipe", [report["recipe"]]))
     recipe = tomllib.loads(report["recipe"])
     write_page(path, f"{Path(recipe['output']).name}: {Path(recipe['model']).name} for {recipe['task']}", sections)
-
-
-def _describe_budgets(report: dict[str, Any]) -> list[str]:
-    return [describe_budget(name, budget) for name, budget in report["budgets"].items()]
 
 
 def describe_budget(name: str, budget: dict[str, Any]) -> str:

@@ -47,8 +47,8 @@ PRUNING_EXAMPLES = 2048  # that choose and tune what stays
 PRUNING_BATCH = 32
 WORST = 20  # examples in the report
 LATENCY_TRIES = 3
-DROP_STEPS = 5  # tried one after another, while the metric's drop allows, from all operations to the least
-FALLBACK_DROP, FALLBACK_FLOPS = 1.0, 0.25  # points, and least share of operations, if no model fits the budgets
+DROP_STEPS = 5  # of pruning within a drop, from all operations to the share asked for
+FALLBACK_DROP, FALLBACK_FLOPS = 1.0, 0.25  # if no model fits: points that may be lost, operations that stay
 REPORT_BYTES = 16_384  # kept free under a budget of size for the report in the file
 
 
@@ -59,7 +59,7 @@ class Result:
     Attributes:
         output: the file.
         folders: of the stages, each with its fp32 file `model.onnx`.
-        report: what `output` has beside it as JSON, the worst examples left out.
+        report: that of the `.json` file beside the output, without the worst examples.
         met: whether every budget was met.
     """
 
@@ -70,10 +70,11 @@ class Result:
 
 
 def run(recipe: Recipe, progress: Callable[[str], None] = lambda text: None) -> Result:
-    """Fine-tune, distil, prune and quantize a model as the recipe says, and write the file in any case.
+    """Fine-tune, distil, prune and quantize a model as the recipe says.
 
-    Finished stages lie in `recipe.work_folder`; a run that was killed goes on from the last one. Beside the file are
-    written: the report as `.json` and as a page, `.html`, both with the worst examples.
+    The file is written even if it misses a budget. Finished stages are kept in `recipe.work_folder`: a run that was
+    killed continues after the last one. The report goes beside the file, as `.json` and as a page, `.html`, both with
+    the worst examples.
 
     Args:
         recipe: what to do.
@@ -81,7 +82,8 @@ def run(recipe: Recipe, progress: Callable[[str], None] = lambda text: None) -> 
 
     Raises:
         InvalidInputError: data or settings that cannot be used.
-        ModelFormatError, UnsupportedModelError: of the model; as GateError, an export that did not pass.
+        ModelFormatError, UnsupportedModelError: the model cannot be read or compressed.
+        GateError: an export did not pass the gate.
         EdgeBertError: a training that failed, or a package that is missing.
     """
     require("report", "jinja2", "matplotlib")
@@ -289,7 +291,7 @@ class _Run:
             self._retrain(whole, settings)
 
     def _retrain(self, whole: Checkpoint, settings: Pruning) -> None:
-        """Distil what is left from what was whole."""
+        """Train the pruned model to answer as the whole one does."""
         pruned = self.store.stages[-1].checkpoint
         distillation = Distillation(temperature=settings.temperature, training=settings.training)
 
@@ -340,7 +342,7 @@ class _Run:
     def _plan(self, teacher: Stage) -> None:
         """Bring the model within the budgets of latency and size: try candidates, and go on with the best one.
 
-        If none fits, the model is pruned only as far as the metric's drop allows, so that it stays of use.
+        If none fits, the model is pruned only as far as the metric's drop allows, so that it stays useful.
         """
         recipe, budget = self.recipe, self.recipe.budget
         drop = FALLBACK_DROP if budget.drop is None else budget.drop
@@ -379,8 +381,8 @@ class _Run:
         stage = self._stage("plan", (limits, drop, table.workload if table is not None else None), make)
         if (share := stage.record["spent_share"]) > 1:
             self._say(
-                f"plan: nothing fits the budget, what comes closest takes {share:.3g} times as much; so the model is "
-                f"pruned only as far as the metric stays within {drop:g} points"
+                f"plan: nothing fits the budget, the closest takes {share:.3g} times as much: the model is pruned only "
+                f"as far as the metric stays within {drop:g} points"
             )
 
     def _meet_latency(
@@ -432,7 +434,7 @@ class _Run:
         return int(rest) + tokenizers[0] - tokenizers[1]
 
     def _measure_file(self, name: str, key: object, checkpoint: Checkpoint, measure: Callable[[Path], float]) -> float:
-        """What is measured of the checkpoint's file, which is removed."""
+        """Export the checkpoint, measure its file and remove it."""
         recipe, path = self.recipe, self.recipe.work_folder / "candidate.onnx"
 
         def export_and_measure() -> str:
@@ -446,7 +448,7 @@ class _Run:
         return float(self._measure_once(name, key, export_and_measure))
 
     def _measure_once(self, name: str, key: object, measure: Callable[[], str]) -> str:
-        """What was measured, from the work folder where it was before: a run that goes on must decide alike."""
+        """The result of `measure`, kept in the work folder: a run that is resumed must decide as it did before."""
         path = self.recipe.work_folder / f"{name}-{hashlib.sha256(repr(key).encode()).hexdigest()[:12]}.json"
         if not path.exists():
             write_whole(path, measure() + "\n")
@@ -499,7 +501,9 @@ class _Run:
         return Result(self.output, [stage.folder for stage in stages], summary, is_met)
 
     def _export_within_drop(self, path: Path, reference: float) -> tuple[Any, dict[str, Any], Evaluation]:
-        """The last stage as the file to be; in int8 linears stay f32, the worst first, while the metric falls too far.
+        """Export the last stage. While int8 loses more of the metric than the budget allows, keep more linears in f32.
+
+        Those with the largest error come first.
 
         Returns:
             (what quantization did, None in fp32; what was measured; the evaluation).
@@ -518,7 +522,7 @@ class _Run:
         return quantization, record, evaluation
 
     def _write(self, draft: Path, summary: dict[str, Any], worst: list[dict[str, Any]]) -> None:
-        """The output with its report inside, without users' texts, and beside it the whole report."""
+        """Write the output with its report inside, without users' texts, and the whole report beside it."""
         stored = {key: value for key, value in summary.items() if key not in ("recipe", "quantization")}
         add_metadata(draft, {"edgebert.compression": json.dumps(stored, ensure_ascii=False)})
         report = json.dumps({**summary, "worst": worst}, ensure_ascii=False, indent=1)

@@ -1,7 +1,7 @@
-"""The planner: ways to a model within budgets, tried without retraining; the one that scores best goes on.
+"""The planner: tries several ways to bring a model within its budgets, without retraining, and picks the best.
 
-The search is that of ZipLM (arXiv 2302.04089, section 3.2) cut short: not many random mixes of widths, but a handful of
-models, each the best one that a mask search finds under the measured costs.
+A short form of ZipLM's search (arXiv 2302.04089, section 3.2): instead of many random mixes of widths it tries a
+handful of models, each the best that a mask search finds under the measured costs.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Bytes:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A way to a smaller model: what is pruned, and how many of its layers stay; which heads and neurons, masks say."""
+    """A way to a smaller model: what to prune and how many layers to keep; masks choose the heads and neurons."""
 
     parent: Checkpoint
     importance: Importance
@@ -95,7 +95,7 @@ def choose(
 ) -> tuple[Candidate, Checkpoint, dict[str, Any]]:
     """Prune every candidate to its limits, and take the one with the best score, of equals the first.
 
-    Where none fits, the one that comes closest, however bad it is.
+    If none fits, take the one that comes closest, however bad its score.
 
     Args:
         candidates: in the order in which they are tried.

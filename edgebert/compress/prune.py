@@ -1,10 +1,10 @@
 """Structured pruning in minutes, without retraining: heads and FFN neurons leave, the matrices get smaller.
 
 After Kwon et al., "A Fast Post-Training Pruning Framework for Transformers" (arXiv 2204.09656). A mask over heads and
-neurons is chosen by the Fisher information of the loss, then what is left is tuned so that every sub-block gives what
-the whole one gave. Two things differ from the paper: the mask's counts are chosen for all layers at once under any cost
-that adds up over layers (floating-point operations, or the seconds of a latency table, as in ZipLM, arXiv 2302.04089),
-and the tuning solves for the output weights themselves instead of one factor a unit.
+neurons is chosen by the Fisher information of the loss, then what is left is tuned to keep the output of every
+sub-block as it was. Two things differ from the paper: the mask's counts are chosen for all layers at once under any
+cost that adds up over layers (floating-point operations, or the seconds of a latency table, as in ZipLM, arXiv
+2302.04089), and the tuning solves for the output weights themselves instead of one factor a unit.
 """
 
 from __future__ import annotations
@@ -100,9 +100,9 @@ class Importance:
 def prune(
     checkpoint: Checkpoint, importance: Importance, budget: float, costs: Costs, *, neuron_step: int = NEURON_STEP
 ) -> Checkpoint:
-    """Remove the heads and neurons that the loss misses least, until the model costs no more than the budget.
+    """Remove the least important heads and neurons, until the model costs no more than the budget.
 
-    Where nothing fits the budget, what costs least is left.
+    If nothing fits the budget, the cheapest model is returned.
 
     Args:
         checkpoint: f32; it is not changed.
@@ -125,7 +125,7 @@ def prune_within(
     num_layers: int | None = None,
     neuron_step: int = NEURON_STEP,
 ) -> Checkpoint:
-    """As `prune`, under several budgets, after removing the layers that the loss misses least.
+    """As `prune`, under several budgets, after removing the least important layers.
 
     Args:
         checkpoint, importance, neuron_step: as of `prune`.
@@ -236,7 +236,7 @@ def removal_order(gradients: F32) -> tuple[I64, F64]:
 
 
 def choose_layers(gradients: Sequence[Units], count: int) -> list[int]:
-    """Indices of the `count` layers without whose units the loss would grow most, ascending."""
+    """Indices of the `count` most important layers, ascending: removing their units would raise the loss most."""
     growth = [removal_order(layer.heads)[1][-1] + removal_order(layer.neurons)[1][-1] for layer in gradients]
     return sorted(np.argsort(-np.array(growth), kind="stable")[:count].tolist())
 
@@ -244,9 +244,9 @@ def choose_layers(gradients: Sequence[Units], count: int) -> list[int]:
 def choose_units(
     spec: EncoderSpec, gradients: Sequence[Units], budget: float, costs: Costs, neuron_step: int = NEURON_STEP
 ) -> list[Units]:
-    """Indices of the heads and neurons to keep in each layer: least estimated growth of the loss within the budget.
+    """Indices of the heads and neurons to keep in each layer, so that the loss grows least within the budget.
 
-    Where nothing fits the budget, those of the cheapest layers.
+    If nothing fits the budget, each layer keeps the units that cost least.
     """
     orders = [Units(removal_order(layer.heads), removal_order(layer.neurons)) for layer in gradients]
     options = []
@@ -363,9 +363,9 @@ def refit(
 ) -> dict[str, F32]:
     """Tune attention_output and ffn_down of a pruned model, layer after layer, on the inputs of some batches.
 
-    Each becomes the least-squares answer to: from the units left, and beside the pruned model's residual, give what the
-    whole model's sub-block and its residual gave. So it also makes up for the errors of the layers before it, and for
-    layers that are gone.
+    Each is fitted by least squares: from the units that are left, its output plus the pruned model's residual should be
+    what the whole model's sub-block plus its residual was. So it also makes up for errors of the layers before it, and
+    for layers that were removed.
 
     Args:
         spec, tensors: the whole model.
@@ -411,16 +411,15 @@ def _inner(model: TorchEncoder, i: int, name: str, x: Tensor, mask: Tensor) -> T
 
 
 class _LeastSquares:
-    """Moves weight and bias of a linear to where they come closest to the outputs asked for."""
+    """Fits weight and bias of a linear to given inputs and the outputs wanted for them."""
 
-    def __init__(self, model: TorchEncoder, prefix: str, damping: float = _DAMPING) -> None:
+    def __init__(self, model: TorchEncoder, prefix: str) -> None:
         self._bias = model.tensor(f"{prefix}.bias")
         has_inputs = f"{prefix}.weight" in weight_tensors(model.spec)
         self._weight = model.tensor(f"{prefix}.weight") if has_inputs else self._bias.new_zeros(0, len(self._bias))
         inputs, outputs = self._weight.shape
         self._xx, self._xy = np.zeros((inputs, inputs)), np.zeros((inputs, outputs))
         self._x, self._y, self._count = np.zeros(inputs), np.zeros(outputs), 0
-        self._damping = damping
 
     def add(self, x: Tensor, y: Tensor) -> None:
         """Inputs [rows, K] and outputs [rows, N]."""
@@ -437,7 +436,7 @@ class _LeastSquares:
         xy = self._xy / self._count - np.outer(x, y)
         weight = self._weight.cpu().numpy().astype(np.float64)
         if len(x):
-            damped = xx + np.eye(len(x)) * max(self._damping * float(xx.diagonal().mean()), 1e-12)
+            damped = xx + np.eye(len(x)) * max(_DAMPING * float(xx.diagonal().mean()), 1e-12)
             weight += np.linalg.solve(damped, xy - xx @ weight)
         self._weight.copy_(torch.from_numpy(weight))
         self._bias.copy_(torch.from_numpy(y - x @ weight))

@@ -1,9 +1,9 @@
 """Quantization-aware training: a model learns with the INT8 contract's codes in its products and tables.
 
-Forwards every linear of the layers, the tied decoder and the embedding rows compute what edgebert/quant.py says, on
-codes; backwards rounding counts as the identity (the straight-through estimator: Bengio et al., arXiv 1308.3432,
-section 3; for quantized training Jacob et al., arXiv 1712.05877, section 3). No code is clipped, because scales follow
-each row and channel, so the gradient needs no mask. Smoothing factors are fixed before: see `settle`.
+In the forward pass every linear of the layers, the tied decoder and the embedding rows compute on codes, as
+edgebert/quant.py says. In the backward pass rounding counts as the identity (the straight-through estimator: Bengio et
+al., arXiv 1308.3432, section 3; for quantized training Jacob et al., arXiv 1712.05877, section 3). Scales follow each
+row and channel, so no code is clipped and the gradient needs no mask. `settle` fixes the smoothing factors beforehand.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from edgebert.quant import F32
 
 
 def settle(checkpoint: Checkpoint, batches: Sequence[PackedBatch]) -> Checkpoint:
-    """The checkpoint, the same function, with smoothing factors chosen on calibration batches and fixed in `smooth`."""
+    """A checkpoint of the same function, its smoothing factors chosen on calibration batches and kept in `smooth`."""
     tensors, smooth = settle_smoothing(checkpoint.spec, checkpoint.tensors, batches)
     return replace(checkpoint, tensors=tensors, smooth=smooth)
 

@@ -45,8 +45,8 @@ class Stage:
 class StageStore:
     """The stages of a run, in order, in one folder.
 
-    A stage's folder is named by everything it depends on: the stages before it, and its own settings. So a run that is
-    started again takes what is finished, and a changed recipe keeps what the change does not touch.
+    The name of a stage's folder hashes everything it depends on: the stages before it and its own settings. So a run
+    that is started again reuses finished stages, and a changed recipe keeps those that the change does not affect.
     """
 
     def __init__(self, folder: Path, origin: object, base: Checkpoint) -> None:
@@ -68,8 +68,8 @@ class StageStore:
         Args:
             name: a short word.
             settings: what it depends on besides the stages before it; its repr counts.
-            make: called with a folder that is kept if it fails half-way, for a training state; gives the checkpoint and
-                what to record. Writes model.onnx there.
+            make: called with a folder; writes model.onnx there and returns the checkpoint and what to record. If it
+                fails, the folder is kept, so that a training state in it can be resumed.
         """
         self._key = _digest(f"{self._key} {name} {settings!r}")
         folder = self._folder / f"{len(self.stages)}-{name}-{self._key}"

@@ -1,7 +1,7 @@
 """The embedding table cut down to the pieces that a corpus uses, and the tokenizer rewritten to match.
 
-A corpus of the cut's own texts is tokenized into the same pieces as before; other text still finds every single
-character, and is spelled in smaller pieces where a word is gone. Sources: WordPiece (BERT, arXiv 1810.04805), byte-pair
+Texts of the corpus are tokenized into the same pieces as before. Every single character stays, so other texts can still
+be spelled, in smaller pieces where a word is gone. Sources: WordPiece (BERT, arXiv 1810.04805), byte-pair
 encoding (arXiv 1508.07909), Unigram (arXiv 1804.10959), as the `tokenizers` package implements them.
 """
 
@@ -29,14 +29,14 @@ _VOCABULARY_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", 
 
 
 def trim(checkpoint: Checkpoint, texts: Iterable[Text]) -> Checkpoint:
-    """Keep the pieces that the texts use; special and added tokens, single characters and bytes stay in any case.
+    """Keep only the pieces that the texts use; special and added tokens, single characters and bytes always stay.
 
     Kept pieces keep their order, so the new id of a piece is its rank among those kept. Smaller pieces that a kept one
     is merged from stay too.
 
     Args:
         checkpoint: with a tokenizer; it is not changed.
-        texts: what the model will see texts like; each a str or a pair of two. Each is also tokenized behind each of
+        texts: like those that the model will see; each a str or a pair of two. Each is also tokenized after each of
             the model's prompts.
 
     Returns:

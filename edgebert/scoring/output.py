@@ -1,7 +1,7 @@
-"""Output: parts that are there or not, a manifest that says how far the job is, and the file made of them.
+"""Output: the parts written so far, a manifest that says how far the job is, and the file made of the parts.
 
-Each part and the manifest are written under another name in the same folder, synced and then renamed. So at any moment
-a crash leaves what the manifest says, and perhaps one part that it does not know, which the resumed job writes again.
+Each part and the manifest are written under another name in the same folder, synced and then renamed. So after a crash
+all parts that the manifest counts are there, and perhaps one more, which the resumed job writes again.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Output:
         self.state: dict[str, Any] = {}
 
     def look(self, job: dict[str, Any], resume: bool) -> dict[str, Any]:
-        """How far a job is, without touching anything.
+        """How far a job is; writes nothing.
 
         Args:
             job: the model, input and options that the output depends on.
@@ -138,7 +138,7 @@ class Output:
         self.tidy()
 
     def tidy(self) -> None:
-        """Remove what a finished job needs no more."""
+        """Remove what a finished job no longer needs."""
         if not self.is_folder:
             shutil.rmtree(self._parts)
         for path in self._parts.glob("_errors-*.jsonl"):

@@ -1,4 +1,4 @@
-"""The same readers, scorer and writer on Ray Data: files are read by tasks, and a pool of actors scores their rows."""
+"""Scoring on Ray Data with the same readers, scorer and writer: tasks read files, a pool of actors scores the rows."""
 
 from __future__ import annotations
 

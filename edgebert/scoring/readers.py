@@ -288,7 +288,7 @@ def to_list(column: pa.ChunkedArray) -> list[Any]:
 
 
 def _to_python(value: pa.Scalar) -> Any:
-    """A value that Python may not hold: text that is not UTF-8, a time too fine, too far away or of an unknown zone."""
+    """A value that Arrow may fail to convert: text that is not UTF-8, or a time that Python cannot hold."""
     import pyarrow as pa
 
     if not value.is_valid:

@@ -1,4 +1,4 @@
-"""score: a job from beginning to end on this machine."""
+"""score: runs a whole scoring job on this machine."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from edgebert.scoring.writers import WRITERS, Part, Writer, make_part
 
 ROWS_PER_PART = 8192
 
-# Threads that score a window each. The model's own threads are as many as there are CPUs, and windows take turns on it
-# for each micro-batch: while one is computed, others are tokenized and made into parts.
+# Threads that score a window each. They take turns on the model, which uses all CPUs for one micro-batch at a time:
+# while it computes for one window, others are tokenized and made into parts.
 _WORKERS = 2
 _WAITING = 1  # windows read ahead
 
@@ -65,7 +65,7 @@ def score(
     Raises:
         InvalidInputError: an input, output or option that is not usable; all of the input is looked at before any row
             is scored.
-        EdgeBertError: the disk has failed, or is full. What was committed stays.
+        EdgeBertError: the disk failed or is full; parts that were committed stay.
         BackendUnavailableError: pyarrow, tqdm or Ray is not installed.
     """
     require("score", "pyarrow", "tqdm")

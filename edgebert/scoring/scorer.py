@@ -1,4 +1,4 @@
-"""Scorer: columns of texts in, columns of answers out; what the local runner, Ray and Spark have in common."""
+"""Scorer: columns of texts in, columns of answers out. The local runner, Ray and Spark all use it."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ DTYPES = ("f32", "f16")
 
 @dataclass(frozen=True)
 class RowCheck:
-    """What values must be for the model to be asked.
+    """What a row's values must be before it goes to the model.
 
     Attributes:
         columns: their columns.
-        takes_lists: n-best lists will do, too.
-        mask: what a text must contain, if the task fills it in.
+        takes_lists: whether values may also be n-best lists.
+        mask: the mask token that every text must contain; None if the task fills in none.
     """
 
     columns: tuple[str, ...]
@@ -34,7 +34,7 @@ class RowCheck:
     mask: str | None
 
     def find_fault(self, values: Sequence[Any]) -> str | None:
-        """What keeps a row's values, in the order of `columns`, from being inputs; None if nothing does."""
+        """What is wrong with a row's values, given in the order of `columns`; None if nothing is."""
         for name, value in zip(self.columns, values, strict=True):
             if value is None or (isinstance(value, float) and np.isnan(value)):  # data frames write null as NaN
                 return f"{name} is null"
@@ -77,7 +77,7 @@ class Scorer:
         device: str = "cpu",
         threads: int | None = None,
     ) -> None:
-        """Load the model and answer one example, so that options that do not fit are found at once.
+        """Load the model and answer one example, which finds options that do not fit at once.
 
         Args:
             model: a model file.
@@ -177,7 +177,7 @@ class Scorer:
     def _answer(
         self, rows: list[int], inputs: list[Any], answers: list[Any], truncated: list[bool], errors: list[str | None]
     ) -> None:
-        """Fill in `rows`. The model refuses a call for one bad row: halves find it."""
+        """Fill in `rows`. One bad row makes the model refuse a whole call, so the rows are halved until it is found."""
         if not rows:
             return
         try:

@@ -1,6 +1,6 @@
-"""Survey: what an input holds, found by reading it to its end before any row is scored, and the refusals that follow.
+"""Survey: reads the whole input before any row is scored, to learn its columns and types and to refuse what is wrong.
 
-A job that begins can then keep every row: its columns and their types are known, and its files are whole.
+A job that has begun then never loses a row: the columns and their types are known, and the files are whole.
 """
 
 from __future__ import annotations
@@ -86,9 +86,9 @@ class Survey:
     Attributes:
         rows: how many.
         columns: of JSON lines and CSV, by name; of Parquet none, whose schema says it all.
-        has_more_columns: there are more than MAX_COLUMNS, and `columns` has not all of them.
-        has_usable: a row can be scored; until one is found, `fault` is why the first one cannot.
-        unreadable: rows of a file that could not be read; `damage` is what is wrong with the first.
+        has_more_columns: whether there are more than MAX_COLUMNS, so that `columns` lacks some.
+        has_usable: whether any row can be scored; `fault` is why the first one that cannot be scored cannot.
+        unreadable: how many rows could not be read; `damage` is what is wrong with the first of them.
         schema: columns and types of the whole input.
     """
 

@@ -1,9 +1,9 @@
-// The layer loop. A batch is cut into micro-batches whose activations fit a core's cache; each runs on one thread from
-// embedding to output, and what does not fill every thread runs on all threads together.
+// The layer loop. A batch is cut into micro-batches whose activations fit a core's cache. Each runs on one thread from
+// embedding to output; those left over when every thread has had equally many run on all threads together.
 //
-// Between two attentions everything is a matter of single rows: context, output linear, LayerNorm, the two linears of
-// the FFN, LayerNorm, the next layer's qkv. A block of rows goes through all of it at once, its wide activations in a
-// buffer of the thread's own; threads share out the blocks and meet twice a layer. Where there are too few
+// Between two attentions each row is computed by itself: context, output linear, LayerNorm, the two linears of the FFN,
+// LayerNorm, the next layer's qkv. A block of rows goes through all of these at once, its wide activations in a buffer
+// of the thread's own. Threads share out the blocks and wait for one another twice a layer; where there are too few
 // rows for that, they share out the columns of each linear instead.
 #include "engine/encoder.h"
 
@@ -30,11 +30,12 @@ namespace edgebert {
 namespace {
 
 constexpr int kMicroBatchTokens = 96;    // at most, of short sequences that run on one thread together
-constexpr int kHeadRows = 24;            // of a head held at once: they may be as wide as the vocabulary
+constexpr int kHeadRows = 24;            // that a head computes at once: they may be as wide as the vocabulary
 static_assert(kHeadRows <= kBlockRows);  // their codes lie in a block's
 
-// Below so many rows a thread, threads share out a linear's columns instead of rows: its weights are then read once,
-// not once a thread, but threads meet at every step. That pays later where a layer's weights are small.
+// With fewer rows for each thread than this, threads share out a linear's columns instead of rows: its weights are then
+// read once instead of once by every thread, but threads wait for one another at every step. Large weights are worth
+// that up to more rows.
 constexpr int kFewRows = 4;
 constexpr int kFewRowsOfLargeLayers = 12;
 constexpr size_t kLargeLayer = size_t{4} << 20;  // bytes of weights
@@ -89,8 +90,8 @@ struct Slice {
   int first_token, num_tokens;
 };
 
-// Activations of a slice, and the buffers of a block for each thread. Each size grows by itself, so that the memory is
-// flat once the largest of each was seen.
+// Activations of a slice, and the buffers of a block for each thread. Sizes only grow, each on its own, so memory stays
+// as it is once the largest of each was seen.
 struct Workspace {
   AlignedBytes memory;
   size_t capacity = 0;
@@ -138,7 +139,7 @@ class Encoder::Impl {
   struct Loader;
   struct Pass;
 
-  // What one run after the other uses; the rest of a model never changes.
+  // What a run writes to, which runs use one after another; the rest of a model never changes.
   struct Workplace {
     explicit Workplace(int num_threads) : pool(num_threads), workspaces(1 + num_threads) {}
 
@@ -495,7 +496,7 @@ struct Encoder::Impl::Pass {
     t.share(r.count, [&](int begin, int end) { kernels.add_layernorm(args, begin, end); });
   }
 
-  // After the last attention tokens no longer meet: the rows that no output asks for end here.
+  // After the last attention no row depends on another: those that no output needs are dropped.
   void keep_rows() {
     const bool reads_first = std::all_of(outputs, outputs + num_outputs, [&](const eb_output& output) {
       const Head& head = head_of(output);
@@ -511,8 +512,8 @@ struct Encoder::Impl::Pass {
     }
   }
 
-  // Rows of hidden states, and of the last layer's context, to the front. They ascend: none is overwritten before it
-  // has moved.
+  // Moves rows of the hidden states, and of the last layer's context, to the front: row from(r) becomes row r. from(r)
+  // ascends, so no row is overwritten before it has moved.
   template <class From>
   void move_rows(int count, From from) {
     const int width = model.layers_.empty() ? 0 : model.layers_.back().attention_size, stride = row_stride(width);
@@ -534,7 +535,7 @@ struct Encoder::Impl::Pass {
                        [&](const eb_output& o) { return head_of(o).is_per_token() == per_token; });
   }
 
-  // Sequences first: choosing tokens moves the rows that they pool.
+  // Outputs of sequences come first, because choosing tokens moves the rows that they pool.
   void heads() {
     for (const bool per_token : {false, true}) {
       if (per_token && batch.output_tokens && !is_chosen && is_asked(true)) choose_tokens();
@@ -551,7 +552,7 @@ struct Encoder::Impl::Pass {
     }
   }
 
-  // Where token outputs are asked for at some tokens alone.
+  // Keeps only the tokens at which token outputs are asked for.
   void choose_tokens() {
     const int32_t *begin = batch.output_tokens, *end = begin + batch.num_output_tokens;
     const int32_t* const first = std::lower_bound(begin, end, slice.first_token);
@@ -561,8 +562,8 @@ struct Encoder::Impl::Pass {
     is_chosen = true;
   }
 
-  // A few rows, from the hidden states of tokens or of sequences from `first` on to an output, whose rows are not
-  // padded.
+  // Runs a head's steps for `rows` tokens or sequences from `first` on, and copies the results to `to`, without
+  // padding.
   void run_head(const Head& head, int first, int rows, float* to) {
     float* x = w.hidden + static_cast<size_t>(first) * hidden_stride;
     int stride = hidden_stride, next = 0;
@@ -626,8 +627,8 @@ void Encoder::Impl::run(const eb_batch& batch, const eb_output* outputs, int num
   const int threads = num_threads_;
   Workplace& here = workplace();
   const Lock turn(here.mutex);
-  // Slices of like size, equally many for each thread as far as the sequences' lengths allow; but few tokens stay in
-  // fewer slices than threads.
+  // Slices of about equal size, as many for one thread as for another if the sequences' lengths allow that. Of few
+  // tokens there are fewer slices than threads.
   const int total = batch.cu_seqlens[batch.num_sequences];
   const int least = (total + kMicroBatchTokens - 1) / kMicroBatchTokens, wanted = round_up(least, threads);
   const int slice_tokens = least < threads ? kMicroBatchTokens : (total + wanted - 1) / wanted;
@@ -644,7 +645,7 @@ void Encoder::Impl::run(const eb_batch& batch, const eb_output* outputs, int num
     largest_tokens = std::max(largest_tokens, slices.back().num_tokens);
     largest_sequences = std::max(largest_sequences, slices.back().num_sequences);
   }
-  // As many slices as fill every thread equally often; the rest is one slice for the whole team.
+  // Each thread gets equally many slices of its own; the rest becomes one slice for the whole team.
   const int num_alone = static_cast<int>(slices.size()) / threads * threads;
   Slice together{batch.num_sequences, 0, batch.cu_seqlens[batch.num_sequences], 0};
   if (num_alone < static_cast<int>(slices.size())) {
@@ -653,7 +654,7 @@ void Encoder::Impl::run(const eb_batch& batch, const eb_output* outputs, int num
                 batch.cu_seqlens[batch.num_sequences] - first.first_token};
   }
   std::vector<Workspace>& workspaces = here.workspaces;
-  // Each workspace holds whatever these slices could ask of it in another batch, so that memory is flat from here on.
+  // Room for any arrangement of slices of these sizes, so that memory does not grow with another batch of them.
   if (threads > 1)
     reserve(workspaces[0], (threads - 1) * largest_tokens, (threads - 1) * largest_sequences, max_seqlen, threads);
   for (int rank = 0; rank < threads; ++rank)

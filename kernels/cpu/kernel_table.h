@@ -136,8 +136,8 @@ struct PoolArgs {
   int out_stride;
 };
 
-// Rows that are computed together between two attentions. Each such block reads all weights of
-// a layer, so with fewer rows the memory would set the pace.
+// Rows that are computed together between two attentions. Each such block reads all weights of a layer, so with fewer
+// rows the speed of the memory would be the limit.
 constexpr int kBlockRows = 96;
 
 struct KernelTable {

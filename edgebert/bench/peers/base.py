@@ -29,7 +29,7 @@ class ModelFiles:
         source: what peers start from: a Hugging Face folder (config.json, model.safetensors, tokenizer.json), or for
             those over one of the project's files that file.
         folder: where peers keep what they build from it.
-        model: the project's file of the same model, for those that answer what it answers.
+        model: the project's file of the same model, for peers that must answer what it answers.
     """
 
     source: Path

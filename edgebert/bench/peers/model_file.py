@@ -1,7 +1,7 @@
-"""Runtimes of what one of the project's files is, whatever its task.
+"""Peers that answer what one of the project's files answers, whatever its task.
 
-Most load the file itself: the project's backends, ONNX Runtime, OpenVINO. PyTorch and CTranslate2 load the Hugging Face
-folder that it was exported from, and answer what the file answers.
+The project's backends, ONNX Runtime and OpenVINO load the file itself. PyTorch and CTranslate2 load the Hugging Face
+folder that it was exported from.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from edgebert.exporting.reference import TRANSFORMERS_CLASSES
 
 
 class FilePeer(Peer):
-    """What they share: the file's spec, and answers in the shapes of `Backend.run`."""
+    """A peer that knows the file's spec, and gives answers in the shapes of `Backend.run`."""
 
     precision = "of the file"
     file = "its own path"
