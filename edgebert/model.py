@@ -155,10 +155,10 @@ class Model:
             answers = answers[0]
         if return_truncated:
             return answers, is_truncated[0] if isinstance(given, str) else is_truncated
-        if is_truncated.any():
+        if num_truncated := np.count_nonzero(is_truncated):
             assert self.tokenizer is not None  # which has truncated them
             warn(
-                f"{np.count_nonzero(is_truncated)} of {len(is_truncated)} texts were truncated to "
+                f"{num_truncated} of {len(is_truncated)} texts were truncated to "
                 f"{max_length or self.tokenizer.max_length} tokens: return_truncated=True says which, "
                 "stride=N answers from all of a text"
             )
@@ -311,8 +311,10 @@ def _signature(task: str) -> Signature:
 def _take_inputs(call: Task, arguments: dict[str, Any]) -> Any:
     """The inputs out of the arguments: those given by place, or lists by key made one."""
     given = arguments.pop(call.inputs[-1], None)
+    if not call.keys:
+        return given
     columns = [column for key in call.keys if (column := arguments.pop(key, None)) is not None]
-    if not columns and (given is not None or not call.keys):
+    if not columns and given is not None:
         return given
     keys = " and ".join(f"{key}=…" for key in call.keys)
     if given is not None:

@@ -61,12 +61,10 @@ def run_rows(
         raise InvalidInputError(f"batch_tokens must be a positive integer, got {batch_tokens!r}")
     widths = [backend.spec.output_width(name) for name in outputs]
     asked = [(name, is_token) for name, (is_token, _) in zip(outputs, widths, strict=True)]
-    width = sum(width or 1 for is_token, width in widths if is_token)
+    width = sum([width or 1 for is_token, width in widths if is_token])
     rows = iter(rows)
     while held := list(islice(rows, SORTED_ROWS)):
-        # longest first: neighbours are of like length, and memory does not grow after the first batch
-        held.sort(key=lambda row: -len(row.input_ids))
-        for part in _split(backend, held, width, batch_tokens):
+        for part in [held] if len(held) == 1 else _split(backend, held, width, batch_tokens):
             batch = _pack(part)
             values = backend.run(batch, outputs)
             last = 0
@@ -77,10 +75,13 @@ def run_rows(
 
 
 def _split(backend: Backend, rows: list[Row], width: int, batch_tokens: int) -> Iterator[list[Row]]:
-    """Consecutive rows of at most `batch_tokens` tokens and MAX_LOGITS numbers, `width` a token, or one row, each."""
+    """Rows of at most `batch_tokens` tokens and MAX_LOGITS numbers, `width` a token, or one row, each.
+
+    Longest first: neighbours are of like length, and memory does not grow after the first batch.
+    """
     part: list[Row] = []
     num_tokens = num_logits = 0
-    for row in rows:
+    for row in sorted(rows, key=lambda row: -len(row.input_ids)):
         length = len(row.input_ids)
         # backends that cannot choose hold all tokens' outputs for a moment
         logits = width * (_num_output_tokens(row) if backend.chooses_tokens else length)

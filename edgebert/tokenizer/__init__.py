@@ -171,7 +171,9 @@ class Tokenizer:
         Raises:
             InvalidInputError: what is not text, named by its index; a text that gives no tokens; a limit out of range.
         """
-        ids, types, cu_seqlens, *_, is_truncated = self._tokenize(texts, max_length)
+        ids, types, cu_seqlens, is_truncated, *_ = self._tokenize(texts, max_length)
+        if len(is_truncated) == 1:
+            return [Row(0, 0, ids, types)], is_truncated
         bounds = pairwise(cu_seqlens.tolist())
         return [Row(i, 0, ids[a:b], types[a:b]) for i, (a, b) in enumerate(bounds)], is_truncated
 
@@ -194,10 +196,8 @@ class Tokenizer:
         if stride is not None and (not isinstance(stride, int) or isinstance(stride, bool) or stride < 0):
             raise InvalidInputError(f"stride must be an integer of at least 0, got {stride!r}")
         tokens = self._tokenize(texts, max_length, stride=stride, cuts_last_text=True, offsets=True)
-        offsets, word_ids = tokens.offsets, tokens.word_ids
-        assert offsets is not None and word_ids is not None  # which were asked for
+        offsets, word_ids, *columns = [array for array in tokens[4:] if array is not None]  # all: offsets are asked for
         rows: list[Row] = []
-        columns = (tokens.rows, tokens.last_texts, tokens.owned)
         for (a, b), text, (first, count), own in zip(
             pairwise(tokens.cu_seqlens.tolist()), *(column.tolist() for column in columns), strict=True
         ):
@@ -213,7 +213,7 @@ class Tokenizer:
         rows = _read_texts(texts)
         tokens = self._tokenizer.tokenize(rows, max_length=limit, **options)
         if self._may_be_empty and (empty := np.diff(tokens.cu_seqlens) == 0).any():
-            text = tokens.rows[empty.argmax()]
+            text = int(empty.argmax() if tokens.rows is None else tokens.rows[empty.argmax()])
             raise InvalidInputError(f"text {text} gives no tokens: the tokenizer adds none of its own, leave it out")
         if self._num_token_types < 2:
             tokens.token_type_ids.fill(0)

@@ -22,23 +22,24 @@ class Tokens(NamedTuple):
         input_ids: int32 [total_tokens].
         token_type_ids: int32 [total_tokens].
         cu_seqlens: int32 [n + 1].
+        is_truncated: bool [texts or pairs], whether tokens were cut off.
         offsets: int32 [total_tokens, 2], where each token stands in its text, 0 and 0 for special tokens; or None.
         word_ids: int32 [total_tokens], the word each belongs to, -1 for special tokens; or None.
-        rows: int32 [n], the text or pair that each is of.
+        rows: int32 [n], the text or pair that each is of; None, as the next two, if nothing was asked for of offsets
+            and windows.
         last_texts: int32 [n, 2], first and count of the tokens that are the last text's.
         owned: int32 [n, 2], begin and end among those of the tokens that no other window shows with more text around.
-        is_truncated: bool [texts or pairs], whether tokens were cut off.
     """
 
     input_ids: I32
     token_type_ids: I32
     cu_seqlens: I32
-    offsets: I32 | None
-    word_ids: I32 | None
-    rows: I32
-    last_texts: I32
-    owned: I32
     is_truncated: NDArray[np.bool_]
+    offsets: I32 | None = None
+    word_ids: I32 | None = None
+    rows: I32 | None = None
+    last_texts: I32 | None = None
+    owned: I32 | None = None
 
 
 class BaseTokenizer(ABC):

@@ -139,17 +139,14 @@ class LibraryTokenizer(BaseTokenizer):
                 rows.append(row)
                 last_texts.append(last_text)
                 owned.append(own)
-        return Tokens(
-            np.array(ids, np.int32),
-            np.array(types, np.int32),
-            np.array(bounds, np.int32),
-            np.array(spans, np.int32).reshape(-1, 2) if offsets else None,
-            np.array(words, np.int32) if offsets else None,
-            np.array(rows, np.int32),
-            np.array(last_texts, np.int32).reshape(-1, 2),
-            np.array(owned, np.int32).reshape(-1, 2),
-            is_truncated,
-        )
+        tokens = Tokens(np.array(ids, np.int32), np.array(types, np.int32), np.array(bounds, np.int32), is_truncated)
+        if offsets:
+            places = np.array(spans, np.int32).reshape(-1, 2)
+            tokens = tokens._replace(offsets=places, word_ids=np.array(words, np.int32))
+        if offsets or stride is not None:
+            columns = [np.array(pairs, np.int32).reshape(-1, 2) for pairs in (last_texts, owned)]
+            tokens = tokens._replace(rows=np.array(rows, np.int32), last_texts=columns[0], owned=columns[1])
+        return tokens
 
     def _cut(self, size: int, kept: int) -> tuple[int, int]:
         """The range of a text's tokens that truncation keeps."""

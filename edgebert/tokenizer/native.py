@@ -51,6 +51,9 @@ class _Tokens(ctypes.Structure):
     )
 
 
+_TokensPointer = ctypes.POINTER(_Tokens)
+
+
 class _Info(ctypes.Structure):
     _fields_ = (
         *(
@@ -182,7 +185,7 @@ class NativeTokenizer(BaseTokenizer):
             OFFSET_UNITS[offsets],
             self._threads if threads is None else threads,
         )
-        tokens = ctypes.POINTER(_Tokens)()
+        tokens = _TokensPointer()
         native.check(
             self._library,
             self._library.eb_tokenize(
@@ -190,7 +193,7 @@ class NativeTokenizer(BaseTokenizer):
             ),
         )
         try:
-            return _take(tokens.contents, bool(offsets))
+            return _take(tokens.contents, bool(offsets), bool(offsets) or stride is not None)
         finally:
             self._library.eb_tokens_free(tokens)
 
@@ -200,27 +203,25 @@ def _options(*values: int) -> _Options:
     return _Options(*values)
 
 
-def _take(found: _Tokens, has_offsets: bool) -> Tokens:
+def _take(found: _Tokens, has_offsets: bool, has_windows: bool) -> Tokens:
     """A copy of what the library gave, which is one block of memory."""
     n, total, num_rows = found.num_sequences, found.total_tokens, found.num_rows
     size = total * (5 if has_offsets else 2) + 6 * n + 1
     block = bytearray(ctypes.string_at(found.input_ids, 4 * size + num_rows))
     numbers = np.frombuffer(block, np.int32, size)
-    is_truncated = np.frombuffer(block, np.bool_, num_rows, 4 * size).copy()  # which may outlive the rest
-    at = 2 * total + n + 1
-    cu_seqlens, offsets, word_ids = numbers[2 * total : at], None, None
-    if has_offsets:
-        offsets, word_ids = numbers[at : at + 2 * total].reshape(-1, 2), numbers[at + 2 * total : at + 3 * total]
+    is_truncated = np.frombuffer(block, np.bool_, num_rows, 4 * size)
+    ends = 2 * total + n + 1
+    whole = numbers[:total], numbers[total : 2 * total], numbers[2 * total : ends], is_truncated
+    if not has_windows:
+        return Tokens(*whole)
+    offsets, word_ids = numbers[ends : ends + 2 * total].reshape(-1, 2), numbers[ends + 2 * total : ends + 3 * total]
     return Tokens(
-        numbers[:total],
-        numbers[total : 2 * total],
-        cu_seqlens,
-        offsets,
-        word_ids,
+        *whole,
+        offsets if has_offsets else None,
+        word_ids if has_offsets else None,
         numbers[size - 5 * n : size - 4 * n],
         numbers[size - 4 * n : size - 2 * n].reshape(-1, 2),
         numbers[size - 2 * n :].reshape(-1, 2),
-        is_truncated,
     )
 
 
@@ -228,7 +229,8 @@ def _encode(texts: Sequence[str]) -> tuple[bytes, array[int]]:
     """Texts end to end in UTF-8, and where each begins, int64 [n + 1]."""
     joined = "".join(texts)
     if joined.isascii():
-        return joined.encode(), _bounds(texts, "q")
+        bounds = array("q", (0, len(joined))) if len(texts) == 1 else _bounds(texts, "q")
+        return joined.encode(), bounds
     encoded = [text.encode() for text in texts]
     return b"".join(encoded), _bounds(encoded, "q")
 
@@ -256,9 +258,9 @@ def _declare(library: ctypes.CDLL) -> None:
         (
             "eb_tokenize",
             ctypes.c_int,
-            (c_void_p, c_void_p, c_void_p, ctypes.POINTER(ctypes.POINTER(_Tokens))),
+            (c_void_p, c_void_p, c_void_p, ctypes.POINTER(_TokensPointer)),
         ),
-        ("eb_tokens_free", None, (ctypes.POINTER(_Tokens),)),
+        ("eb_tokens_free", None, (_TokensPointer,)),
     ):
         function = getattr(library, name)
         function.restype = result
