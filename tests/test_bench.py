@@ -188,7 +188,7 @@ def test_session_builds_once_and_measures_sizes(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["fake.bin"] and (tmp_path / "fake.bin").stat().st_size == 4
     found = session.footprint()
     assert found["versions"] == {"numpy": np.__version__} and found["installed_mb"] > 10 and found["model_mb"] == 0
-    assert installed_sizes(["edgebert"]).keys() == {"edgebert", "numpy"}
+    assert installed_sizes(["edgebert"]).keys() >= {"edgebert", "numpy"}
     assert installed_sizes(["no-such-package"]) == {}
 
 
