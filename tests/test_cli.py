@@ -34,7 +34,9 @@ def test_run_embeds(make_file: Callable[..., Path], capsys: pytest.CaptureFixtur
     path = make_file()
     status, out, err = run(capsys, "run", path, "a b", "über", "--backend", backend, "--threads", 1, "--verbose")
     assert status == 0
-    assert err == f"backend: {edgebert.load(path, backend, threads=1).backend.detail}\n"
+    model = edgebert.load(path, backend, threads=1)
+    assert model.tokenizer
+    assert err == f"backend: {model.backend.detail}\ntokenizer: {model.tokenizer.detail}\n"
     lines = [json.loads(line) for line in out.splitlines()]
     assert [line["text"] for line in lines] == ["a b", "über"]
     rows = edgebert.load(path, backend).encode(["a b", "über"])

@@ -214,15 +214,13 @@ def _take(found: _Tokens, has_offsets: bool, has_windows: bool) -> Tokens:
     whole = numbers[:total], numbers[total : 2 * total], numbers[2 * total : ends], is_truncated
     if not has_windows:
         return Tokens(*whole)
-    offsets, word_ids = numbers[ends : ends + 2 * total].reshape(-1, 2), numbers[ends + 2 * total : ends + 3 * total]
-    return Tokens(
-        *whole,
-        offsets if has_offsets else None,
-        word_ids if has_offsets else None,
-        numbers[size - 5 * n : size - 4 * n],
-        numbers[size - 4 * n : size - 2 * n].reshape(-1, 2),
-        numbers[size - 2 * n :].reshape(-1, 2),
-    )
+    offsets = word_ids = None
+    if has_offsets:
+        offsets = numbers[ends : ends + 2 * total].reshape(-1, 2)
+        word_ids = numbers[ends + 2 * total : ends + 3 * total]
+    rows = numbers[size - 5 * n : size - 4 * n]
+    last_texts, owned = (numbers[size - k * n : size - (k - 2) * n].reshape(-1, 2) for k in (4, 2))
+    return Tokens(*whole, offsets, word_ids, rows, last_texts, owned)
 
 
 def _encode(texts: Sequence[str]) -> tuple[bytes, array[int]]:
