@@ -69,9 +69,9 @@ Fills = _struct(
 
 
 @cache
-def library() -> ctypes.CDLL:
+def library(kind: str = "cpu") -> ctypes.CDLL:
     """The native library, loaded beside the backend's, with the functions declared that need it."""
-    found = ctypes.CDLL(native.load_library()._name)
+    found = ctypes.CDLL(native.load_library(kind)._name)
     for name in ("eb_last_error", "eb_model_task", "eb_model_label", "eb_model_output"):
         getattr(found, name).restype = c_char_p
     found.eb_model_label.argtypes = found.eb_model_output.argtypes = [c_void_p, c_int32]
@@ -86,9 +86,9 @@ def library() -> ctypes.CDLL:
     return found
 
 
-def check(status: int) -> None:
+def check(status: int, kind: str = "cpu") -> None:
     if status:
-        raise CError(status, library().eb_last_error().decode())
+        raise CError(status, library(kind).eb_last_error().decode())
 
 
 def texts_of(texts: Sequence[str | bytes]) -> Any:
@@ -105,16 +105,23 @@ class CModel:
     """A model and a session of it. Options are those of `SessionOptions`."""
 
     def __init__(
-        self, path: Path, *, threads: int = 1, ids_only: int = 0, model: c_void_p | None = None, **options: int
+        self,
+        path: Path,
+        *,
+        threads: int = 1,
+        ids_only: int = 0,
+        model: c_void_p | None = None,
+        kind: str = "cpu",
+        **options: int,
     ) -> None:
         """With `model`, a session of another one's model."""
-        self.library = library()
+        self.kind, self.library = kind, library(kind)
         self.model, self.session, self.is_owner = model or c_void_p(), c_void_p(), model is None
         loading = native._Options(num_threads=threads, ids_only=ids_only)
         if model is None:
-            check(self.library.eb_load(str(path).encode(), ctypes.byref(loading), ctypes.byref(self.model)))
+            check(self.library.eb_load(str(path).encode(), ctypes.byref(loading), ctypes.byref(self.model)), kind)
         chosen = SessionOptions(**options)
-        check(self.library.eb_session_open(self.model, ctypes.byref(chosen), ctypes.byref(self.session)))
+        check(self.library.eb_session_open(self.model, ctypes.byref(chosen), ctypes.byref(self.session)), kind)
         self.is_truncated: list[bool] = []
 
     def __del__(self) -> None:
@@ -131,7 +138,9 @@ class CModel:
 
     def _call(self, name: str, result: Any, options: Any, count: int, *arguments: Any) -> Any:
         function = getattr(self.library, name)
-        check(function(self.session, *arguments, c_int32(count), ctypes.byref(options), ctypes.byref(result)))
+        check(
+            function(self.session, *arguments, c_int32(count), ctypes.byref(options), ctypes.byref(result)), self.kind
+        )
         self.is_truncated = _take(result.is_truncated, count).astype(bool).tolist()
         return result
 

@@ -18,7 +18,7 @@ import pytest
 from artifacts import random_artifact, random_batch, random_spec, random_tensors
 from test_backends import CASES, assert_same_bits, outputs_of, per_text
 
-from edgebert import cli
+from edgebert import cli, load
 from edgebert.artifact.writer import build_model
 from edgebert.backends import native
 from edgebert.backends.base import Backend
@@ -321,3 +321,13 @@ def test_a_forked_child_is_told_to_load_the_model_itself(make_file: Callable[...
         check=True,
         timeout=120,
     )
+
+
+@needs_cuda
+def test_texts_through_the_c_api(make_file: Callable[..., Path]) -> None:
+    from c_api import CModel
+
+    path = make_file()
+    texts = ["the router is off .", "", "water roses at the root " * 9]
+    expected = load(path, "native", device="cuda").encode(texts)
+    assert CModel(path, kind="cuda").embed(texts).tobytes() == expected.tobytes()

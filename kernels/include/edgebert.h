@@ -203,8 +203,8 @@ EB_API int32_t eb_model_output_width(const eb_model* model, const char* name); /
 EB_API int32_t eb_model_num_labels(const eb_model* model);
 EB_API const char* eb_model_label(const eb_model* model, int32_t label);
 EB_API int32_t eb_model_find_label(const eb_model* model, const char* name); /* -1 for none */
-/* The file's tokenizer, for eb_tokenize; it lives as long as the model. NULL where there is none, or one that is
- * refused: eb_last_error() says why. */
+/* The file's tokenizer, for eb_tokenize; it is the model's, and not to be freed. NULL where there is none, or one that
+ * is refused: eb_last_error() says why. */
 EB_API const eb_tokenizer* eb_model_tokenizer(const eb_model* model);
 
 /* UTF-8 of so many bytes; with -1, up to a NUL. */
@@ -232,8 +232,8 @@ typedef struct eb_session_options {
 /* A session is one caller's place at a model: its settings, and all memory between texts and answers. What a call
  * returns is the session's, valid until its next call or eb_session_free. Once the largest input was seen, a call
  * allocates nothing. One thread at a time may call a session; each thread, its own session. Tokenizing runs side by
- * side; the model's runs take turns, each on all of its threads. A session is freed before its model.
- * A forked child opens sessions of its own.
+ * side; the model's runs take turns, each on all of its threads. A session is freed before its
+ * model, and a forked child opens sessions of its own.
  *
  * Where the file has no tokenizer or one that is refused, opening one gives EB_UNSUPPORTED and the reason. */
 typedef struct eb_session eb_session;
