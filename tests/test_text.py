@@ -672,7 +672,7 @@ def test_ids_of_tokens(plain: NativeTokenizer) -> None:
     library = Tokenizer.from_str(wordpiece())
     for token in ("[MASK]", "New token", "solo", "<mask>", "##s", "the"):
         assert plain.find_id("not there", token) == library.token_to_id(token)
-    assert plain.find_id("not there", "") is None
+    assert plain.find_id("not there", "", "the\0") is None
 
 
 DECODERS = [

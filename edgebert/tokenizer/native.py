@@ -87,6 +87,7 @@ class NativeTokenizer(BaseTokenizer):
         self._library = native.load_library()
         _declare(self._library)
         self._threads = threads
+        self._names: dict[int, str] = {}  # of ids asked for, which are asked for again
         data = tokenizer_json.encode() if isinstance(tokenizer_json, str) else tokenizer_json
         self._tokenizer = ctypes.c_void_p()
         native.check(self._library, self._library.eb_tokenizer_load(data, len(data), ctypes.byref(self._tokenizer)))
@@ -105,15 +106,20 @@ class NativeTokenizer(BaseTokenizer):
 
     def find_id(self, *names: str) -> int | None:
         """The id of the first of these tokens that was added or that the vocabulary has."""
-        ids = (int(self._library.eb_tokenizer_find(self._tokenizer, name.encode())) for name in names)
+        # a name in C ends at a NUL: those that hold one are not looked up
+        ids = (int(self._library.eb_tokenizer_find(self._tokenizer, n.encode())) for n in names if "\0" not in n)
         return next((i for i in ids if i >= 0), None)
 
     def id_to_token(self, token_id: int) -> str:
         """The token of an id; empty if there is none."""
-        try:
-            return self._read(self._library.eb_tokenizer_token, token_id)
-        except InvalidInputError:
-            return ""
+        token = self._names.get(token_id)
+        if token is None:
+            try:
+                token = self._read(self._library.eb_tokenizer_token, token_id)
+            except InvalidInputError:
+                token = ""
+            self._names[token_id] = token
+        return token
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
         """Token ids as text."""
