@@ -69,7 +69,7 @@ class Speed:
 
 def main(args: argparse.Namespace) -> int:
     """Run the demo: `args.keep` is a folder for the exported files, or None for a temporary one. 0 if all is well."""
-    require("demo", "onnx", "onnxruntime", "safetensors", MODEL_PACKAGE)
+    require("demo", "onnx", "onnxruntime", "safetensors", "tokenizers", MODEL_PACKAGE)
     if args.keep is not None:
         folder = Path(args.keep)
         folder.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,7 @@ from checkpoints import add_sentence_modules, change_config, make_checkpoint, wr
 import edgebert
 from edgebert.checkpoints import tokenizer as checkpoint_tokenizer
 from edgebert.checkpoints.loading import load_checkpoint
-from edgebert.errors import ModelFormatError, UnsupportedModelError
+from edgebert.errors import BackendUnavailableError, ModelFormatError, UnsupportedModelError
 from edgebert.exporting import export, reference
 from edgebert.exporting.check import Encoded, GateError, check_tokenizer
 from edgebert.tokenizer import Tokenizer
@@ -198,6 +198,13 @@ def test_the_gate_compares_texts(name: str, exported: Path, request: pytest.Fixt
     report = edgebert.export(exported, exported / "model.onnx")
     assert report["tokenizer"]["agreed"].startswith(name)
     assert report["tokenizer"]["num_texts"] > 20
+
+
+@pytest.mark.usefixtures("without_transformers")
+def test_reading_a_tokenizer_says_what_to_install(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(BackendUnavailableError, match=r"tokenizers is not installed: pip install 'edgebert\[export\]'"):
+        edgebert.export(exported, exported / "model.onnx")
 
 
 @pytest.mark.parametrize("field", Encoded._fields)

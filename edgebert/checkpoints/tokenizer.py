@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from edgebert.checkpoints.families import FAMILY_TABLES
 from edgebert.checkpoints.files import read_object, refuse_lfs_pointer
 from edgebert.checkpoints.with_transformers import has_transformers, load_tokenizer
-from edgebert.errors import ModelFormatError, UnsupportedModelError
+from edgebert.errors import ModelFormatError, UnsupportedModelError, require
 
 _VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "*.model", "*.spm", "bpe.codes")
 _ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
@@ -262,6 +262,7 @@ def _compared(part: dict[str, Any] | None, expected: dict[str, Any] | None) -> d
 
 def _read_parts(folder: Path) -> dict[str, Any]:
     """tokenizer.json in the form of the installed tokenizers library."""
+    require("export", "tokenizers")
     import tokenizers
 
     text = json.dumps(read_object(folder / "tokenizer.json"))

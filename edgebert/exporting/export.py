@@ -115,7 +115,7 @@ def export_checkpoint(
     Raises:
         As `export`.
     """
-    require("export", "onnx")
+    require("export", "onnx", "tokenizers")
     if portable and int8_attention:
         raise InvalidInputError("attention's codes cannot be portable: leave out --portable or --int8-attention")
     target = Path(os.path.abspath(output))
