@@ -1,4 +1,4 @@
-"""What a model file answers, as one vector a text: the form in which runtimes are compared, whatever the task."""
+"""A model file's answers as one vector for each text: the form in which runtimes are compared, whatever the task."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _COLUMNS = 128  # kept of a wider output of tokens, such as a vocabulary's logit
 
 
 def answer_outputs(spec: EncoderSpec) -> tuple[str, ...]:
-    """The outputs that the file's task is answered from."""
+    """The outputs that answers of the file's task are made from."""
     return spec.outputs[1:] if "sentence_embedding" in spec.outputs else spec.outputs
 
 

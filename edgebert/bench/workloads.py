@@ -83,7 +83,7 @@ class Model:
         return rows
 
     def check_rows(self, calibration: int = 0) -> tuple[Row, ...]:
-        """Token ids of the texts on which answers are compared; `calibration`: how many others, to calibrate with."""
+        """Token ids of the texts on which answers are compared, or of `calibration` other texts to calibrate with."""
         if self._tokenizer is None:
             limit = min(40, self.spec.usable_positions)
             return self._draw_rows([1 + i % limit for i in range(calibration or _CHECK_TEXTS)])
@@ -130,7 +130,7 @@ class Model:
 
 @lru_cache
 def read_texts(path: Path) -> tuple[str, ...]:
-    """Lines of a file, not empty, at most so many.
+    """Lines of a file that are not empty, at most _MAX_TEXTS.
 
     Raises:
         InvalidInputError: there are none, or the file cannot be read.

@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Family:
-    """What is one family's own: config keys, tensor names (without `.weight` and `.bias`), and what its code fixes.
+    """What sets one family apart: config keys, tensor names (without `.weight` and `.bias`), and what its code fixes.
 
     `class_prefix` begins the names of its classes in transformers. `encoder` names are below `prefix`, which a
     checkpoint of the bare encoder leaves out; `dense` (of the classification head), `classifier` and the `mlm` names

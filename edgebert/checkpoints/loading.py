@@ -292,7 +292,7 @@ def _check_task_of_family(task: str, table: Family) -> None:
 
 
 def _body_spec(config: dict[str, Any], table: Family, family: str, task: str) -> EncoderSpec:
-    """The spec without its head (task `embedding`, no pooling), after refusing what the engines do not compute."""
+    """The spec without its head (task `embedding`, no pooling); refuses what the engines do not compute."""
     for flag in ("is_decoder", "add_cross_attention"):
         if config.get(flag):
             raise UnsupportedModelError(f"the config has {flag}: only encoders without cross attention are supported")
@@ -533,7 +533,7 @@ def _tokenizer_json(spec: EncoderSpec, tokenizer: CheckpointTokenizer, lowercase
 
 
 def _max_length(spec: EncoderSpec, root: Path, folder: Path) -> int:
-    """The limit that sentence-transformers' config states, else the tokenizer's, as far as the positions go."""
+    """The limit in sentence-transformers' config, else the tokenizer's; no more tokens than there are positions."""
     limit = _sentence_config(root, spec.task).get("max_seq_length")
     if limit is None:
         settings = read_object(folder / "tokenizer_config.json", {})

@@ -1,4 +1,4 @@
-"""Task data: rows of a file, checked, as examples of one task. A complaint names the file, the row and the way out."""
+"""Task data: the rows of a file, checked and made examples of one task. Messages name the file and the row."""
 
 from __future__ import annotations
 

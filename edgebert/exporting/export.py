@@ -171,7 +171,10 @@ def export_checkpoint(
 
 
 def _find_tokens_without_row(checkpoint: Checkpoint) -> list[str]:
-    """The tokenizer's tokens that the model has no row for: texts with them are refused. "…" stands for all but ten."""
+    """The first ten tokens of the tokenizer that the model has no row for, then "…" if there are more.
+
+    Texts with such a token are refused.
+    """
     if checkpoint.tokenizer_json is None:
         return []
     import tokenizers
@@ -228,7 +231,7 @@ def _is_file_target(target: Path) -> bool:
 
 
 def _check_target(target: Path) -> None:
-    """Refuse early what could not be written, or what would be lost."""
+    """Refuse a target that could not be written, or whose files would be lost, before any work is done."""
     if not target.parent.is_dir():
         raise InvalidInputError(f"folder {target.parent} does not exist: create it first")
     if _is_file_target(target) or not target.exists():

@@ -56,7 +56,7 @@ def quantize(
     Args:
         spec: of an f32 model; its attention_dtype may be s8 already.
         tensors: its canonical f32 tensors; they are not changed.
-        batches: calibration batches, at least one token in all. A few thousand tokens of ordinary text do.
+        batches: calibration batches, at least one token in all. A few thousand tokens of ordinary text are enough.
         portable: keep the codes of every integer product in +-63 instead of +-127.
         keep_f32: linears that stay f32, by canonical name, for instance "layer.3.ffn.down".
         smooth: smoothing factors f32 [K] by linear, where the weights were trained with these (`settle_smoothing`) and
@@ -116,7 +116,7 @@ def quantize(
 def settle_smoothing(
     spec: EncoderSpec, tensors: Mapping[str, F32], batches: Sequence[PackedBatch]
 ) -> tuple[dict[str, F32], dict[str, F32]]:
-    """Smoothing for good, before quantization-aware training: that of the attention output folded, the others' fixed.
+    """Fix the smoothing before quantization-aware training: fold the attention output's, choose the others' factors.
 
     Args:
         spec, tensors, batches: as of `quantize`.

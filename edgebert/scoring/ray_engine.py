@@ -22,7 +22,7 @@ _ACTOR_CPUS, _READER_CPUS = 0.9, 0.1  # an actor a CPU, and readers beside them
 
 
 class WindowReader:
-    """What a reading task runs: numbers of files in, their windows out, each as one value."""
+    """What a reading task runs: file numbers in, the windows of these files out, each pickled."""
 
     def __init__(self, source: Source) -> None:
         self._source = source

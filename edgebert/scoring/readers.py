@@ -48,7 +48,7 @@ _LONG_INTEGERS = json.JSONDecoder(parse_int=lambda digits: int(digits) if len(di
 
 @dataclass(frozen=True)
 class InputFile:
-    """A file of the source: its path, its path below the source, its bytes and their time, and what its name says."""
+    """A file of the source: its path, its path below the source, its size, when it was changed, and its format."""
 
     path: Path
     name: str
@@ -232,7 +232,7 @@ class Source:
             raise _broken(file, done, error) from None
 
     def _join(self, file: InputFile, parts: list[pa.Table], schema: pa.Schema) -> pa.Table:
-        """One table with the columns of all files, null where this one has none."""
+        """One table with the columns of all files; those that this file lacks are null."""
         import pyarrow as pa
 
         table = pa.concat_tables(parts)
@@ -419,7 +419,7 @@ _PARSERS = {"jsonl": _parse_jsonl, "csv": _parse_csv, "tsv": _parse_csv, "txt": 
 
 
 def _find_data(folder: Path) -> Iterator[Path]:
-    """The data files below a folder, without those that tools put beside data."""
+    """The files below a folder; those whose name begins with a dot or an underscore are not data."""
 
     def refuse(error: OSError) -> None:
         raise error
@@ -440,7 +440,7 @@ def _describe(path: Path, name: str) -> InputFile:
 
 
 def find_format(path: Path) -> tuple[str | None, str | None]:
-    """(format, codec) that a name stands for."""
+    """(format, codec) by a file's name; None for one that is not known."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     codec = CODECS.get(suffixes[-1]) if suffixes else None
     suffixes = suffixes[:-1] if codec else suffixes
@@ -468,7 +468,7 @@ def is_list(kind: pa.DataType) -> bool:
 
 
 def _unify(schema: pa.Schema, other: pa.Schema) -> pa.Schema:
-    """The columns of both; where their types differ, one that holds the values of both, and null where one has none.
+    """The columns of both schemas. If a column's types differ, it gets a type that holds the values of both.
 
     Raises:
         ArrowException, TypeError: there is no such type.

@@ -28,7 +28,7 @@ _NULL = type(None)
 
 
 class Column:
-    """What was seen of a column's values.
+    """What the survey has seen of a column's values.
 
     Attributes:
         kinds: their Python types.
@@ -61,7 +61,7 @@ class Column:
             self.items.merge(other.items)
 
     def find_type(self) -> pa.DataType | None:
-        """The Arrow type that holds each value exactly; None where only text does, as JSON."""
+        """The Arrow type that holds each value exactly; None if only JSON text does."""
         import pyarrow as pa
 
         kinds = self.kinds - {_NULL}

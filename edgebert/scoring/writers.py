@@ -281,7 +281,7 @@ def dump_json(value: Any) -> str:
 
 
 def to_text(value: Any) -> str | None:
-    """A value as text: text as it is, what JSON has no word for in its own, the rest as JSON."""
+    """A value as text: text as it is, what JSON has no form for as Python's str gives it, the rest as JSON."""
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, (dict, list, tuple, np.ndarray)):
@@ -301,7 +301,7 @@ _JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=_to_plain)
 
 
 def _without_nan(value: Any) -> Any:
-    """A value with null for what JSON has no number for."""
+    """A value with null for NaN and the infinities, which JSON lacks."""
     if isinstance(value, np.ndarray):
         value = value.tolist()
     if isinstance(value, dict):

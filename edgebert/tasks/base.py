@@ -26,7 +26,7 @@ Outputs = Iterable[tuple[Row, dict[str, F32]]]  # of rows, in any order: see `ru
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What a call asks for, besides its inputs; a task adds what it takes, and checks it.
+    """The options that every task has; each task adds its own, and checks them.
 
     Attributes:
         spec: of the file that is asked.
@@ -40,7 +40,7 @@ class Options:
 
 
 class Prepared(NamedTuple):
-    """What a task has run: rows, the outputs it reads, and which of its inputs were truncated, bool [n]."""
+    """What a task asks for: rows to run and the outputs it reads; and which inputs were truncated, bool [n]."""
 
     rows: Iterable[Row]
     outputs: tuple[str, ...]

@@ -26,7 +26,7 @@ CHUNK_COPIES = 1 << 14  # masked copies that are made, and compared with each ot
 
 @dataclass(frozen=True, kw_only=True)
 class Options(base.Options):
-    """How pseudo-log-likelihoods count.
+    """How pseudo-log-likelihoods are computed.
 
     Attributes:
         weight: what the pseudo-log-likelihood counts for beside a first-pass score of 1.

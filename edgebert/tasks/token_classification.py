@@ -27,7 +27,7 @@ WORD_SCORES: dict[str, Callable[[F32], F32]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Options(base.Options):
-    """Which tokens are told, and how they are joined.
+    """Which tokens are reported, and how they are joined to entities.
 
     Attributes:
         aggregation_strategy: "none" gives tokens; "simple" joins neighbours of one label to entities, as the prefixes
