@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and their hashes."""
+"""Files: written whole or not at all, read as lines of text, hashed."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from edgebert.errors import InvalidInputError
 
 
 @contextmanager
@@ -32,6 +34,23 @@ def write_whole(path: str | os.PathLike[str], text: str) -> None:
         return
     with writing_whole(target) as draft:
         draft.write_text(text, encoding="utf-8")
+
+
+def read_texts(path: Path) -> list[str]:
+    """The lines of a file that are not blank.
+
+    Raises:
+        InvalidInputError: there are none, or the file cannot be read.
+    """
+    try:
+        texts = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
+        raise InvalidInputError(
+            f"{path} cannot be read as UTF-8 text ({error}): give a file with a text a line"
+        ) from None
+    if not texts:
+        raise InvalidInputError(f"{path} has no texts: give a file with one a line")
+    return texts
 
 
 def hash_file(path: str | os.PathLike[str]) -> str:

@@ -488,7 +488,7 @@ def test_calibration_that_cannot_be_used_is_refused(checkpoint: Path, tmp_path: 
     (tmp_path / "empty.txt").write_text("\n\n")
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
     for name in ("empty.txt", "latin.txt", "absent.txt"):
-        with pytest.raises(InvalidInputError, match="calibration file"):
+        with pytest.raises(InvalidInputError, match="cannot be read as UTF-8 text|has no texts"):
             edgebert.export(checkpoint, tmp_path / "model.onnx", int8=True, calibrate=tmp_path / name)
     arguments: tuple[dict[str, Any], ...] = ({"portable": True}, {"calibrate": tmp_path / "empty.txt"})
     for argument in arguments:

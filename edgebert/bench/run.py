@@ -39,7 +39,7 @@ from edgebert.bench.peers import FILE_PEERS, make_peer
 from edgebert.bench.peers.base import ModelFiles, Peer, Settings
 from edgebert.bench.provenance import Rapl, Recorder, affinity, find_spinning
 from edgebert.bench.roof import Roof, count_operations, find_roof, measure_roof, roof_of, take_higher
-from edgebert.bench.workloads import Model, Workload, name_files, read_texts
+from edgebert.bench.workloads import Model, Workload, name_files, sample_texts
 from edgebert.errors import EdgeBertError, InvalidInputError
 from edgebert.exporting.check import compare_rows
 
@@ -130,7 +130,7 @@ class Bench:
             raise InvalidInputError(f"{options.seconds:g} seconds of measuring: give a number above 0")
         for length in options.lengths:
             if file := Workload(length, 1).file:
-                read_texts(file)
+                sample_texts(file)
         names = name_files(options.models)
         self.models = [Model(path, name) for path, name in zip(options.models, names, strict=True)]
         self.base = next((model for model in self.models if model.precision == "fp32"), self.models[0])

@@ -18,7 +18,7 @@ from edgebert.bench.harness import F32
 from edgebert.bench.peers.base import Kind
 from edgebert.errors import InvalidInputError
 from edgebert.exporting.export import CALIBRATION_FILE
-from edgebert.files import hash_file
+from edgebert.files import hash_file, read_texts
 from edgebert.tokenizer import Tokenizer
 
 Row = list[int]
@@ -69,7 +69,7 @@ class Model:
             InvalidInputError: too long for the model, or texts without a tokenizer.
         """
         if workload.file:
-            return self._tokenize(read_texts(workload.file))
+            return self._tokenize(sample_texts(workload.file))
         length = int(workload.length)
         if length > self.spec.usable_positions:
             raise InvalidInputError(f"{length} tokens: the model has {self.spec.usable_positions} positions")
@@ -129,18 +129,9 @@ class Model:
 
 
 @lru_cache
-def read_texts(path: Path) -> tuple[str, ...]:
-    """Lines of a file that are not empty, at most _MAX_TEXTS.
-
-    Raises:
-        InvalidInputError: there are none, or the file cannot be read.
-    """
-    try:
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidInputError(f"{path} cannot be read as UTF-8 text ({error})") from None
-    if not lines:
-        raise InvalidInputError(f"{path} has no texts: give a file with one a line")
+def sample_texts(path: Path) -> tuple[str, ...]:
+    """The texts of a file, of many _MAX_TEXTS, evenly spread; raises as `read_texts`."""
+    lines = read_texts(path)
     step = max(1, len(lines) // _MAX_TEXTS)
     return tuple(lines[::step][:_MAX_TEXTS])
 

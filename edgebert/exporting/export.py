@@ -28,6 +28,7 @@ from edgebert.exporting.check import check, check_tokenizer, compare_fp32, encod
 from edgebert.exporting.folder import write_folder
 from edgebert.exporting.quantize import quantize
 from edgebert.exporting.reference import make_encoder, run_transformers
+from edgebert.files import read_texts
 from edgebert.tokenizer import Text, Tokenizer, check_ids
 
 CALIBRATION_FILE = Path(__file__).parents[1] / "data" / "calibration.txt"
@@ -71,7 +72,7 @@ def export(
     """
     if (portable or int8_attention or calibrate is not None) and not int8:
         raise InvalidInputError("portable, int8-attention and calibrate belong to int8: add --int8, or leave them out")
-    texts = _read_calibration(Path(calibrate)) if calibrate is not None else None
+    texts = read_texts(Path(calibrate)) if calibrate is not None else None
     _check_target(Path(os.path.abspath(output)))
     checkpoint = load_checkpoint(source if isinstance(source, str) else Path(source), task, family)
     has_torch = importlib.util.find_spec("torch") and has_transformers()
@@ -187,16 +188,6 @@ def _find_tokens_without_row(checkpoint: Checkpoint) -> list[str]:
 # Calibration
 
 
-def _read_calibration(path: Path) -> list[str]:
-    try:
-        texts = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, ValueError) as error:
-        raise InvalidInputError(f"calibration file {str(path)!r} cannot be read ({error}): give UTF-8 text") from None
-    if not texts:
-        raise InvalidInputError(f"calibration file {path} has no text: expected one text a line")
-    return texts
-
-
 def calibration_batches(checkpoint: Checkpoint, texts: Sequence[Text] | None) -> list[PackedBatch]:
     """The texts, or the built-in sentences (random ids where there is no tokenizer), as `quantize` takes them.
 
@@ -207,7 +198,7 @@ def calibration_batches(checkpoint: Checkpoint, texts: Sequence[Text] | None) ->
     length = min(CALIBRATION_LENGTH, spec.max_length)
     if checkpoint.tokenizer_json is not None:
         tokenizer = Tokenizer.for_spec(checkpoint.tokenizer_json, spec)
-        batch, _ = tokenizer.tokenize(texts or _read_calibration(CALIBRATION_FILE), max_length=length)
+        batch, _ = tokenizer.tokenize(texts or read_texts(CALIBRATION_FILE), max_length=length)
         # without the texts that the model will refuse
         usable = np.flatnonzero(np.maximum.reduceat(batch.input_ids, batch.cu_seqlens[:-1]) < spec.vocab_size)
         if not usable.size:
