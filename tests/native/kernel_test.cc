@@ -190,7 +190,8 @@ TensorView view(const std::vector<int8_t>& v, std::vector<int64_t> shape) {
 }
 
 double gelu_erf(double x) { return 0.5 * x * std::erfc(-x / std::sqrt(2.0)); }
-double gelu_tanh(double x) { return 0.5 * x * (1 + std::tanh(std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x))); }
+constexpr double kPi = 3.14159265358979323846;  // M_PI, which is not everywhere
+double gelu_tanh(double x) { return 0.5 * x * (1 + std::tanh(std::sqrt(2 / kPi) * (x + 0.044715 * x * x * x))); }
 double activate(Epilogue epilogue, double x) {
   switch (epilogue) {
     case Epilogue::kBias:

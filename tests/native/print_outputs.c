@@ -2,7 +2,8 @@
  *
  *   print_outputs MODEL OUTPUT < IDS
  *
- * Every line of IDS is one sequence of token ids; all of them are run as one batch. One float a line, as %a writes it.
+ * Every line of IDS is one sequence of token ids; all of them are run as one batch. One float a line, its bits in
+ * hexadecimal.
  */
 #include <edgebert.h>
 #include <math.h>
@@ -37,7 +38,11 @@ int main(int argc, char** argv) {
   if (eb_load(argv[1], NULL, &model) != EB_OK || eb_run(model, &batch, &output, 1) != EB_OK) fail(eb_last_error());
   fprintf(stderr, "%s, %d threads\n", eb_model_isa(model), (int)eb_model_threads(model));
   while (count > 0 && isnan(output.data[count - 1])) --count; /* what the model has not written */
-  for (i = 0; i < count; ++i) printf("%a\n", output.data[i]);
+  for (i = 0; i < count; ++i) {
+    uint32_t bits;
+    memcpy(&bits, &output.data[i], sizeof bits);
+    printf("%08lx\n", (unsigned long)bits);
+  }
   eb_free(model);
   free(output.data);
   return 0;

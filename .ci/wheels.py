@@ -1,0 +1,134 @@
+"""Builds a wheel for every platform on one machine, with zig's C++ compiler; see docs/platforms.md.
+
+    pip install ziglang auditwheel cmake
+    python .ci/wheels.py --out dist [--work FOLDER] [TARGET ...]
+
+Each is the pure wheel and, in edgebert/lib, what CMake builds for that platform, so `pip wheel` makes the rest once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# zig's name of a target: the wheel's tag, and the files that are built
+_LINUX = ("libedgebert.so", "edgebert_roof")
+_MACOS = ("libedgebert.dylib", "edgebert_roof")
+TARGETS = {
+    "x86_64-linux-gnu.2.17": ("manylinux_2_17_x86_64.manylinux2014_x86_64", _LINUX),
+    "aarch64-linux-gnu.2.17": ("manylinux_2_17_aarch64.manylinux2014_aarch64", _LINUX),
+    "x86_64-linux-musl": ("musllinux_1_2_x86_64", _LINUX),
+    "aarch64-linux-musl": ("musllinux_1_2_aarch64", _LINUX),
+    "aarch64-macos.11.0": ("macosx_11_0_arm64", _MACOS),
+    "x86_64-macos.10.15": ("macosx_10_15_x86_64", _MACOS),
+    "x86_64-windows-gnu": ("win_amd64", ("edgebert.dll", "edgebert_roof.exe")),
+}
+_DATE = (2020, 1, 1, 0, 0, 0)  # of every file, so that the same sources give the same wheel
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("targets", nargs="*", metavar="TARGET", help=f"default all: {', '.join(TARGETS)}")
+    parser.add_argument("--out", type=Path, default=Path("dist"), help="folder for the wheels")
+    parser.add_argument("--work", type=Path, help="folder for the builds, kept (default: a temporary one)")
+    args = parser.parse_args()
+    if unknown := set(args.targets) - set(TARGETS):
+        parser.error(f"unknown target {', '.join(unknown)}: choose from {', '.join(TARGETS)}")
+    with tempfile.TemporaryDirectory() as scratch:
+        work = args.work or Path(scratch)
+        args.out.mkdir(parents=True, exist_ok=True)
+        pip = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--config-settings", "wheel.cmake=false"]
+        run(*pip, "-w", scratch, ROOT)
+        (pure,) = Path(scratch).glob("edgebert-*-py3-none-any.whl")
+        for target in args.targets or TARGETS:
+            tag, files = TARGETS[target]
+            build(target, work / target, "edgebert", "edgebert_roof")
+            wheel = make_wheel(pure, tag, [work / target / name for name in files], args.out)
+            library = (work / target / files[0]).stat().st_size
+            print(f"{wheel.name}: {wheel.stat().st_size / 1e6:.2f} MB, {files[0]} {library / 1e6:.2f} MB", flush=True)
+            if "linux" in tag:
+                audit(wheel, tag.split(".")[0])
+
+
+def build(target: str, folder: Path, *what: str) -> None:
+    """Compile for a target of zig's; what was compiled before is kept."""
+    import ziglang
+
+    zig = Path(ziglang.__file__).with_name("zig")
+    toolchain = ROOT / ".ci" / "zig.cmake"
+    options = [f"-DZIG={zig}", f"-DEDGEBERT_TARGET={target}", "-DEDGEBERT_TESTS=ON"]
+    run("cmake", "-S", ROOT, "-B", folder, "--toolchain", toolchain, *options)
+    run("cmake", "--build", folder, "-j", str(os.cpu_count()), "--target", *what)
+
+
+def make_wheel(pure: Path, tag: str, files: list[Path], out: Path) -> Path:
+    """The pure wheel with these files in edgebert/lib, for the platforms of a tag.
+
+    The format: https://packaging.python.org/specifications/binary-distribution-format
+    """
+    version = pure.name.split("-")[1]
+    info = f"edgebert-{version}.dist-info"
+    wheel = out / f"edgebert-{version}-py3-none-{tag}.whl"
+    members: dict[str, bytes] = {f"edgebert/lib/{file.name}": file.read_bytes() for file in files}
+    with zipfile.ZipFile(pure) as source:
+        members |= {name: source.read(name) for name in source.namelist() if not name.endswith("/")}
+    header = [line for line in members[f"{info}/WHEEL"].decode().splitlines() if line]
+    header = [line for line in header if not line.startswith(("Tag:", "Root-Is-Purelib:"))]
+    header += ["Root-Is-Purelib: false", *(f"Tag: py3-none-{platform}" for platform in tag.split("."))]
+    members[f"{info}/WHEEL"] = ("\n".join(header) + "\n").encode()
+    record = f"{info}/RECORD"
+    del members[record]
+    lines = [f"{name},sha256={_digest(data)},{len(data)}\n" for name, data in members.items()]
+    members[record] = "".join([*lines, f"{record},,\n"]).encode()
+    with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+        for name, data in members.items():
+            entry = zipfile.ZipInfo(name, _DATE)
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            entry.external_attr = (0o100755 if name.startswith("edgebert/lib/") else 0o100644) << 16
+            archive.writestr(entry, data)
+    return wheel
+
+
+def audit(wheel: Path, tag: str) -> None:
+    """Check that a wheel needs no symbol or library that its platform may lack.
+
+    With auditwheel; that reads the C library of this machine, glibc, so for musl the names of libraries must do.
+    """
+    if tag.startswith("musllinux"):
+        from elftools.elf.elffile import ELFFile
+
+        with zipfile.ZipFile(wheel) as archive, archive.open("edgebert/lib/libedgebert.so") as library:
+            entries = ELFFile(library).get_section_by_name(".dynamic").iter_tags("DT_NEEDED")
+            found = [entry.needed for entry in entries]
+        if found != ["libc.so"]:
+            raise SystemExit(f"{wheel} needs {found}, expected musl's libc.so alone")
+        return
+    command = [sys.executable, "-m", "auditwheel", "show", wheel]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if f'"{tag}"' not in done.stdout:
+        raise SystemExit(f"{wheel} is not what its name says:\n{done.stdout}{done.stderr}")
+
+
+def _digest(data: bytes) -> str:
+    return base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
+
+
+def run(*command: str | Path) -> None:
+    """Run a command, and end with what it printed if it fails."""
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    if done.returncode != 0:
+        raise SystemExit(f"{done.stdout}\n{' '.join(map(str, command))} failed with {done.returncode}")
+
+
+if __name__ == "__main__":
+    main()
