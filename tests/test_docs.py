@@ -211,10 +211,11 @@ def test_native_include_rules() -> None:
         "cuda": {"base", "format", "engine", "cuda"},
         "roof": {"roof", "base/platform.h", "cpu/cpu_features.h"},
         "examples": {"examples"},  # as apps: the public header alone
+        "bindings": {"bindings"},  # the same
     }
     assert set(rooms) == {path.name for path in KERNELS.iterdir()} - {"include"}
     for room, allowed in rooms.items():
-        for path in (KERNELS / room).glob("*.*"):
+        for path in (KERNELS / room).rglob("*.*"):
             others = {name for name in _includes(path) if name.split("/")[0] in set(rooms) - allowed}
             assert others <= allowed, path
     allowed_within_cpu = {
