@@ -1,0 +1,2 @@
+/* For module.modulemap, which takes no search path. */
+#include <edgebert.h>
