@@ -163,6 +163,12 @@ def test_answers_are_pythons(folder: Path, run_java: Callable[..., str]) -> None
     ]
 
 
+def test_the_example_of_the_page_runs(folder: Path, run_java: Callable[..., str], tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "bindings.md").read_text(encoding="utf-8")
+    (tmp_path / "Search.java").write_text(page.split("```java\n")[1].split("```")[0], encoding="utf-8")
+    assert run_java(tmp_path / "Search.java", folder / "embedding.onnx") == "2 texts of 24 dimensions\n"
+
+
 def test_failures_closing_threads_and_cancelling(folder: Path, run_java: Callable[..., str]) -> None:
     assert run_java(ROOT / "tests" / "java" / "BindingTest.java", "checks", folder) == "ok\n"
 
