@@ -66,7 +66,7 @@ def build(target: str, folder: Path, *what: str) -> None:
 
     zig = Path(ziglang.__file__).with_name("zig")
     toolchain = ROOT / ".ci" / "zig.cmake"
-    options = [f"-DZIG={zig}", f"-DEDGEBERT_TARGET={target}", "-DEDGEBERT_TESTS=ON"]
+    options = [f"-DZIG={zig}", f"-DEDGEBERT_TARGET={target}", "-DEDGEBERT_TESTS=ON", "-DSKBUILD=ON"]
     run("cmake", "-S", ROOT, "-B", folder, "--toolchain", toolchain, *options)
     run("cmake", "--build", folder, "-j", str(os.cpu_count()), "--target", *what)
 

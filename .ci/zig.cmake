@@ -18,6 +18,7 @@ elseif(CMAKE_MATCH_2 STREQUAL "macos")
 else()
   message(FATAL_ERROR "EDGEBERT_TARGET is '${EDGEBERT_TARGET}', expected a target of zig's for linux, windows or macos")
 endif()
+
 set(CMAKE_SHARED_LINKER_FLAGS_INIT -s)
 set(CMAKE_EXE_LINKER_FLAGS_INIT -s)
 set(CMAKE_C_COMPILER ${ZIG} cc -target ${EDGEBERT_TARGET})
