@@ -4,7 +4,8 @@
  * eb_label_tokens, eb_answer or eb_fill_mask. They give what Python's tasks give, to the bit.
  *
  * Two libraries have it: libedgebert runs on CPUs, libedgebert_cuda on NVIDIA GPUs.
- * Every call returns a status; eb_last_error() gives the message of the last failed call of the calling thread.
+ * Every call returns a status; eb_last_error() gives the message of the last failed call of the calling thread, until
+ * that thread's next one fails. What a failed call would have made is NULL, and its result all zero.
  * A model may be used from several threads: runs on one model take turns. A forked child may use and free it too,
  * whatever other threads were doing at the fork; with libedgebert_cuda it gets EB_UNAVAILABLE, and must load its own.
  */
@@ -45,8 +46,10 @@ typedef struct eb_options {
   const char* isa;           /* NULL: EDGEBERT_FORCE_ISA if set, else the best this CPU has */
   int32_t num_threads;       /* 0: the CPUs this process may use (affinity, cgroup quota) */
   int32_t device;            /* libedgebert_cuda: which GPU; libedgebert: 0 */
-  int32_t verify;            /* 1: compare the file's content, weights and tokenizer too, with its hash */
-  const uint8_t* public_key; /* [32], or NULL: the Ed25519 key that the file must be signed with, by `edgebert sign` */
+  int32_t verify;            /* 1: compare the file's content, weights and tokenizer too, with its hash; a file
+                                without one is refused */
+  const uint8_t* public_key; /* [32], or NULL: verify, and refuse what is not signed with this Ed25519 key, by
+                                `edgebert sign` */
   int32_t ids_only;          /* 1: leave the file's tokenizer out, for eb_run alone */
 } eb_options;
 
@@ -124,6 +127,7 @@ typedef struct eb_texts {
   int32_t num_rows;
 } eb_texts;
 
+/* All zero makes windows of what is longer than max_length; stride -1 cuts instead. */
 typedef struct eb_tokenize_options {
   int32_t max_length;        /* tokens a row has at most, special tokens included; 0: no limit */
   int32_t stride;            /* tokens that a window of the last text has in common with the one before it; -1: no
@@ -194,7 +198,7 @@ EB_API eb_status eb_join_tokens(const eb_tokenizer* tokenizer, const eb_texts* t
 
 /* About a model. Strings are the model's; NULL for none. */
 EB_API const char* eb_model_task(const eb_model* model);      /* of the file's head, as "embedding" */
-EB_API int32_t eb_model_hidden_size(const eb_model* model);   /* of last_hidden_state */
+EB_API int32_t eb_model_hidden_size(const eb_model* model);   /* of the encoder */
 EB_API int32_t eb_model_max_length(const eb_model* model);    /* tokens at which texts are cut unless told otherwise */
 EB_API int32_t eb_model_max_positions(const eb_model* model); /* tokens a sequence can have at most */
 EB_API int32_t eb_model_num_outputs(const eb_model* model);   /* for eb_run */
@@ -224,16 +228,16 @@ typedef struct eb_session_options {
   int32_t max_length;   /* tokens of a row or window, special tokens included; 0: the file's limit (question answering:
                            384 at most) */
   int32_t long_texts;   /* eb_long_texts */
-  int32_t stride;       /* of EB_LONG_WINDOWS; the default of question answering has 128, half of a window at most */
+  int32_t stride;       /* of EB_LONG_WINDOWS; the default of question answering has 128, half of max_length at most */
   int32_t offset_unit;  /* eb_offset_unit of answers; 0: EB_OFFSETS_BYTES */
   int32_t batch_tokens; /* computed together, a matter of memory and speed, not of results; 0: 4096 */
 } eb_session_options;
 
 /* A session is one caller's place at a model: its settings, and all memory between texts and answers. What a call
  * returns is the session's, valid until its next call or eb_session_free. Once the largest input was seen, a call
- * allocates nothing. One thread at a time may call a session; each thread, its own session. Tokenizing runs side by
- * side; the model's runs take turns, each on all of its threads. A session is freed before its
- * model, and a forked child opens sessions of its own.
+ * allocates nothing, but for characters that its tokenizer must normalize and has not met. One thread at a time may
+ * call a session; each thread, its own session. Tokenizing runs side by side; the model's runs take turns, each on all
+ * of its threads. A session is freed before its model, and a forked child opens sessions of its own.
  *
  * Where the file has no tokenizer or one that is refused, opening one gives EB_UNSUPPORTED and the reason. */
 typedef struct eb_session eb_session;
@@ -252,7 +256,7 @@ typedef struct eb_embed_options {
   const char* prompt_name; /* one of the file's prompts, put before every text; NULL: the file's default */
   const char* prompt;      /* a prompt of one's own instead; "" for none */
   int32_t normalize;       /* 1: scale each to length 1, also where the file does not */
-  int32_t width;           /* leading dimensions to keep; 0: all */
+  int32_t width;           /* leading dimensions to keep; 0: all. Their length is 1 again only with normalize */
 } eb_embed_options;
 typedef struct eb_embeddings {
   int32_t num_texts, width;

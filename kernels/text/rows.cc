@@ -346,7 +346,8 @@ eb_tokens* tokenize_rows(const Tokenizer& tokenizer, const eb_texts& texts, cons
       Row row;
       Builder builder(tokenizer, texts, options, scratch.get(), &row, 0);
       while ((chunk = next.fetch_add(1)) < num_chunks) {
-        const auto guess = static_cast<size_t>((bound(chunks[chunk + 1]) - bound(chunks[chunk])) / 4);
+        const auto bytes = static_cast<size_t>(bound(chunks[chunk + 1]) - bound(chunks[chunk]));
+        const size_t guess = std::min(bytes / 4, size_t{1} << 20);  // sizes are checked as rows are read
         parts[chunk].ids.reserve_more(guess);
         parts[chunk].types.reserve_more(guess);
         for (int32_t row = chunks[chunk]; row < chunks[chunk + 1]; ++row) builder.add_row(row, &parts[chunk]);
