@@ -248,7 +248,9 @@ def test_cold_start(files: ModelFiles) -> None:
 
 def test_importing_the_harness_is_light() -> None:
     code = "import sys, edgebert.bench.harness, edgebert.bench.worker; print(*sys.modules)"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    loaded = subprocess.run(
+        [sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
     assert not {"torch", "transformers", "onnx", "onnxruntime", "openvino", "ctranslate2"} & set(loaded)
 
 

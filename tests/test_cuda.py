@@ -77,7 +77,7 @@ def test_the_cpu_does_not_load_the_cuda_library(make_file: Callable[..., Path]) 
         "    sys.exit('looked for the CUDA library') if 'CUDA' in library.variable else find(library))\n"
         "registry.load_backend(sys.argv[1], 'auto')\n"
     )
-    subprocess.run([sys.executable, "-c", code, str(make_file())], check=True, timeout=60)
+    subprocess.run([sys.executable, "-P", "-c", code, str(make_file())], check=True, timeout=60)
 
 
 @pytest.mark.skipif(any(reason is None for reason in available_backends("cuda").values()), reason="there is a GPU")
@@ -316,7 +316,7 @@ assert np.array_equal(model.run(batch, ["sentence_embedding"])["sentence_embeddi
 def test_a_forked_child_is_told_to_load_the_model_itself(make_file: Callable[..., Path]) -> None:
     path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
     subprocess.run(
-        [sys.executable, "-c", FORKED, str(make_file())],
+        [sys.executable, "-P", "-c", FORKED, str(make_file())],
         env=os.environ | {"PYTHONPATH": path},
         check=True,
         timeout=120,

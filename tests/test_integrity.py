@@ -156,7 +156,7 @@ def test_without_cryptography_the_extra_is_named(model: Path) -> None:
         f"edgebert.load({str(model)!r}, verify=True)\n"
         f"edgebert.load({str(model)!r}, public_key='0' * 64)\n"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    result = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True)
     assert "edgebert[sign]" in result.stderr
 
 

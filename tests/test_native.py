@@ -59,7 +59,7 @@ def test_the_library_is_in_the_package() -> None:
 def test_a_library_that_is_none_is_explained(value: str, message: str) -> None:
     code = "from edgebert.backends import native; print(native.unavailable_reason())"
     result = subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, "-P", "-c", code],
         env={**os.environ, "EDGEBERT_LIBRARY": value},
         capture_output=True,
         text=True,

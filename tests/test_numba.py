@@ -274,7 +274,9 @@ def test_the_cache_on_disk_is_used_and_not_needed(
         "print(*(kernels._compile(function).cache_hits for function in (*kernels.KERNELS.values(),\n"
         "    kernels._run_program) if function.__name__ in ('_linear_f32', '_attention_varlen', '_run_program')))\n"
     )
-    found = subprocess.run([sys.executable, "-c", script, str(path)], check=True, timeout=120, capture_output=True)
+    found = subprocess.run(
+        [sys.executable, "-P", "-c", script, str(path)], check=True, timeout=120, capture_output=True
+    )
     assert found.stdout.split() == [b"1", b"1", b"1"]
 
     def refuse(function: object) -> None:
@@ -310,7 +312,7 @@ def test_other_cpus_agree(cpu: str, features: str, isa: str, tmp_path: Path) -> 
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
     }
     paths = [str(tmp_path / f"{name}.onnx") for name in cases]
-    subprocess.run([sys.executable, "-c", script, *paths], check=True, timeout=300, env=environment)
+    subprocess.run([sys.executable, "-P", "-c", script, *paths], check=True, timeout=300, env=environment)
     for path in paths:
         oracle = load_backend(path, "numpy")
         with np.load(path + ".npz") as results:

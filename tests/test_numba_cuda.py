@@ -104,7 +104,9 @@ for kernel, signature in (
 def run_script(script: str, *arguments: str, **environment: str) -> None:
     path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
     done = subprocess.run(
-        [sys.executable, "-c", script, *arguments], env=os.environ | {"PYTHONPATH": path} | environment, timeout=600
+        [sys.executable, "-P", "-c", script, *arguments],
+        env=os.environ | {"PYTHONPATH": path} | environment,
+        timeout=600,
     )
     assert done.returncode == 0
 
