@@ -239,7 +239,8 @@ typedef struct eb_session_options {
  * call a session; each thread, its own session. Tokenizing runs side by side; the model's runs take turns, each on all
  * of its threads. A session is freed before its model, and a forked child opens sessions of its own.
  *
- * Where the file has no tokenizer or one that is refused, opening one gives EB_UNSUPPORTED and the reason. */
+ * Where the file has no tokenizer or one that is refused, opening one gives EB_UNSUPPORTED and the reason;
+ * where the model was loaded with ids_only, EB_INVALID_INPUT. */
 typedef struct eb_session eb_session;
 EB_API eb_status eb_session_open(eb_model* model, const eb_session_options* options, eb_session** session);
 EB_API void eb_session_free(eb_session* session);
