@@ -9,7 +9,7 @@ import random
 import re
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -402,13 +402,15 @@ def test_what_a_disk_does(make_file: Callable[..., Path], tmp_path: Path, monkey
     (tmp_path / "folder.jsonl").mkdir()
     with pytest.raises(EdgeBertError, match="holds no files"):
         edgebert.score(make_file(), tmp_path / "folder.jsonl", tmp_path / "out.jsonl")
-    real = runner.make_part
+    real = runner._windows_from
 
-    def append(*arguments: Any) -> Any:
+    def append_behind(*arguments: Any) -> Iterator[Any]:
+        windows = real(*arguments)
+        yield next(windows)
         with open(tmp_path / "in.jsonl", "ab") as stream:
             stream.write(b'{"text": "more", "y": 1}\n')
-        return real(*arguments)
+        yield from windows  # at its end the reader looks at the file's size
 
-    monkeypatch.setattr(runner, "make_part", append)
+    monkeypatch.setattr(runner, "_windows_from", append_behind)
     with pytest.raises(InvalidInputError, match=r"in.jsonl has changed while it was read"):
         edgebert.score(make_file(), tmp_path / "in.jsonl", tmp_path / "out.jsonl", rows_per_part=1)
