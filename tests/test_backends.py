@@ -420,6 +420,6 @@ def test_threads_that_cannot_be_started(name: str, tmp_path: Path) -> None:
         env=os.environ | {"PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert len(re.findall(r"of 1000 threads only \d+ could be started", found.stdout)) == 2, found

@@ -140,7 +140,7 @@ runner = threading.Thread(target=keep_running)
 runner.start()
 for method in ("fork", "spawn"):
     with multiprocessing.get_context(method).Pool(2) as pool:
-        rows = pool.map_async(model.encode, [[text] for text in texts[:2]]).get(timeout=100)
+        rows = pool.map_async(model.encode, [[text] for text in texts[:2]]).get(timeout=300)
         assert np.array_equal(np.concatenate(rows), expected[:2]), method
 going = False
 runner.join()

@@ -32,7 +32,7 @@ def loaded_modules(code: str, *arguments: str) -> set[str]:
     """The top-level modules that a fresh interpreter has loaded after running `code`."""
     script = f"import sys\n{code}\nprint('MODULES', *{{name.partition('.')[0] for name in sys.modules}})"
     result = subprocess.run(
-        [sys.executable, "-P", "-c", script, *arguments], capture_output=True, text=True, timeout=120
+        [sys.executable, "-P", "-c", script, *arguments], capture_output=True, text=True, timeout=300
     )
     assert result.returncode == 0, result.stderr
     line = next(line for line in result.stdout.splitlines() if line.startswith("MODULES"))

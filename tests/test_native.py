@@ -64,7 +64,7 @@ def test_a_library_that_is_none_is_explained(value: str, message: str) -> None:
         capture_output=True,
         text=True,
         check=True,
-        timeout=60,
+        timeout=300,
     )
     assert message in result.stdout
     assert value in result.stdout

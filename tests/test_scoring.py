@@ -588,7 +588,7 @@ def test_full_disk(make_file: Callable[..., Path], tmp_path: Path, to: str) -> N
     for limit in (2000, (tmp_path / f"whole-{to}").stat().st_size // 2):
         done = subprocess.run(
             [sys.executable, "-P", "-c", FULL_DISK, str(limit), *command, "--resume"],
-            env=environment, capture_output=True, text=True, timeout=120, check=False,
+            env=environment, capture_output=True, text=True, timeout=300, check=False,
         )  # fmt: skip
         assert done.returncode == 1
         assert "no room to write" in done.stderr and "make room, then resume the job" in done.stderr
