@@ -1,9 +1,11 @@
 """Builds a wheel for every platform on one machine, with zig's C++ compiler; see docs/platforms.md.
 
-    pip install ziglang auditwheel cmake
+    pip install ziglang==0.17.0 auditwheel lief cmake
     python .ci/wheels.py --out dist [--work FOLDER] [TARGET ...]
 
 Each is the pure wheel and, in edgebert/lib, what CMake builds for that platform, so `pip wheel` makes the rest once.
+Ends with an error where a library exports more than the C API or cannot load where pages have 16 KB, and where a wheel
+needs what its platform may lack, or has more than a megabyte.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import argparse
 import base64
 import hashlib
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -32,6 +35,7 @@ TARGETS = {
     "x86_64-macos.10.15": ("macosx_10_15_x86_64", _MACOS),
     "x86_64-windows-gnu": ("win_amd64", ("edgebert.dll", "edgebert_roof.exe")),
 }
+_MAX_BYTES = 1_000_000
 _DATE = (2020, 1, 1, 0, 0, 0)  # of every file, so that the same sources give the same wheel
 
 
@@ -53,10 +57,13 @@ def main() -> None:
         for target in args.targets or TARGETS:
             tag, files = TARGETS[target]
             build(target, work / target, "edgebert", "edgebert_roof")
+            check_library(target, work / target / files[0])
             wheel = make_wheel(pure, tag, [work / target / name for name in files], args.out)
             library = (work / target / files[0]).stat().st_size
             print(f"{wheel.name}: {wheel.stat().st_size / 1e6:.2f} MB, {files[0]} {library / 1e6:.2f} MB", flush=True)
-            if "linux" in tag:
+            if wheel.stat().st_size > _MAX_BYTES:
+                raise SystemExit(f"{wheel} is too large: expected at most {_MAX_BYTES / 1e6} MB")
+            if "manylinux" in tag:
                 audit(wheel, tag.split(".")[0])
 
 
@@ -99,20 +106,35 @@ def make_wheel(pure: Path, tag: str, files: list[Path], out: Path) -> Path:
     return wheel
 
 
+def check_library(target: str, path: Path) -> None:
+    """Check what a library exports, how it is aligned, and for musl what it needs, which auditwheel cannot say here."""
+    import lief
+
+    library = lief.parse(path)
+    if isinstance(library, lief.PE.Binary):
+        exported = {str(entry.name) for entry in library.get_export().entries}
+        alignments = []
+    elif isinstance(library, lief.MachO.Binary):
+        # the last two are the linker's own, for each library
+        exported = {str(entry.symbol.name).removeprefix("_") for entry in library.dyld_info.exports}
+        exported -= {"__dso_handle", "_mh_dylib_header"}
+        # Intel's have pages of 4 KB
+        alignments = [segment.virtual_address for segment in library.segments if target.startswith("aarch64")]
+    else:
+        exported = {str(symbol.name) for symbol in library.exported_symbols}
+        alignments = [segment.alignment for segment in library.segments if segment.type == lief.ELF.Segment.TYPE.LOAD]
+        if target.endswith("musl") and list(library.libraries) != ["libc.so"]:
+            raise SystemExit(f"{path} needs {list(library.libraries)}, expected musl's libc.so alone")
+    header = (ROOT / "kernels" / "include" / "edgebert.h").read_text(encoding="utf-8")
+    declared = set(re.findall(r"^EB_API .*?(eb_\w+)\(", header, re.MULTILINE))
+    if exported != declared:
+        raise SystemExit(f"{path} exports {sorted(exported - declared)} and lacks {sorted(declared - exported)}")
+    if any(alignment % 2**14 for alignment in alignments):
+        raise SystemExit(f"{path} has segments at {alignments}, expected multiples of 16 KB")
+
+
 def audit(wheel: Path, tag: str) -> None:
-    """Check that a wheel needs no symbol or library that its platform may lack.
-
-    With auditwheel; that reads the C library of this machine, glibc, so for musl the names of libraries must do.
-    """
-    if tag.startswith("musllinux"):
-        from elftools.elf.elffile import ELFFile
-
-        with zipfile.ZipFile(wheel) as archive, archive.open("edgebert/lib/libedgebert.so") as library:
-            entries = ELFFile(library).get_section_by_name(".dynamic").iter_tags("DT_NEEDED")
-            found = [entry.needed for entry in entries]
-        if found != ["libc.so"]:
-            raise SystemExit(f"{wheel} needs {found}, expected musl's libc.so alone")
-        return
+    """Check that a wheel needs no symbol or library that its platform may lack."""
     command = [sys.executable, "-m", "auditwheel", "show", wheel]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if f'"{tag}"' not in done.stdout:
