@@ -107,14 +107,15 @@ def quantize_symmetric(x: F32, axis: int) -> tuple[F32, F32]:
     return codes, top / limit
 
 
-def attention_u8s8_f32(query: F32, key: F32, value: F32) -> F32:
+def attention_u8s8_f32(query: F32, key: F32, value: F32, bias: F32 | None = None) -> F32:
     """Attention of one head of one sequence with both products in int8 (`attention_dtype` "s8").
 
     Queries and keys have a scale a row, values one a column, all symmetric; the softmax's numerators are codes in
-    0 to 255 of their own largest value, and their sum normalises: softmax(q kT / sqrt(head_dim)) v.
+    0 to 255 of their own largest value, and their sum normalises: softmax(q kT / sqrt(head_dim) + bias) v.
 
     Args:
         query, key, value: f32 [length, head_dim].
+        bias: f32 [length, length], of queries and keys; None: zeros.
 
     Returns:
         f32 [length, head_dim].
@@ -125,6 +126,8 @@ def attention_u8s8_f32(query: F32, key: F32, value: F32) -> F32:
     # float64 holds every sum exactly
     sums = (query_codes.astype(np.float64) @ key_codes.T.astype(np.float64)).astype(np.float32)
     scores = ((sums * key_scale.T) * query_scale) * np.float32(1.0 / np.sqrt(query.shape[1]))
+    if bias is not None:
+        scores = scores + bias
     weights = np.rint(np.exp(scores - scores.max(axis=1, keepdims=True)) * _LEVELS)
     context = (weights.astype(np.float64) @ value_codes.astype(np.float64)).astype(np.float32)
     rows: F32 = (context * value_scale) * (np.float32(1.0) / weights.sum(axis=1, keepdims=True))

@@ -40,6 +40,7 @@ def random_spec(
     num_positions: int = 80,
     family: str = "bert",
     attention_dtype: str = "f32",
+    max_relative_distance: int = 0,
 ) -> EncoderSpec:
     """A spec of the given shape; `dense_size` None means `hidden` for labels of a sequence, none for embeddings."""
     dtype = "s8" if int8 else "f32"
@@ -52,6 +53,7 @@ def random_spec(
         family=family,
         task=task,
         attention_dtype=attention_dtype,
+        max_relative_distance=max_relative_distance,
         vocab_size=vocab_size,
         hidden_size=hidden,
         embedding_size=embedding_size or hidden,
@@ -94,6 +96,8 @@ def random_tensors(spec: EncoderSpec, seed: int = 0) -> dict[str, NDArray[Any]]:
                 tensors[name], tensors[name.replace("weight", "scale")] = quant.quantize_table(table)
         elif name.endswith("layer_norm.weight"):
             tensors[name] = normal(shape, 0.1, 1.0)
+        elif name.endswith("position_bias"):
+            tensors[name] = normal(shape)
         elif name.endswith(".bias"):
             tensors[name] = normal(shape, 0.1)
         elif dtype == "f32":

@@ -21,6 +21,7 @@ CONFIGS = {
     "roberta": transformers.RobertaConfig,
     "xlm-roberta": transformers.XLMRobertaConfig,
     "camembert": transformers.CamembertConfig,
+    "mpnet": transformers.MPNetConfig,
     "distilbert": transformers.DistilBertConfig,
     "electra": transformers.ElectraConfig,
 }

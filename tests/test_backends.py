@@ -41,9 +41,20 @@ CASES: dict[str, dict[str, Any]] = {
     "next-sentence": {"task": "next-sentence", "layers": ((1, 64, 257),), "hidden": 65},
     "pretraining": {"task": "pretraining", "vocab_size": 67},
     "int8-attention": {"attention_dtype": "s8", "layers": ((2, 32, 40), (3, 7, 33)), "hidden": 64},
+    "position-bias": {"max_relative_distance": 30, "layers": ((2, 7, 33), (0, 8, 40), (3, 5, 0)), "hidden": 27},
+    "position-bias-int8-attention": {"max_relative_distance": 1000, "attention_dtype": "s8", "layers": ((3, 32, 40),)},
 }
 
-INVARIANT = ("embedding", "pruned", "pretraining", "question-answering", "int8-attention", "padding-position")
+INVARIANT = (
+    "embedding",
+    "pruned",
+    "pretraining",
+    "question-answering",
+    "int8-attention",
+    "padding-position",
+    "position-bias",
+    "position-bias-int8-attention",
+)
 OTHERS = [name for name in BACKENDS if name != "numpy"]
 
 
@@ -91,7 +102,7 @@ def test_agrees_with_the_oracle(name: str, case: str, int8: bool, tmp_path: Path
 @pytest.mark.parametrize("int8", [False, True], ids=["f32", "int8"])
 def test_every_isa_agrees_with_the_oracle(isa: str, int8: bool, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
-    for case in ("pruned", "pretraining", "question-answering", "int8-attention", "padding-position"):
+    for case in INVARIANT[1:]:
         random_artifact(path, int8=int8, num_positions=514, **CASES[case])
         oracle, native = load_backend(path, "numpy"), load_backend(path, "native")
         assert isa in native.detail

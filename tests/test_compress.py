@@ -378,9 +378,13 @@ def test_narrow_students_are_projected() -> None:
 
 
 def test_narrow_students_know_the_words() -> None:
-    for family, embedding_size in (("bert", None), ("electra", 16)):
+    for family, embedding_size, distance in (("bert", None, 0), ("electra", 16, 0), ("mpnet", None, 3)):
         teacher = random_checkpoint(
-            task="text-classification", family=family, embedding_size=embedding_size, layers=((3, 8, 96), (0, 8, 0))
+            task="text-classification",
+            family=family,
+            embedding_size=embedding_size,
+            max_relative_distance=distance,
+            layers=((3, 8, 96), (0, 8, 0)),
         )
         student = narrow_student(teacher, 16, 3)
         spec = student.spec

@@ -95,6 +95,19 @@ def test_fp32_equals_transformers(case: Case, tmp_path: Path) -> None:
         assert_close(loaded.forward(batch), expected)
 
 
+def test_distances_of_long_texts_are_bucketed_as_in_transformers(tmp_path: Path) -> None:
+    """All distances up to beyond those that have a bucket of their own, on either side."""
+    model = make_checkpoint(tmp_path, "mpnet", max_position_embeddings=310)
+    batch = random_batch(model, (300, 1, 129))
+    found = run_oracle(load_checkpoint(tmp_path, task="embedding:none"), batch)
+    assert_close(found, run_transformers(model, batch))
+    change_config(tmp_path, relative_attention_num_buckets=64)
+    with pytest.raises(
+        UnsupportedModelError, match="relative_attention_num_buckets 64 is not supported; supported: 32"
+    ):
+        load_checkpoint(tmp_path)
+
+
 def test_every_name_of_an_activation_that_the_engines_compute() -> None:
     """Of all names that transformers knows, exactly those whose values are one of ours."""
     x = torch.cat([torch.linspace(-6, 6, 10001), torch.linspace(-30, 30, 10001)])

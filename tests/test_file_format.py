@@ -60,13 +60,13 @@ def read(data: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
     return spec, tensors
 
 
-def attend(q: Any, k: Any, v: Any, is_s8: bool) -> Any:
+def attend(q: Any, k: Any, v: Any, bias: Any, is_s8: bool) -> Any:
     def codes(x: Any, axis: int) -> tuple[Any, Any]:
         top = np.maximum(np.abs(x).max(axis, keepdims=True), F32(1e-12))
         return (np.rint(x * (F32(127) / top)), top / F32(127)) if is_s8 else (x, np.ones_like(top))
 
     (qc, qs), (kc, ks), (vc, vs) = codes(q, 1), codes(k, 1), codes(v, 0)
-    scores = qc @ kc.T * ks.T * qs * F32(1 / math.sqrt(q.shape[1]))
+    scores = qc @ kc.T * ks.T * qs * F32(1 / math.sqrt(q.shape[1])) + bias
     w = np.exp(scores - scores.max(1, keepdims=True))
     w = np.rint(w * F32(255)) if is_s8 else w
     return w @ vc * vs * (1 / w.sum(1, keepdims=True))
@@ -111,7 +111,11 @@ def run(spec: dict[str, Any], tensors: dict[str, Any], ids: Any, types: Any) -> 
         context = up = x[:, :0]
         if num_heads := layer["num_heads"]:
             parts = (np.split(part, num_heads, 1) for part in np.split(linear(x, f"{name}.attention.qkv"), 3, 1))
-            context = np.hstack([attend(*head, spec["attention_dtype"] == "s8") for head in zip(*parts, strict=True)])
+            places, farthest = np.arange(len(x)), spec["max_relative_distance"]
+            column = np.clip(places - places[:, None], -farthest, farthest) + farthest
+            bias = tensors[f"{name}.attention.position_bias"][:, column] if farthest else np.zeros(num_heads)
+            heads = zip(*parts, bias, strict=True)
+            context = np.hstack([attend(*head, spec["attention_dtype"] == "s8") for head in heads])
         x = norm(linear(context, f"{name}.attention.output") + x, f"{name}.attention.layer_norm")
         if layer["intermediate_size"]:
             up = activate(linear(x, f"{name}.ffn.up"), spec["activation"])
@@ -130,6 +134,8 @@ def run(spec: dict[str, Any], tensors: dict[str, Any], ids: Any, types: Any) -> 
 FILES: dict[str, dict[str, Any]] = {
     "f32": {"position_offset": 3, "has_padding_position": True, "layers": ((2, 8, 40), (0, 8, 0))},
     "int8": {"int8": True, "attention_dtype": "s8"},
+    "f32, position bias": {"max_relative_distance": 11, "layers": ((2, 8, 40), (0, 8, 0))},
+    "int8, position bias": {"max_relative_distance": 40, "int8": True, "attention_dtype": "s8"},
     "f32, heads": {"task": "pretraining", "embedding_size": 16, "num_token_types": 1},
     "int8, heads": {"task": "pretraining", "int8": True, "activation": "relu", "layers": ((1, 5, 0), (0, 3, 7))},
 }

@@ -48,7 +48,8 @@ for activation in ("identity", "gelu_erf", "gelu_tanh", "relu", "tanh"):
 square = Linear(normal(5, 5), norm.bias)
 close(ops.linear(put(x), square, residual=put(residual)), oracle.linear(x, square, residual=residual))
 close(ops.column(put(x), 1), x[:, 1])
-close(ops.attention_varlen(put(qkv), cu_seqlens, 2), oracle.attention_varlen(qkv, cu_seqlens, 2))
+for bias in (None, normal(2, 7)):
+    close(ops.attention_varlen(put(qkv), cu_seqlens, 2, bias), oracle.attention_varlen(qkv, cu_seqlens, 2, bias))
 for pooling in ("cls", "mean"):
     close(ops.pool(put(qkv), cu_seqlens, pooling), oracle.pool(qkv, cu_seqlens, pooling))
 close(ops.normalize(put(x)), oracle.normalize(x))
@@ -90,7 +91,7 @@ for kernel, signature in (
     (ops.gather_rows, (rows, ids, boolean, rows)),
     (ops.layernorm_rows, (rows, rows, boolean, row, row, float32, rows)),
     (ops.linear_f32, (rows, rows, row, int64, rows, boolean, rows)),
-    (ops.attention_varlen_kernel(33), (rows, ids, float32, rows)),
+    (ops.attention_varlen_kernel(33), (rows, ids, float32, rows, rows)),
     (ops.pool_rows, (rows, ids, boolean, rows)),
     (ops.normalize_rows, (rows, rows)),
     (ops.take_column, (rows, int64, row)),

@@ -36,8 +36,8 @@ from edgebert.exporting.quantize import quantize  # noqa: E402
 LAYERS = ((4, 6, 40), (3, 6, 24), (2, 6, 0), (0, 6, 16))
 
 
-def make_checkpoint(layers: Layers = LAYERS, task: str = "text-classification") -> Checkpoint:
-    spec = random_spec(task=task, layers=layers)
+def make_checkpoint(layers: Layers = LAYERS, task: str = "text-classification", **others: Any) -> Checkpoint:
+    spec = random_spec(task=task, layers=layers, **others)
     return Checkpoint(spec, random_tensors(spec), None, {"num_hidden_layers": len(layers)}, {}, Path())
 
 
@@ -132,8 +132,9 @@ KEPT = [
 ]
 
 
-def test_removal_equals_masks() -> None:
-    checkpoint = make_checkpoint()
+@pytest.mark.parametrize("max_relative_distance", [0, 5])
+def test_removal_equals_masks(max_relative_distance: int) -> None:
+    checkpoint = make_checkpoint(max_relative_distance=max_relative_distance)
     [batch] = make_batches(checkpoint, 1)
     spec, tensors = remove_units(checkpoint.spec, checkpoint.tensors, KEPT)
     assert {n: t.shape for n, t in tensors.items()} == {n: shape for n, (_, shape) in weight_tensors(spec).items()}

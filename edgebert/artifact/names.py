@@ -23,6 +23,11 @@ def linear_name(layer: int, linear: str) -> str:
     return f"layer.{layer}.{LINEAR_NAMES[linear]}"
 
 
+def position_bias_name(layer: int) -> str:
+    """The tensor that a layer's attention scores get by distance."""
+    return f"layer.{layer}.attention.position_bias"
+
+
 def linear_shape(spec: EncoderSpec, layer: int, linear: str) -> tuple[int, int]:
     """(inputs, outputs) of one linear of one layer."""
     sizes = spec.layers[layer]
@@ -40,7 +45,8 @@ def weight_tensors(spec: EncoderSpec) -> dict[str, TensorSpec]:
     Linears are stored [inputs, outputs]: y = x @ weight + bias. An s8 linear also has `scale` f32 [outputs],
     `colsum` s32 [outputs] (sums of the codes over the inputs) and, where smoothed, `inv_smooth` f32 [inputs].
     A linear with no inputs (a pruned-away sub-block) keeps only its bias; one with no outputs is absent.
-    An s8 table has one f32 `scale` a row.
+    An s8 table has one f32 `scale` a row. A position bias has a row a head, a column a distance, the farthest
+    before a token first.
     """
     tensors: dict[str, TensorSpec] = {}
     hidden, embedding = spec.hidden_size, spec.embedding_size
@@ -76,6 +82,9 @@ def weight_tensors(spec: EncoderSpec) -> dict[str, TensorSpec]:
     for i, layer in enumerate(spec.layers):
         for name in ("qkv", "attention_output", "ffn_up", "ffn_down"):
             linear(linear_name(i, name), *linear_shape(spec, i, name), layer.dtype(name), name in layer.smoothed)
+            if name == "qkv" and layer.num_heads and spec.max_relative_distance:
+                shape = (layer.num_heads, 2 * spec.max_relative_distance + 1)
+                tensors[position_bias_name(i)] = ("f32", shape)
             if name == "attention_output":
                 layer_norm(f"layer.{i}.attention.layer_norm", hidden)
         layer_norm(f"layer.{i}.ffn.layer_norm", hidden)

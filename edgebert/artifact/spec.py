@@ -104,6 +104,7 @@ class EncoderSpec:
     layer_norm_eps: float = 1e-12
     position_offset: int = 0  # row of the position table that the first token takes (RoBERTa: 2)
     has_padding_position: bool = False  # pad_token_id takes the row before, and others count up without it (RoBERTa)
+    max_relative_distance: int = 0  # of those that attention's scores have a bias for; 0: there is none (MPNet)
     max_length: int = 512  # tokens, special tokens included
     embedding_dtype: str = "f32"
     attention_dtype: str = "f32"
@@ -257,6 +258,7 @@ class EncoderSpec:
         size("num_positions", self.num_positions, 1, 2**20)
         size("num_token_types", self.num_token_types, 0, 2**10)
         size("position_offset", self.position_offset, 1 if self.has_padding_position else 0, self.num_positions - 1)
+        size("max_relative_distance", self.max_relative_distance, 0, 2**16)
         size("max_length", self.max_length, 1, self.usable_positions)
         size("dense_size", self.dense_size, 0, MAX_INNER_SIZE)
         size("pad_token_id", self.pad_token_id, 0, self.vocab_size - 1)

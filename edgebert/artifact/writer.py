@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgebert.artifact.names import ONNX_DTYPES, linear_name, weight_tensors
+from edgebert.artifact.names import ONNX_DTYPES, linear_name, position_bias_name, weight_tensors
 from edgebert.artifact.reader import DTYPES, hash_graph
 from edgebert.artifact.spec import EncoderSpec, Head, Step
 from edgebert.errors import ModelFormatError, UnsupportedModelError
@@ -161,10 +161,24 @@ def _build_encoder(g: _Graph, spec: EncoderSpec) -> None:
     mask = g.add("Cast", "attention_mask", to=ONNX_DTYPES["f32"])
     padding = g.add("Mul", g.add("Sub", g.constant("one", 1.0), mask), g.constant("masked", _MASKED))
     padding = g.add("Unsqueeze", padding, g.constant("mask_axes", [1, 2], np.int64))  # [batch, 1, 1, sequence]
+    distances = _distances(g, spec, ids_shape) if spec.max_relative_distance else ""
     x = _embed(g, spec, ids_shape)
     for i in range(spec.num_layers):
-        x = _build_layer(g, spec, i, x, padding, ids_shape)
+        x = _build_layer(g, spec, i, x, padding, distances, ids_shape)
     _build_heads(g, spec, x, mask, ids_shape)
+
+
+def _distances(g: _Graph, spec: EncoderSpec, ids_shape: str) -> str:
+    """Column of a position bias for each query and key: int64 [sequence, sequence]."""
+    zero, one, farthest = (
+        g.constant(f"index_{name}", value, np.int64)
+        for name, value in (("zero", 0), ("one", 1), ("farthest", spec.max_relative_distance))
+    )
+    places = g.add("Range", zero, g.add("Gather", ids_shape, one), one)
+    keys = g.add("Add", places, farthest)
+    distances = g.add("Sub", keys, g.add("Unsqueeze", places, g.constant("row_axis", [1], np.int64)))
+    last = g.constant("index_last", 2 * spec.max_relative_distance, np.int64)
+    return g.add("Min", g.add("Max", distances, zero), last)
 
 
 def _restore(g: _Graph, x: str, ids_shape: str, inner: list[int], output: str | None = None) -> str:
@@ -223,7 +237,7 @@ def _position_ids(g: _Graph, spec: EncoderSpec) -> str:
     return g.add("Add", g.add("Mul", counts, is_counted), before)
 
 
-def _build_layer(g: _Graph, spec: EncoderSpec, i: int, x: str, padding: str, ids_shape: str) -> str:
+def _build_layer(g: _Graph, spec: EncoderSpec, i: int, x: str, padding: str, distances: str, ids_shape: str) -> str:
     layer = spec.layers[i]
 
     def linear(values: str, name: str, inputs: int) -> str:
@@ -241,7 +255,8 @@ def _build_layer(g: _Graph, spec: EncoderSpec, i: int, x: str, padding: str, ids
         g.scope = f"layer.{i}.attention"
         attention = _attention_s8 if spec.attention_dtype == "s8" else _attention
         heads = _split_heads(g, qkv, layer.num_heads, layer.head_dim, ids_shape)
-        context = attention(g, heads, layer.head_dim, padding)
+        bias = g.add("Gather", position_bias_name(i), distances, axis=1) if distances else ""
+        context = attention(g, heads, layer.head_dim, padding, bias)
         rows = g.constant(f"attention_rows_{layer.attention_size}", [-1, layer.attention_size], np.int64)
         context = g.add("Reshape", g.add("Transpose", context, perm=[0, 2, 1, 3]), rows)
     out = linear(context, "attention_output", layer.attention_size)
@@ -264,16 +279,18 @@ def _split_heads(g: _Graph, qkv: str, num_heads: int, head_dim: int, ids_shape: 
     )
 
 
-def _attention(g: _Graph, heads: tuple[str, str, str], head_dim: int, padding: str) -> str:
-    """softmax(q kᵀ / sqrt(head_dim) + padding) v."""
+def _attention(g: _Graph, heads: tuple[str, str, str], head_dim: int, padding: str, bias: str) -> str:
+    """softmax(q kᵀ / sqrt(head_dim) + bias + padding) v; the bias, [heads, sequence, sequence], only if it is named."""
     query, key, value = heads
     factor = g.constant(f"attention_scale_{head_dim}", 1.0 / math.sqrt(head_dim))
     scores = g.add("Mul", g.add("MatMul", query, key), factor)
+    if bias:
+        scores = g.add("Add", scores, bias)
     weights = g.add("Softmax", g.add("Add", scores, padding), axis=-1)
     return g.add("MatMul", weights, value)
 
 
-def _attention_s8(g: _Graph, heads: tuple[str, str, str], head_dim: int, padding: str) -> str:
+def _attention_s8(g: _Graph, heads: tuple[str, str, str], head_dim: int, padding: str, bias: str) -> str:
     """`quant.attention_u8s8_f32` in nodes."""
     query, key, value = heads
     middle, levels = g.constant("u8_middle", 128, np.uint8), g.constant("levels", 255.0)
@@ -286,6 +303,8 @@ def _attention_s8(g: _Graph, heads: tuple[str, str, str], head_dim: int, padding
     sums = g.add("Cast", g.add("MatMulInteger", query_codes, key_codes, middle), to=ONNX_DTYPES["f32"])
     factor = g.constant(f"attention_scale_{head_dim}", 1.0 / math.sqrt(head_dim))
     scores = g.add("Mul", g.add("Mul", g.add("Mul", sums, key_scale), query_scale), factor)
+    if bias:
+        scores = g.add("Add", scores, bias)
     scores = g.add("Add", scores, padding)
     weights = g.add("Exp", g.add("Sub", scores, g.add("ReduceMax", scores, axes=[3], keepdims=1)))
     codes = g.add(

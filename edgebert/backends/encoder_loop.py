@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from edgebert.artifact.names import linear_name
+from edgebert.artifact.names import linear_name, position_bias_name
 from edgebert.artifact.spec import EncoderSpec, Step
 from edgebert.batch import I32, PackedBatch
 from edgebert.errors import UnsupportedModelError
@@ -59,10 +59,10 @@ class EncoderOps(Protocol):
     ) -> F32:
         """activation(x @ weight + bias) + residual; x holds codes where the weight is s8."""
 
-    def attention_varlen(self, qkv: F32, cu_seqlens: I32, num_heads: int) -> F32:
-        """Self-attention inside each sequence."""
+    def attention_varlen(self, qkv: F32, cu_seqlens: I32, num_heads: int, position_bias: F32 | None) -> F32:
+        """Self-attention inside each sequence, with a bias of the scores by distance if there is one."""
 
-    def attention_varlen_u8s8(self, qkv: F32, cu_seqlens: I32, num_heads: int) -> F32:
+    def attention_varlen_u8s8(self, qkv: F32, cu_seqlens: I32, num_heads: int, position_bias: F32 | None) -> F32:
         """The same with both products in int8, for `attention_dtype` s8."""
 
     def add_layernorm(self, x: F32, residual: F32 | None, norm: LayerNorm) -> F32:
@@ -142,7 +142,7 @@ def run_encoder(
         bias: F32 | None = None
         if layer.num_heads:
             qkv = layer_linear(i, "qkv", x)
-            context = attention(qkv, batch.cu_seqlens, layer.num_heads)
+            context = attention(qkv, batch.cu_seqlens, layer.num_heads, tensors.get(position_bias_name(i)))
             x = layer_linear(i, "attention_output", context, residual=x)
         else:
             bias = tensors[f"layer.{i}.attention.output.bias"]

@@ -98,11 +98,13 @@ def _record(integers: str, **others: str) -> np.dtype[Any]:
 #   width    of a row of x; of attention, of q, k or v
 #   codes    buffer in which QUANTIZE and LAYERNORM put codes
 #   row      LAYERNORM: a residual that is the same for all rows
+#   bias     attention: of the scores by distance, f32 [heads, 2 * distance + 1]
 #   option   activation; attention: heads; POOL: whether mean; COPY: which output; EMBED: lookups
 #   column   COPY: first column
 #   per_sequence   COPY: a row a sequence
 INSTRUCTION = _record(
-    "op x residual out codes width outputs weight scale colsum bias smooth row option column per_sequence", eps="f4"
+    "op x residual out codes width outputs weight scale colsum bias smooth row option column distance per_sequence",
+    eps="f4",
 )
 # One embedding lookup: f32 rows, or codes with a scale a row; `ids` is a row of the batch's ids.
 LOOKUP = _record("weight scale ids")
@@ -160,7 +162,7 @@ def code_tail(width: int) -> int:
 
 def attention_scratch_bytes(length: int, head_dim: int) -> int:
     """Bytes of scratch that either attention needs for one head of a sequence."""
-    return 4 * ((length + 15) // 16 * 16 + 24) * ((head_dim + 15) // 16 * 16 + 12)
+    return 4 * ((length + 15) // 16 * 16 + 24) * ((head_dim + 15) // 16 * 16 + 14)
 
 
 # ---- exp2, GELU and tanh: one polynomial each, the C++ engine's ------------------------------------------------------
@@ -458,8 +460,28 @@ def _attention_rows(s: Record, call: Record) -> tuple[int, int, int, int]:
     return length, head_dim, call.x + first * call.x_stride + head, call.out + first * call.out_stride + head
 
 
+@_inline
+def _lay_out_bias(s: Record, call: Record, length: int, out: int) -> int:
+    """The head's bias by distance, in units of 2**x, for a sequence of that length; returns the address of distance 0.
+
+    Of query i, that address less 4 * i is the bias of the first key, for as many keys as `length` padded to 16.
+    """
+    middle = s.bias + 4 * (call.first % s.option * (2 * s.distance + 1) + s.distance)
+    zero = out + 4 * (length - 1)
+    for d in range(1 - length, (length + 15) // 16 * 16):
+        store(zero + 4 * d, load_f32_scalar(middle + 4 * max(-s.distance, min(d, s.distance))) * _LOG2_E)
+    return zero
+
+
+@_inline
+def _add_bias_row(scores: int, length: int, scale2: F, bias: int) -> None:
+    """scores = scale2 * scores + bias, in place."""
+    for c in range(0, length, 16):
+        store(scores + 4 * c, fma(load(scores + 4 * c), scale2, load(bias + 4 * c)))
+
+
 def _attention_varlen(s: Record, call: Record) -> None:
-    """softmax(Q K^T / sqrt(head_dim)) V of one head of one sequence.
+    """softmax(Q K^T / sqrt(head_dim) + bias) V of one head of one sequence.
 
     K is transposed once; then for each tile of queries a whole row of scores fits the cache, so the softmax needs no
     rescaling. Every score and every output is one chain of fused multiply-adds, ascending.
@@ -475,6 +497,7 @@ def _attention_varlen(s: Record, call: Record) -> None:
         for d in range(0, head_dim, 16):
             transpose_block(k + j * stride + 4 * d, stride, keys + d * scores_stride + 4 * j, scores_stride)
     scale2 = _LOG2_E / np.float32(math.sqrt(np.float32(head_dim)))
+    bias = _lay_out_bias(s, call, length, scores + FMA_ROWS * scores_stride) if s.bias else 0
     for i in range(0, length, FMA_ROWS):
         rows = min(FMA_ROWS, length - i)
         at = 0
@@ -484,7 +507,10 @@ def _attention_varlen(s: Record, call: Record) -> None:
             _fma_tile(rows, num, q + i * stride, stride, keys + 4 * at, scores_stride, head_dim, to, scores_stride)
             at += 16 * num
         for m in range(rows):
-            store(inv_sums + 4 * m, _softmax_row(scores + m * scores_stride, length, scale2))
+            row = scores + m * scores_stride
+            if bias:
+                _add_bias_row(row, length, scale2, bias - 4 * (i + m))
+            store(inv_sums + 4 * m, _softmax_row(row, length, _ONE if bias else scale2))
         at = 0
         while at < head_dim:
             num = _tile_vectors(head_dim - at)
@@ -586,6 +612,7 @@ def _attention_varlen_u8s8(s: Record, call: Record) -> None:
     query_codes = scores + DOT_ROWS * keys_stride
     score_codes = query_codes + DOT_ROWS * values_stride // 4
     block = score_codes + DOT_ROWS * keys_stride // 4
+    bias = _lay_out_bias(s, call, length, block + 16 * values_stride) if s.bias else 0
     for j in range(0, length, 16):
         for d in range(0, head_dim, 16):
             transpose_block(k + j * stride + 4 * d, stride, block + 64 * d, 64)
@@ -637,12 +664,15 @@ def _attention_varlen_u8s8(s: Record, call: Record) -> None:
             at += 16 * num
         for m in range(rows):
             row = scores + m * keys_stride
+            row_scale2 = scale2 * load_f32_scalar(inv_sums + 4 * m)
+            for c in range(0, length, 16):
+                store(row + 4 * c, to_f32(load_i32(row + 4 * c)) * load(key_scale + 4 * c))
+            if bias:
+                _add_bias_row(row, length, row_scale2, bias - 4 * (i + m))
+                row_scale2 = _ONE
             top = splat(_LOWEST)
             for c in range(0, length, 16):
-                score = to_f32(load_i32(row + 4 * c)) * load(key_scale + 4 * c)
-                store(row + 4 * c, score)
-                top = maximum(top, keep(score, length - c, _LOWEST))
-            row_scale2 = scale2 * load_f32_scalar(inv_sums + 4 * m)
+                top = maximum(top, keep(load(row + 4 * c), length - c, _LOWEST))
             inv_sum = _softmax_codes(row, length, reduce_max(top), row_scale2, score_codes + m * keys_stride // 4)
             store(inv_sums + 4 * m, inv_sum)
         at = 0

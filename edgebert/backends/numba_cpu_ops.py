@@ -179,16 +179,19 @@ class _Recorder:
             option=kernels.ACTIVATIONS.index(activation),
         )
 
-    def attention_varlen(self, qkv: Rows, cu_seqlens: I32, num_heads: int) -> Rows:
-        return self._attention(kernels.ATTENTION, qkv, num_heads)
+    def attention_varlen(self, qkv: Rows, cu_seqlens: I32, num_heads: int, position_bias: Array | None) -> Rows:
+        return self._attention(kernels.ATTENTION, qkv, num_heads, position_bias)
 
-    def attention_varlen_u8s8(self, qkv: Rows, cu_seqlens: I32, num_heads: int) -> Rows:
-        return self._attention(kernels.ATTENTION_S8, qkv, num_heads)
+    def attention_varlen_u8s8(self, qkv: Rows, cu_seqlens: I32, num_heads: int, position_bias: Array | None) -> Rows:
+        return self._attention(kernels.ATTENTION_S8, qkv, num_heads, position_bias)
 
-    def _attention(self, op: int, qkv: Rows, num_heads: int) -> Rows:
+    def _attention(self, op: int, qkv: Rows, num_heads: int, position_bias: Array | None) -> Rows:
         size = qkv.width // 3
         self._head_dim = max(self._head_dim, size // num_heads)
-        return self._record(op, OVER_HEADS, size, x=qkv.number, width=size, option=num_heads)
+        fields = {}
+        if position_bias is not None:
+            fields = {"bias": self._address(position_bias), "distance": position_bias.shape[1] // 2}
+        return self._record(op, OVER_HEADS, size, x=qkv.number, width=size, option=num_heads, **fields)
 
     def add_layernorm(self, x: Rows, residual: Rows | Array | None, norm: LayerNorm) -> Rows:
         fields: dict[str, int] = {}

@@ -29,6 +29,7 @@ Device = Any  # an array on the device, float32 unless said otherwise
 ROW_THREADS = 4 if config.ENABLE_CUDASIM else 128  # of a kernel with a block a row; a power of two
 TILE = 4 if config.ENABLE_CUDASIM else 16  # rows and columns of a product's block
 MAX_HEAD_DIM = 240  # what fits 48 KB of shared memory beside the scores
+_NO_BIAS = np.zeros((1024, 1), np.float32)  # of as many heads as a layer may have
 
 _GELU_ERF, _GELU_TANH, _RELU, _TANH = (ACTIVATIONS.index(n) for n in ("gelu_erf", "gelu_tanh", "relu", "tanh"))
 
@@ -130,7 +131,7 @@ def attention_varlen_kernel(head_dim: int) -> Any:
     columns_each = -(-head_dim // TILE)
 
     @cuda.jit
-    def attention_varlen(qkv: Device, cu_seqlens: Device, scale: float, out: Device) -> None:
+    def attention_varlen(qkv: Device, cu_seqlens: Device, scale: float, bias: Device, out: Device) -> None:
         q = cuda.shared.array((TILE, head_dim), float32)
         k = cuda.shared.array((TILE, head_dim), float32)
         v = cuda.shared.array((TILE, head_dim), float32)
@@ -144,6 +145,7 @@ def attention_varlen_kernel(head_dim: int) -> Any:
             return
         size = out.shape[1]
         at = head * head_dim
+        farthest = bias.shape[1] // 2
         for c in range(columns_each):
             context[c] = float32(0.0)
             if j + c * TILE < head_dim:
@@ -160,7 +162,8 @@ def attention_varlen_kernel(head_dim: int) -> Any:
             score = float32(0.0)
             for d in range(head_dim):
                 score += q[i, d] * k[j, d]
-            scores[i, j] = score * scale
+            distance = max(-farthest, min(first + j - query, farthest))
+            scores[i, j] = score * scale + bias[head, farthest + distance]
             cuda.syncthreads()
             count = min(TILE, length - first)
             larger = top
@@ -247,8 +250,8 @@ class CudaOps:
         linear_f32[grid, (TILE, TILE)](x, weight, bias, ACTIVATIONS.index(activation), added, has_residual, out)
         return out
 
-    def attention_varlen(self, qkv: Device, cu_seqlens: I32, num_heads: int) -> Device:
-        """Self-attention inside each sequence."""
+    def attention_varlen(self, qkv: Device, cu_seqlens: I32, num_heads: int, position_bias: Array | None) -> Device:
+        """Self-attention inside each sequence, with a bias of the scores by distance if there is one."""
         size = qkv.shape[1] // 3
         head_dim = size // num_heads
         if head_dim > MAX_HEAD_DIM:
@@ -257,7 +260,8 @@ class CudaOps:
         longest = max(last - first for first, last in itertools.pairwise(cu_seqlens.tolist()))
         grid = (len(cu_seqlens) - 1, -(-longest // TILE), num_heads)
         scale = np.float32(1.0 / math.sqrt(head_dim))
-        attention_varlen_kernel(head_dim)[grid, (TILE, TILE)](qkv, cuda.to_device(cu_seqlens), scale, out)
+        bias = self._weight(_NO_BIAS if position_bias is None else position_bias)
+        attention_varlen_kernel(head_dim)[grid, (TILE, TILE)](qkv, cuda.to_device(cu_seqlens), scale, bias, out)
         return out
 
     def add_layernorm(self, x: Device, residual: Device | Array | None, norm: LayerNorm) -> Device:
@@ -293,7 +297,9 @@ class CudaOps:
         """Refused: int8 is not there on the GPU."""
         raise UnsupportedModelError("the CUDA kernels run f32 files only")
 
-    def attention_varlen_u8s8(self, qkv: Device, cu_seqlens: I32, num_heads: int) -> Device:
+    def attention_varlen_u8s8(
+        self, qkv: Device, cu_seqlens: I32, num_heads: int, position_bias: Array | None
+    ) -> Device:
         """Refused: int8 is not there on the GPU."""
         raise UnsupportedModelError("the CUDA kernels run f32 attention only")
 

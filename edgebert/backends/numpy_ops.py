@@ -85,40 +85,55 @@ def activate(x: F32, activation: str) -> F32:
     return np.tanh(x) if activation == "tanh" else x
 
 
-def attention_varlen(qkv: F32, cu_seqlens: I32, num_heads: int) -> F32:
-    """softmax(Q Kᵀ / sqrt(head_dim)) V of each sequence and head (Vaswani et al., arXiv 1706.03762, section 3.2.1).
+def attention_varlen(qkv: F32, cu_seqlens: I32, num_heads: int, position_bias: F32 | None = None) -> F32:
+    """softmax(Q Kᵀ / sqrt(head_dim) + bias) V of each sequence and head (Vaswani et al., arXiv 1706.03762, 3.2.1).
 
     Args:
         qkv: f32 [tokens, 3 * num_heads * head_dim]: all heads' queries, then keys, then values.
         cu_seqlens: int32 [n + 1].
         num_heads: heads of this layer.
+        position_bias: f32 [num_heads, 2 * d + 1] or None: of query i and key j the score gets column d + (j - i), or
+            the last on its side if they are farther apart (Raffel et al., arXiv 1910.10683, section 2.1).
 
     Returns:
         f32 [tokens, num_heads * head_dim].
     """
-    return _attend(_attention_f32, qkv, cu_seqlens, num_heads)
+    return _attend(_attention_f32, qkv, cu_seqlens, num_heads, position_bias)
 
 
-def attention_varlen_u8s8(qkv: F32, cu_seqlens: I32, num_heads: int) -> F32:
+def attention_varlen_u8s8(qkv: F32, cu_seqlens: I32, num_heads: int, position_bias: F32 | None = None) -> F32:
     """`attention_varlen` with `quant.attention_u8s8_f32` for each sequence and head; the same shapes."""
-    return _attend(attention_u8s8_f32, qkv, cu_seqlens, num_heads)
+    return _attend(attention_u8s8_f32, qkv, cu_seqlens, num_heads, position_bias)
 
 
-def _attention_f32(query: F32, key: F32, value: F32) -> F32:
+def _attention_f32(query: F32, key: F32, value: F32, bias: F32 | None) -> F32:
     scores = (query @ key.T) * np.float32(1.0 / math.sqrt(query.shape[1]))
+    if bias is not None:
+        scores = scores + bias
     scores = np.exp(scores - scores.max(axis=1, keepdims=True))
     context: F32 = (scores / scores.sum(axis=1, keepdims=True)) @ value
     return context
 
 
-def _attend(attention: Callable[[F32, F32, F32], F32], qkv: F32, cu_seqlens: I32, num_heads: int) -> F32:
+def _attend(
+    attention: Callable[[F32, F32, F32, F32 | None], F32],
+    qkv: F32,
+    cu_seqlens: I32,
+    num_heads: int,
+    position_bias: F32 | None,
+) -> F32:
     size = qkv.shape[1] // 3
     head_dim = size // num_heads
     context = np.empty((len(qkv), size), np.float32)
     for first, last in itertools.pairwise(cu_seqlens):
         for head in range(num_heads):
             query, key, value = (qkv[first:last, part * size + head * head_dim :][:, :head_dim] for part in range(3))
-            context[first:last, head * head_dim :][:, :head_dim] = attention(query, key, value)
+            bias = None
+            if position_bias is not None:
+                places = np.arange(last - first)
+                farthest = position_bias.shape[1] // 2
+                bias = position_bias[head, farthest + np.clip(places - places[:, None], -farthest, farthest)]
+            context[first:last, head * head_dim :][:, :head_dim] = attention(query, key, value, bias)
     return context
 
 

@@ -28,6 +28,7 @@ class Family:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     fixed: Mapping[str, Any] = field(default_factory=dict)  # what its code fixes, whatever the config says
     has_padding_position: bool = False  # the pad token's row comes first, and positions count the others alone
+    has_position_bias: bool = False  # of attention's scores by distance, in buckets, one table for all layers
     has_embedding_size: bool = False  # embeddings may be of another width than the layers
     drops_pooled: bool = False  # in training, the classification head drops before its dense layer too
 
@@ -47,6 +48,13 @@ _BERT_ENCODER = {
     "ffn_down": "encoder.layer.{i}.output.dense",
     "ffn.layer_norm": "encoder.layer.{i}.output.LayerNorm",
     "pooler": "pooler.dense",
+}
+_MPNET_ENCODER = {
+    **{name: where for name, where in _BERT_ENCODER.items() if name not in ("token_type", "projection")},
+    **{name: f"encoder.layer.{{i}}.attention.attn.{name}" for name in ("q", "k", "v")},
+    "position_bias": "encoder.relative_attention_bias",
+    "attention_output": "encoder.layer.{i}.attention.attn.o",
+    "attention.layer_norm": "encoder.layer.{i}.attention.LayerNorm",
 }
 _DISTILBERT_ENCODER = {
     "word": "embeddings.word_embeddings",
@@ -99,6 +107,20 @@ FAMILY_TABLES = {
     "roberta": _roberta("Roberta"),
     "xlm-roberta": _roberta("XLMRoberta"),
     "camembert": _roberta("Camembert"),
+    "mpnet": Family(
+        class_prefix="MPNet",
+        prefix="mpnet.",
+        encoder=_MPNET_ENCODER,
+        classifier="classifier.out_proj",
+        dense="classifier.dense",
+        dense_activation="tanh",
+        mlm=("lm_head.dense", "lm_head.layer_norm", "lm_head.decoder", "lm_head.bias"),
+        mlm_activation="gelu_erf",
+        fixed={"type_vocab_size": 0, "pad_token_id": 1},
+        has_padding_position=True,
+        has_position_bias=True,
+        drops_pooled=True,
+    ),
     "distilbert": Family(
         class_prefix="DistilBert",
         prefix="distilbert.",

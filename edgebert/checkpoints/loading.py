@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
+from numpy.typing import NDArray
 
-from edgebert.artifact.names import linear_name, weight_tensors
+from edgebert.artifact.names import linear_name, position_bias_name, weight_tensors
 from edgebert.artifact.spec import POOLINGS, PROBLEM_TYPES, TASKS, EncoderSpec, LayerSpec
 from edgebert.checkpoints.families import FAMILY_TABLES, Family
 from edgebert.checkpoints.files import find_checkpoint_folder, read_json, read_object, read_weights
@@ -44,6 +46,8 @@ ARCHITECTURES = {
     "ForNextSentencePrediction": "next-sentence",
     "ForPreTraining": "pretraining",
 }
+# MPNetEncoder's buckets of distances: what it computes with, whatever the config says.
+_NUM_BUCKETS, _MAX_BUCKETED_DISTANCE = 32, 128
 NEXT_SENTENCE_LABELS = ("is_next", "not_next")  # logit 0: the second sentence follows the first
 # Classes of torch that a cross-encoder may name as its activation -> spec.RANK_FUNCTIONS.
 CROSS_ENCODER_ACTIVATIONS = {
@@ -299,6 +303,9 @@ def _body_spec(config: dict[str, Any], table: Family, family: str, task: str) ->
     position_type = config.get("position_embedding_type") or "absolute"
     if position_type != "absolute":
         _refuse("position_embedding_type", position_type, ["absolute"])
+    num_buckets = config.get("relative_attention_num_buckets")
+    if table.has_position_bias and num_buckets not in (None, _NUM_BUCKETS):
+        _refuse("relative_attention_num_buckets", num_buckets, [str(_NUM_BUCKETS)])
     if config.get("pruned_heads"):
         raise UnsupportedModelError("the config has pruned_heads: save the checkpoint unpruned, or prune with EdgeBERT")
 
@@ -346,6 +353,7 @@ def _body_spec(config: dict[str, Any], table: Family, family: str, task: str) ->
         layer_norm_eps=float(value("layer_norm_eps")),
         position_offset=position_offset,
         has_padding_position=table.has_padding_position,
+        max_relative_distance=_MAX_BUCKETED_DISTANCE if table.has_position_bias else 0,
         max_length=num_positions - position_offset,
         pad_token_id=size("pad_token_id"),
         mlm_activation=(table.mlm_activation or HIDDEN_ACTS[act])
@@ -579,6 +587,9 @@ def _canonical_tensors(spec: EncoderSpec, table: Family, raw: _Weights, dense: d
         encoder_linear("embeddings.projection", ("projection",), embedding, hidden)
     for i, layer in enumerate(spec.layers):
         encoder_linear(linear_name(i, "qkv"), ("q", "k", "v"), hidden, layer.attention_size, i)
+        if spec.max_relative_distance:
+            buckets = raw.encoder("position_bias", "weight", (_NUM_BUCKETS, layer.num_heads))
+            tensors[position_bias_name(i)] = buckets[_distance_buckets()].T
         encoder_linear(linear_name(i, "attention_output"), ("attention_output",), layer.attention_size, hidden, i)
         layer_norm(f"layer.{i}.attention.layer_norm", "attention.layer_norm", hidden, i)
         encoder_linear(linear_name(i, "ffn_up"), ("ffn_up",), hidden, layer.intermediate_size, i)
@@ -604,6 +615,21 @@ def _canonical_tensors(spec: EncoderSpec, table: Family, raw: _Weights, dense: d
             raise UnsupportedModelError(f"{name} has shape {tensors[name].shape}, expected {shape}")
         canonical[name] = np.ascontiguousarray(tensors[name], np.float32)
     return canonical
+
+
+def _distance_buckets() -> NDArray[np.int64]:
+    """The bucket of each distance j - i of a key from its query, from the farthest before on: int64.
+
+    Half of the buckets are for keys after the query; of each half, half are for single distances and half for ranges
+    that grow with the distance (Raffel et al., arXiv 1910.10683, section 2.1), rounded as MPNetEncoder does in float32.
+    """
+    half, exact = _NUM_BUCKETS // 2, _NUM_BUCKETS // 4
+    distance = np.arange(-_MAX_BUCKETED_DISTANCE, _MAX_BUCKETED_DISTANCE + 1)
+    size = np.maximum(np.abs(distance), 1).astype(np.float32)
+    steps = np.log(size / np.float32(exact)) / np.float32(math.log(_MAX_BUCKETED_DISTANCE / exact))
+    wide = np.minimum(exact + (steps * np.float32(half - exact)).astype(np.int64), half - 1)
+    buckets: NDArray[np.int64] = np.where(np.abs(distance) < exact, np.abs(distance), wide) + half * (distance > 0)
+    return buckets
 
 
 def _add_mlm_head(tensors: dict[str, F32], spec: EncoderSpec, table: Family, raw: _Weights) -> None:

@@ -343,6 +343,20 @@ def _bert_parts(
     }
 
 
+def _mpnet_parts(
+    settings: Mapping[str, Any], special: Mapping[str, str], ids: Mapping[str, int], stored: dict[str, Any] | None
+) -> dict[str, Any]:
+    cls, sep = special["cls"], special["sep"]
+    processor = {
+        "type": "RobertaProcessing",
+        "sep": [sep, ids[sep]],
+        "cls": [cls, ids[cls]],
+        "trim_offsets": True,
+        "add_prefix_space": False,
+    }
+    return {**_bert_parts(settings, special, ids, stored), "post_processor": processor}
+
+
 def _roberta_parts(
     settings: Mapping[str, Any], special: Mapping[str, str], ids: Mapping[str, int], stored: dict[str, Any] | None
 ) -> dict[str, Any]:
@@ -383,11 +397,13 @@ _BERT = {"unk": "[UNK]", "sep": "[SEP]", "pad": "[PAD]", "cls": "[CLS]", "mask":
 _ROBERTA = {role: f"<{role}>" for role in ("unk", "pad", "mask")} | {
     "bos": "<s>", "eos": "</s>", "sep": "</s>", "cls": "<s>",
 }  # fmt: skip
+_MPNET = _ROBERTA | {"unk": "[UNK]"}
 _INPUTS = ("input_ids", "token_type_ids", "attention_mask")
 _CLASSES = {
     "BertTokenizer": _Class(_BERT, _INPUTS, _bert_parts),
     "DistilBertTokenizer": _Class(_BERT, _INPUTS[::2], _bert_parts),
     "ElectraTokenizer": _Class(_BERT, _INPUTS, _bert_parts),
+    "MPNetTokenizer": _Class(_MPNET, _INPUTS[::2], _mpnet_parts),
     "RobertaTokenizer": _Class(_ROBERTA, _INPUTS[::2], _roberta_parts),
     "XLMRobertaTokenizer": _Class(_ROBERTA, _INPUTS[::2], _sentencepiece_parts),
     "CamembertTokenizer": _Class(_ROBERTA, _INPUTS[::2], _sentencepiece_parts),

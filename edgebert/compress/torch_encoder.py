@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from edgebert.artifact.names import linear_name, weight_tensors
+from edgebert.artifact.names import linear_name, position_bias_name, weight_tensors
 from edgebert.artifact.spec import EncoderSpec, Step
 from edgebert.checkpoints.families import FAMILY_TABLES
 from edgebert.errors import InvalidInputError, UnsupportedModelError
@@ -139,6 +139,9 @@ class TorchEncoder(nn.Module):
             return x[..., :0], None
         qkv = self._linear(linear_name(i, "qkv"), x).view(*x.shape[:2], 3, layer.num_heads, layer.head_dim)
         query, key, value = qkv.transpose(1, 3).unbind(2)  # [B, num_heads, S, head_dim] each
+        if self.spec.max_relative_distance:
+            bias = self._position_bias(i, x.shape[1]).to(query.dtype)
+            attention_bias = bias if attention_bias is None else bias.where(attention_bias, -math.inf)
         context = functional.scaled_dot_product_attention(
             query,
             key,
@@ -150,6 +153,12 @@ class TorchEncoder(nn.Module):
         if head_mask is not None:
             context = context * head_mask[..., None, None]
         return context.transpose(1, 2).flatten(2), qkv
+
+    def _position_bias(self, i: int, length: int) -> Tensor:
+        """What layer i's scores get by distance, [num_heads, S, S]."""
+        bias = self.tensor(position_bias_name(i))
+        places, farthest = torch.arange(length, device=bias.device), self.spec.max_relative_distance
+        return bias[:, (places - places[:, None]).clamp(-farthest, farthest) + farthest]
 
     def activate(self, i: int, x: Tensor) -> Tensor:
         """The input of layer i's ffn_down, [B, S, intermediate_size]."""

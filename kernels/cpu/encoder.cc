@@ -78,6 +78,7 @@ struct Layer {
   int num_heads, head_dim, attention_size, intermediate_size;
   Linear qkv, attention_output, ffn_up, ffn_down;
   LayerNormWeights attention_norm, ffn_norm;
+  const float* position_bias;  // of AttentionArgs
 
   size_t weight_bytes() const {
     return qkv.weight_bytes() + attention_output.weight_bytes() + ffn_up.weight_bytes() + ffn_down.weight_bytes();
@@ -231,6 +232,11 @@ struct Encoder::Impl::Loader {
             to.spec_.layer_norm_eps};
   }
 
+  const float* position_bias(const std::string& name) const {
+    const TensorView* found = weights.find(name);
+    return found ? copy_f32(*found, found->num_bytes / sizeof(float), to.arena_) : nullptr;
+  }
+
   EmbeddingTable table(const std::string& name) const {
     const TensorView& weight = tensor("embeddings." + name + ".weight");
     const size_t rows = static_cast<size_t>(weight.shape[0]), width = static_cast<size_t>(weight.shape[1]);
@@ -253,7 +259,8 @@ struct Encoder::Impl::Loader {
       to.layers_.push_back({sizes.num_heads, sizes.head_dim, sizes.attention_size(), sizes.intermediate_size,
                             linear(prefix + "attention.qkv"), linear(prefix + "attention.output"),
                             linear(prefix + "ffn.up"), linear(prefix + "ffn.down"),
-                            layer_norm(prefix + "attention.layer_norm"), layer_norm(prefix + "ffn.layer_norm")});
+                            layer_norm(prefix + "attention.layer_norm"), layer_norm(prefix + "ffn.layer_norm"),
+                            position_bias(prefix + "attention.position_bias")});
       if (to.layers_.back().weight_bytes() > kLargeLayer) to.few_rows_ = kFewRowsOfLargeLayers;
     }
     for (const Head& head : spec.heads) {
@@ -430,8 +437,15 @@ struct Encoder::Impl::Pass {
   }
 
   void attention(const Layer& l) {
-    const AttentionArgs args{w.qkv,     row_stride(3 * l.attention_size), l.attention_size, l.head_dim, w.cu_seqlens,
-                             w.context, row_stride(l.attention_size)};
+    const AttentionArgs args{w.qkv,
+                             row_stride(3 * l.attention_size),
+                             l.attention_size,
+                             l.head_dim,
+                             w.cu_seqlens,
+                             w.context,
+                             row_stride(l.attention_size),
+                             l.position_bias,
+                             spec.max_relative_distance};
     float* scratch = w.scratch + w.scratch_stride * team.rank();
     const auto attend = spec.is_attention_s8 ? kernels.attention_varlen_u8s8 : kernels.attention_varlen;
     team.share(slice.num_sequences * l.num_heads, [&](int begin, int end) {

@@ -95,7 +95,7 @@ struct LinearF32Args {
   int out_stride;
 };
 
-// context[i] = softmax(q_i K^T / sqrt(head_dim)) V over the tokens of one sequence, for one head.
+// context[i] = softmax(q_i K^T / sqrt(head_dim) + bias) V over the tokens of one sequence, for one head.
 struct AttentionArgs {
   const float* qkv;  // rows [q | k | v], each attention_size wide
   int qkv_stride;
@@ -103,6 +103,10 @@ struct AttentionArgs {
   const int32_t* cu_seqlens;
   float* context;
   int context_stride;
+  // Bias of the scores by distance, or nullptr: [heads][2 * max_distance + 1], of key i + d for query i at max_distance
+  // + d; keys farther away have the last one on their side.
+  const float* position_bias;
+  int max_distance;
 };
 // Floats of scratch that either attention kernel needs for a sequence of `length` tokens.
 constexpr int kAttentionRows = 8;  // at least the rows of any ISA's query tile

@@ -1,4 +1,4 @@
-// attention_varlen: softmax(Q K^T / sqrt(head_dim)) V on tensor cores, straight from the packed qkv rows.
+// attention_varlen: softmax(Q K^T / sqrt(head_dim) + bias) V on tensor cores, straight from the packed qkv rows.
 // Oracle: edgebert/backends/numpy_ops.py attention_varlen.
 //
 // A block takes 64 queries of one head of one sequence, 16 a warp. Keys and values pass by in blocks counted from the
@@ -110,7 +110,10 @@ __global__ void __launch_bounds__(kThreads, HeadTile<kHeadDim>::kBlocks)
   uint32_t query[kSteps][4];
   float context[kColumnBlocks][4] = {};
   float top[2] = {-INFINITY, -INFINITY}, sum[2] = {0.0f, 0.0f};
-  const float scale = 1.44269504f / sqrtf(static_cast<float>(head_dim));  // of 2**x
+  const float score_scale = 1.44269504f / sqrtf(static_cast<float>(head_dim));  // of 2**x
+  const int farthest = args.max_distance;
+  const float* const bias = args.position_bias ? args.position_bias + head * (2 * farthest + 1) + farthest : nullptr;
+  const float scale = bias ? 1.0f : score_scale;  // a bias is added to scores that have theirs
   for (int block = 0; block * kKeys < length; ++block) {
     cp_async_wait<0>();
     __syncthreads();  // this block is there for all, and nobody still reads the one whose buffer is filled next
@@ -134,6 +137,16 @@ __global__ void __launch_bounds__(kThreads, HeadTile<kHeadDim>::kBlocks)
           ldmatrix(key, keys + swizzled<kChunks>(j * 8 + lane / 16 * 8 + lane % 8, step * 2 + lane / 8 % 2));
           mma<T>(scores[j], query[step], key[0], key[1]);
           mma<T>(scores[j + 1], query[step], key[2], key[3]);
+        }
+    if (bias)
+#pragma unroll
+      for (int j = 0; j < kKeyBlocks; ++j)
+#pragma unroll
+        for (int c = 0; c < 4; ++c) {
+          const int query = first_query + warp_row + lane / 4 + c / 2 * 8;
+          const int distance = block * kKeys + j * 8 + lane % 4 * 2 + c % 2 - query;
+          const int near = distance < -farthest ? -farthest : distance > farthest ? farthest : distance;
+          scores[j][c] = scores[j][c] * score_scale + 1.44269504f * bias[near];
         }
     if (keys_left < kKeys)
 #pragma unroll

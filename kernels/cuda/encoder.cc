@@ -278,8 +278,9 @@ struct Encoder::Impl::Pass {
       const Rows qkv = rows_of(w.qkv.data, w.qkv.dtype, 3 * l.attention_size);
       const Rows context = rows_of(w.context.data, w.context.dtype, l.attention_size);
       linear(l.qkv, w.hidden, shape.tokens, Activation::kIdentity, qkv);
-      check(cuda::attention_varlen(
-                {qkv, in.cu_seqlens, shape.sequences, shape.max_seqlen, l.num_heads, l.head_dim, context}, stream),
+      check(cuda::attention_varlen({qkv, in.cu_seqlens, shape.sequences, shape.max_seqlen, l.num_heads, l.head_dim,
+                                    context, l.position_bias, spec.max_relative_distance},
+                                   stream),
             "attention_varlen");
       quantize_for(l.attention_output, context, shape.tokens);
       linear(l.attention_output, context, shape.tokens, Activation::kIdentity, projected);

@@ -89,15 +89,17 @@ struct QuantizeRowsArgs {
 };
 cudaError_t quantize_rows(const QuantizeRowsArgs& args, cudaStream_t stream);
 
-// softmax(Q K^T / sqrt(head_dim)) V of each sequence and head; numpy_ops.attention_varlen.
+// softmax(Q K^T / sqrt(head_dim) + bias) V of each sequence and head; numpy_ops.attention_varlen.
 struct AttentionArgs {
   Rows qkv;                   // f16 or bf16 [tokens, 3 * num_heads * head_dim]: queries of all heads, keys, values
   const int32_t* cu_seqlens;  // [num_sequences + 1]
   int num_sequences;          // at most 65,535
   int max_seqlen;             // at least the longest sequence of the batch; sets the grid, not the result
   int num_heads;
-  int head_dim;  // 1 to kMaxHeadDim; multiples of 8 load fastest, 32, 64 and 128 waste nothing
-  Rows context;  // qkv's dtype [tokens, num_heads * head_dim]
+  int head_dim;                // 1 to kMaxHeadDim; multiples of 8 load fastest, 32, 64 and 128 waste nothing
+  Rows context;                // qkv's dtype [tokens, num_heads * head_dim]
+  const float* position_bias;  // of the scores by distance, [num_heads, 2 * max_distance + 1], or nullptr
+  int max_distance;
 };
 cudaError_t attention_varlen(const AttentionArgs& args, cudaStream_t stream);
 

@@ -71,7 +71,8 @@ class Uploader {
       const auto part = [&](const char* name) { return linear(prefix + name, Linear::Kind::kF16); };
       to_.layers.push_back({sizes.num_heads, sizes.head_dim, sizes.attention_size(), sizes.intermediate_size,
                             part("attention.qkv"), part("attention.output"), part("ffn.up"), part("ffn.down"),
-                            layer_norm(prefix + "attention.layer_norm"), layer_norm(prefix + "ffn.layer_norm")});
+                            layer_norm(prefix + "attention.layer_norm"), layer_norm(prefix + "ffn.layer_norm"),
+                            position_bias(prefix + "attention.position_bias")});
     }
     for (const Head& head : spec_.heads) {
       const Linear::Kind kind = head.has_decoder() ? Linear::Kind::kF16 : Linear::Kind::kF32;
@@ -108,6 +109,11 @@ class Uploader {
     const TensorView& weight = tensor("embeddings." + name + ".weight");
     if (weight.dtype == FileDType::kF32) return {copy<float>(weight), DType::kF32, nullptr};
     return {copy<int8_t>(weight), DType::kS8, copy<float>(tensor("embeddings." + name + ".scale"))};
+  }
+
+  const float* position_bias(const std::string& name) {
+    const TensorView* found = weights_.find(name);
+    return found ? copy<float>(*found) : nullptr;
   }
 
   LayerNorm layer_norm(const std::string& prefix) {

@@ -31,6 +31,7 @@ struct Layer {
   int num_heads, head_dim, attention_size, intermediate_size;
   Linear qkv, attention_output, ffn_up, ffn_down;
   LayerNorm attention_norm, ffn_norm;
+  const float* position_bias;  // of AttentionArgs
 };
 
 struct Weights {

@@ -248,6 +248,7 @@ EncoderSpec parse_encoder_spec(std::string_view json) {
   spec.has_padding_position = members.take_bool("has_padding_position");
   spec.position_offset = spec.has_padding_position ? members.take_size("position_offset", 1, spec.num_positions - 1)
                                                    : members.take_size("position_offset", 0, spec.num_positions - 1, 0);
+  spec.max_relative_distance = members.take_size("max_relative_distance", 0, 1 << 16, 0);
   spec.text.max_length =
       members.take_size("max_length", 1, spec.usable_positions(), std::min(512, spec.usable_positions()));
   spec.pad_token_id = members.take_size("pad_token_id", 0, spec.vocab_size - 1, 0);

@@ -74,6 +74,7 @@ struct EncoderSpec {
   int num_token_types = 0;
   int position_offset = 0;
   bool has_padding_position = false;
+  int max_relative_distance = 0;  // 0: attention's scores have no bias by distance
   int pad_token_id = 0;
   float layer_norm_eps = 0;
   Activation activation = Activation::kGeluErf;

@@ -56,6 +56,8 @@ class Checker {
       const LayerSpec& layer = spec_.layers[i];
       const std::string prefix = "layer." + std::to_string(i);
       check_linear(prefix + ".attention.qkv", hidden, 3 * layer.attention_size(), layer.qkv);
+      if (spec_.max_relative_distance > 0 && layer.num_heads > 0)
+        check(prefix + ".attention.position_bias", DType::kF32, {layer.num_heads, 2 * spec_.max_relative_distance + 1});
       check_linear(prefix + ".attention.output", layer.attention_size(), hidden, layer.attention_output);
       check_layer_norm(prefix + ".attention.layer_norm", hidden);
       check_linear(prefix + ".ffn.up", hidden, layer.intermediate_size, layer.ffn_up);

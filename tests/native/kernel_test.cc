@@ -6,6 +6,7 @@
 #include <functional>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "check.h"
@@ -306,9 +307,29 @@ TEST_KERNEL(linear_f32) {
       }
 }
 
+// Attention's bias of the scores by distance, or none.
+struct PositionBias {
+  static constexpr int kMaxDistance = 20;
+  std::vector<float> values;
+
+  PositionBias(int heads, bool is_there) {
+    if (is_there) values = random_vector(heads * (2 * kMaxDistance + 1), 0.0f, 2.0f);
+  }
+  const float* data() const { return values.empty() ? nullptr : values.data(); }
+  float at(int head, int distance) const {
+    if (values.empty()) return 0.0f;
+    return values[head * (2 * kMaxDistance + 1) + kMaxDistance + std::clamp(distance, -kMaxDistance, kMaxDistance)];
+  }
+};
+
+// Sizes of a head, and whether scores have a bias.
+const std::pair<int, bool> kAttentionCases[] = {{32, false}, {64, false}, {7, false}, {48, false},
+                                                {80, false}, {32, true},  {7, true}};
+
 // Scores, softmax and values in type T, in the plainest order.
 template <class T>
-std::vector<T> naive_attention(const Matrix& qkv, int first, int length, int size, int head_dim, int head) {
+std::vector<T> naive_attention(const Matrix& qkv, int first, int length, int size, int head_dim, int head,
+                               const PositionBias& bias) {
   std::vector<T> out(static_cast<size_t>(length) * head_dim);
   std::vector<T> p(length);
   for (int i = 0; i < length; ++i) {
@@ -319,6 +340,7 @@ std::vector<T> naive_attention(const Matrix& qkv, int first, int length, int siz
       p[j] = 0;
       for (int d = 0; d < head_dim; ++d) p[j] += static_cast<T>(q[d]) * static_cast<T>(k[d]);
       p[j] /= std::sqrt(static_cast<T>(head_dim));
+      p[j] += static_cast<T>(bias.at(head, j - i));
       top = std::max(top, p[j]);
     }
     for (int j = 0; j < length; ++j) sum += p[j] = std::exp(p[j] - top);
@@ -331,7 +353,7 @@ std::vector<T> naive_attention(const Matrix& qkv, int first, int length, int siz
 
 // The error against f64 is at most twice that of naive f32 code, and two roundings of the largest value.
 TEST_KERNEL(attention_varlen) {
-  for (const int head_dim : {32, 64, 7, 48, 80}) {
+  for (const auto& [head_dim, is_biased] : kAttentionCases) {
     const int heads = 2, size = heads * head_dim;
     std::vector<int32_t> cu_seqlens{0};
     for (const int length : {1, 2, 5, 63, 64, 65, 130, 3}) cu_seqlens.push_back(cu_seqlens.back() + length);
@@ -340,14 +362,16 @@ TEST_KERNEL(attention_varlen) {
     for (int c = 0; c < 3 * size; ++c) qkv.row(3)[c] *= 20.0f;  // a softmax with one large score
     Matrix context(tokens, size);
     std::vector<float> scratch(attention_scratch(130, head_dim));
-    const AttentionArgs args{qkv.values.data(),     qkv.stride,    size, head_dim, cu_seqlens.data(),
-                             context.values.data(), context.stride};
+    const PositionBias bias(heads, is_biased);
+    const AttentionArgs args{qkv.values.data(), qkv.stride,        size,
+                             head_dim,          cu_seqlens.data(), context.values.data(),
+                             context.stride,    bias.data(),       PositionBias::kMaxDistance};
     for (size_t s = 0; s + 1 < cu_seqlens.size(); ++s)
       for (int head = 0; head < heads; ++head) {
         table.attention_varlen(args, static_cast<int>(s), head, scratch.data());
         const int first = cu_seqlens[s], length = cu_seqlens[s + 1] - first;
-        const auto exact = naive_attention<double>(qkv, first, length, size, head_dim, head);
-        const auto naive = naive_attention<float>(qkv, first, length, size, head_dim, head);
+        const auto exact = naive_attention<double>(qkv, first, length, size, head_dim, head, bias);
+        const auto naive = naive_attention<float>(qkv, first, length, size, head_dim, head, bias);
         double naive_error = 0, error = 0, largest_value = 0;
         for (int i = 0; i < length; ++i)
           for (int d = 0; d < head_dim; ++d) {
@@ -370,7 +394,7 @@ TEST_KERNEL(attention_varlen) {
 // Attention by the contract of attention_dtype s8: edgebert/quant.py attention_u8s8_f32, written out. A code of
 // the softmax may fall one off where exp2 and std::exp differ in the last place: two such flips a row are allowed.
 TEST_KERNEL(attention_varlen_u8s8) {
-  for (const int head_dim : {32, 64, 7, 48, 80}) {
+  for (const auto& [head_dim, is_biased] : kAttentionCases) {
     const int heads = 2, size = heads * head_dim;
     std::vector<int32_t> cu_seqlens{0};
     for (const int length : {1, 2, 5, 15, 16, 17, 63, 64, 65, 130}) cu_seqlens.push_back(cu_seqlens.back() + length);
@@ -378,8 +402,10 @@ TEST_KERNEL(attention_varlen_u8s8) {
     for (int c = 0; c < 3 * size; ++c) qkv.row(4)[c] = 0.0f;
     Matrix context(cu_seqlens.back(), size);
     std::vector<float> scratch(attention_scratch(130, head_dim), NAN);
-    const AttentionArgs args{qkv.values.data(),     qkv.stride,    size, head_dim, cu_seqlens.data(),
-                             context.values.data(), context.stride};
+    const PositionBias bias(heads, is_biased);
+    const AttentionArgs args{qkv.values.data(), qkv.stride,        size,
+                             head_dim,          cu_seqlens.data(), context.values.data(),
+                             context.stride,    bias.data(),       PositionBias::kMaxDistance};
     for (size_t s = 0; s + 1 < cu_seqlens.size(); ++s)
       for (int head = 0; head < heads; ++head) {
         table.attention_varlen_u8s8(args, static_cast<int>(s), head, scratch.data());
@@ -407,6 +433,7 @@ TEST_KERNEL(attention_varlen_u8s8) {
             int acc = 0;
             for (int d = 0; d < head_dim; ++d) acc += codes[0][i * head_dim + d] * codes[1][j * head_dim + d];
             score[j] = static_cast<double>(acc) * scale[1][j] * scale[0][i] / std::sqrt(static_cast<double>(head_dim));
+            score[j] += bias.at(head, j - i);
             top = std::max(top, score[j]);
           }
           double largest_value = 0;

@@ -1,8 +1,9 @@
-// attention_varlen: softmax(Q K^T / sqrt(head_dim)) V for one head of one sequence, straight from the packed qkv rows.
-// Oracle: edgebert/backends/numpy_ops.py attention_varlen.
+// attention_varlen: softmax(Q K^T / sqrt(head_dim) + bias) V for one head of one sequence, straight from the packed qkv
+// rows. Oracle: edgebert/backends/numpy_ops.py attention_varlen.
 //
 // K is transposed once into scratch; then for each tile of queries a whole row of scores fits the cache, so the softmax
-// needs no rescaling. Every score and every output is one chain of fused multiply-adds, ascending.
+// needs no rescaling. Every score and every output is one chain of fused multiply-adds, ascending. A bias by distance
+// is laid out once for the sequence's length, so that each query's is a row of it.
 #pragma once
 
 #include "cpu/generic/linear-inl.h"
@@ -27,6 +28,29 @@ inline void transpose_keys(const float* k, int stride, int length, int head_dim,
       load_transposed(k + static_cast<size_t>(j) * stride + d, stride, length - j, head_dim - d, block);
       for (int i = 0; i < 16; ++i) store(keys + static_cast<size_t>(d + i) * keys_stride + j, block[i]);
     }
+}
+
+// A head's bias by distance for one sequence, in units of 2**x: row(i)[j] is that of query i and key j, for j up to
+// `length` padded to 16. Linear in the length.
+struct PositionBias {
+  const float* zero = nullptr;  // of distance 0; nullptr: there is no bias
+
+  PositionBias(const AttentionArgs& args, int head, int length, float* scratch) {
+    if (!args.position_bias) return;
+    const int farthest = args.max_distance;
+    const float* bias = args.position_bias + static_cast<size_t>(head) * (2 * farthest + 1) + farthest;
+    const int last = round_up(length, 16);
+    for (int d = 1 - length; d < last; ++d)
+      scratch[d + length - 1] = 1.44269504f * bias[d < -farthest ? -farthest : d > farthest ? farthest : d];
+    zero = scratch + length - 1;
+  }
+  explicit operator bool() const { return zero != nullptr; }
+  const float* row(int query) const { return zero - query; }
+};
+
+// scores[j] = scale2 * scores[j] + bias[j]
+inline void add_bias_row(float* scores, int length, F32x16 scale2, const float* bias) {
+  for (int j = 0; j < length; j += 16) store(scores + j, fma(load(scores + j), scale2, load(bias + j)));
 }
 
 // Replaces scores[0 .. length) by 2**(scale2 * (score - the largest score)); returns 1 / their sum.
@@ -95,6 +119,7 @@ inline void attention_varlen(const AttentionArgs& args, int sequence, int head, 
   float* context = args.context + static_cast<size_t>(first) * args.context_stride + head * head_dim;
   float* keys = scratch;
   float* scores = scratch + static_cast<size_t>(padded) * round_up(head_dim, 16);
+  const PositionBias bias(args, head, length, scores + static_cast<size_t>(kTileRows) * padded);
   transpose_keys(k, stride, length, head_dim, keys, padded);
   const F32x16 scale2 = set1(1.44269504f / __builtin_sqrtf(static_cast<float>(head_dim)));  // log2(e) / sqrt(d)
   for (int i = 0; i < length; i += kTileRows) {
@@ -102,8 +127,11 @@ inline void attention_varlen(const AttentionArgs& args, int sequence, int head, 
       constexpr int kRows = decltype(tag)::value;
       float inv_sums[kRows];
       query_key_tile<kRows>(q + static_cast<size_t>(i) * stride, stride, head_dim, keys, padded, length, scores);
-      for (int m = 0; m < kRows; ++m)
-        inv_sums[m] = softmax_row(scores + static_cast<size_t>(m) * padded, length, scale2);
+      for (int m = 0; m < kRows; ++m) {
+        float* const row = scores + static_cast<size_t>(m) * padded;
+        if (bias) add_bias_row(row, length, scale2, bias.row(i + m));
+        inv_sums[m] = softmax_row(row, length, bias ? set1(1.0f) : scale2);
+      }
       score_value_tile<kRows>(scores, padded, inv_sums, v, stride, length, head_dim,
                               context + static_cast<size_t>(i) * args.context_stride, args.context_stride);
     });

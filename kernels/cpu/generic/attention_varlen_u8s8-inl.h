@@ -28,6 +28,7 @@ struct PackedKeysValues {
   int8_t* values;                    // [padded / 4][padded_dim][4]
   uint8_t* query_codes;              // [kTileRows][padded_dim]
   float* scores;                     // [kTileRows][padded]; then each row's codes, at its beginning
+  float* position_bias;              // [length - 1 + padded]
 
   PackedKeysValues(int length, int head_dim, float* scratch)
       : length(length), head_dim(head_dim), padded(round_up(length, 16)), padded_dim(round_up(head_dim, 16)) {
@@ -45,6 +46,7 @@ struct PackedKeysValues {
     values = reinterpret_cast<int8_t*>(take(product));
     query_codes = reinterpret_cast<uint8_t*>(take(kTileRows * padded_dim / 4));
     scores = take(static_cast<size_t>(kTileRows) * padded);
+    position_bias = scratch;
   }
 
   void pack_keys(const float* k, int stride) {
@@ -131,6 +133,19 @@ struct PackedKeysValues {
     for (int m = 0; m < kRows; ++m) top[m] = reduce_max(tops[m]);
   }
 
+  // The scores with their bias, in units of 2**x: scale2_of becomes 1, and top[m] the largest of row m once more.
+  template <int kRows>
+  void add_bias(const PositionBias& bias, int first_query, float* scale2_of, float* top) const {
+    for (int m = 0; m < kRows; ++m) {
+      float* const row = scores + static_cast<size_t>(m) * padded;
+      add_bias_row(row, padded, set1(scale2_of[m]), bias.row(first_query + m));
+      F32x16 tops = set1(-3.0e38f);
+      for (int j = 0; j < padded; j += 16) tops = max(tops, load(row + j));
+      top[m] = reduce_max(tops);
+      scale2_of[m] = 1.0f;
+    }
+  }
+
   // Codes of the scores: round(255 * 2**(scale2[m] * (score - top[m]))); inv_sums[m] = 1 / their sum.
   template <int kRows>
   void softmax_codes(const float* top, const float* scale2, float* inv_sums) const {
@@ -188,6 +203,7 @@ inline void attention_varlen_u8s8(const AttentionArgs& args, int sequence, int h
   PackedKeysValues packed(length, head_dim, scratch);
   packed.pack_keys(q + args.attention_size, stride);
   packed.pack_values(q + 2 * args.attention_size, stride);
+  const PositionBias bias(args, head, length, packed.position_bias);
   const float scale2 = 1.44269504f / __builtin_sqrtf(static_cast<float>(head_dim));  // log2(e) / sqrt(d)
   for (int i = 0; i < length; i += kTileRows) {
     with_rows<kTileRows>(min_of(kTileRows, length - i), [&](auto tag) {
@@ -197,6 +213,7 @@ inline void attention_varlen_u8s8(const AttentionArgs& args, int sequence, int h
         scale2_of[m] = scale2 * packed.quantize_query(q + static_cast<size_t>(i + m) * stride,
                                                       packed.query_codes + static_cast<size_t>(m) * packed.padded_dim);
       packed.multiply_keys<kRows>(top);
+      if (bias) packed.add_bias<kRows>(bias, i, scale2_of, top);
       packed.softmax_codes<kRows>(top, scale2_of, inv_sums);
       packed.multiply_values<kRows>(inv_sums, context + static_cast<size_t>(i) * args.context_stride,
                                     args.context_stride);

@@ -473,7 +473,7 @@ void test_linear_f32(int rows, int inputs, int outputs, DType x_dtype, Activatio
 // ---- Attention
 // -------------------------------------------------------------------------------------------------------
 
-void test_attention(const std::vector<int>& lengths, int num_heads, int head_dim, DType dtype) {
+void test_attention(const std::vector<int>& lengths, int num_heads, int head_dim, DType dtype, bool is_biased = false) {
   std::vector<int32_t> cu_seqlens{0};
   for (const int length : lengths) cu_seqlens.push_back(cu_seqlens.back() + length);
   const int tokens = cu_seqlens.back(), size = num_heads * head_dim;
@@ -484,8 +484,11 @@ void test_attention(const std::vector<int>& lengths, int num_heads, int head_dim
   const Matrix qkv(tokens, 3 * size, dtype, values);
   const Buffer<int32_t> device_seqlens(cu_seqlens);
   const Matrix context(tokens, size, dtype);
-  const AttentionArgs args{qkv.view, device_seqlens.data(), static_cast<int>(lengths.size()), longest, num_heads,
-                           head_dim, context.view};
+  constexpr int kMaxDistance = 20;
+  const Values bias = random_values(static_cast<size_t>(num_heads) * (2 * kMaxDistance + 1), 2.0f);
+  const Buffer<float> device_bias(bias);
+  AttentionArgs args{qkv.view, device_seqlens.data(), static_cast<int>(lengths.size()),         longest,     num_heads,
+                     head_dim, context.view,          is_biased ? device_bias.data() : nullptr, kMaxDistance};
   const Values got = run_twice([&] { return attention_varlen(args, nullptr); }, [&] { return context.values(); });
 
   std::vector<double> expected(got.size());
@@ -497,7 +500,9 @@ void test_attention(const std::vector<int>& lengths, int num_heads, int head_dim
           double score = 0;
           for (int d = 0; d < head_dim; ++d)
             score += static_cast<double>(qkv.at(i, head * head_dim + d)) * qkv.at(j, size + head * head_dim + d);
-          weights.push_back(score / std::sqrt(static_cast<double>(head_dim)));
+          const int place = kMaxDistance + std::clamp(j - i, -kMaxDistance, kMaxDistance);
+          weights.push_back(score / std::sqrt(static_cast<double>(head_dim)) +
+                            (is_biased ? bias[head * (2 * kMaxDistance + 1) + place] : 0.0));
         }
         const double top = *std::max_element(weights.begin(), weights.end());
         double sum = 0;
@@ -515,9 +520,12 @@ void test_attention(const std::vector<int>& lengths, int num_heads, int head_dim
   const Buffer<int32_t> device_one(one);
   const int first = tokens - lengths.back();
   const Matrix alone(lengths.back(), size, dtype);
-  const AttentionArgs of_one{qkv.from_row(first), device_one.data(), 1,         lengths.back() + 70,
-                             num_heads,           head_dim,          alone.view};
-  CHECK(attention_varlen(of_one, nullptr) == cudaSuccess);
+  args.qkv = qkv.from_row(first);
+  args.cu_seqlens = device_one.data();
+  args.num_sequences = 1;
+  args.max_seqlen = lengths.back() + 70;
+  args.context = alone.view;
+  CHECK(attention_varlen(args, nullptr) == cudaSuccess);
   CHECK(same_bits(alone.values(), Values(got.begin() + static_cast<std::ptrdiff_t>(first) * size, got.end())));
 }
 
@@ -562,5 +570,6 @@ int main() {
     test_attention({1, 65, 2, 64, 97, 63}, head_dim == 32 ? 2 : 1, head_dim, kF16);
   test_attention({130, 3}, 3, 64, kBF16);
   test_attention({66, 17}, 3, 7, kBF16);
+  test_attention({1, 65, 30, 97}, 2, 32, kF16, true);
   return 0;
 }
