@@ -21,6 +21,6 @@ endif()
 
 set(CMAKE_SHARED_LINKER_FLAGS_INIT -s)
 set(CMAKE_EXE_LINKER_FLAGS_INIT -s)
-set(CMAKE_CXX_STANDARD_LIBRARIES_INIT ${CMAKE_CURRENT_LIST_DIR}/zig_runtime.cc) # zig links sources too
+set(CMAKE_CXX_STANDARD_LIBRARIES ${CMAKE_CURRENT_LIST_DIR}/zig_runtime.cc CACHE STRING "") # zig links sources too
 set(CMAKE_C_COMPILER ${ZIG} cc -target ${EDGEBERT_TARGET})
 set(CMAKE_CXX_COMPILER ${ZIG} c++ -target ${EDGEBERT_TARGET})
