@@ -68,6 +68,7 @@ FAMILIES = {
     "roberta": "Roberta",
     "xlm-roberta": "XLMRoberta",
     "camembert": "Camembert",
+    "mpnet": "MPNet",
 }
 
 
@@ -192,6 +193,9 @@ def list_word_pieces() -> Iterator[Variant]:
         for name in (None, "DistilBertTokenizer", "ElectraTokenizer", "BertTokenizer", "PreTrainedTokenizerFast"):
             for kind, files in (("json", json_file), ("json cased", cased), ("vocab", vocab_file)):
                 yield Variant(f"{family}, {name or 'no class'}, {kind}", family, with_settings(files, **of_class(name)))
+    for name in (None, "MPNetTokenizer"):
+        mpnet = {"tokenizer.json": mpnet_word_piece()}
+        yield Variant(f"mpnet, {name or 'no class'}, json", "mpnet", with_settings(mpnet, **of_class(name)))
     left = {"direction": "Left", "max_length": 12, "strategy": "LongestFirst", "stride": 0}
     fixed = {"strategy": {"Fixed": 16}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0}
     changes: dict[str, Any] = {
@@ -463,6 +467,21 @@ def word_piece(lowercase: bool = True, has_template: bool = True, prefix: str = 
             pair="[CLS] $A [SEP] $B:1 [SEP]:1",
             special_tokens=[(token, vocab[token]) for token in ("[CLS]", "[SEP]")],
         )
+    return dict(json.loads(tokenizer.to_str()))
+
+
+def mpnet_word_piece() -> dict[str, Any]:
+    """A WordPiece tokenizer's JSON, laid out as MPNet's."""
+    from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
+
+    special = ["<s>", "<pad>", "</s>", "[UNK]"]
+    pieces = dict.fromkeys([*special, "<mask>", *(piece for piece in word_pieces() if piece[:1] + piece[-1:] != "[]")])
+    vocab = {token: i for i, token in enumerate(pieces)}
+    tokenizer = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.add_special_tokens([*special, AddedToken("<mask>", lstrip=True, special=True)])
+    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), True, False)
     return dict(json.loads(tokenizer.to_str()))
 
 

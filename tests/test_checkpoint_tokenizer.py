@@ -54,6 +54,8 @@ VARIANTS = {
     "PreTrainedTokenizerFast, json cased": False,
     "TokenizersBackend, json, strip_accents False": False,
     "MPNetTokenizer, json": False,
+    "mpnet, no class, json": True,
+    "mpnet, MPNetTokenizer, json": True,
     "electra, no class, json cased": True,
     "distilbert, PreTrainedTokenizerFast, json": True,
     "BertTokenizer, other normalizer in json": False,
@@ -118,7 +120,7 @@ def test_refuses_by_name_what_it_cannot_read_alone(parity: Any, tmp_path: Path) 
         load_checkpoint(tmp_path / folder)
 
 
-@pytest.mark.parametrize("family", ["bert", "distilbert", "electra", "roberta", "xlm-roberta", "camembert"])
+@pytest.mark.parametrize("family", ["bert", "distilbert", "electra", "roberta", "xlm-roberta", "camembert", "mpnet"])
 def test_mutated_configurations(family: str, parity: Any, tmp_path: Path) -> None:
     """Each is exported with transformers' outputs, or refused with an error of ours."""
     mutations = list(parity.list_mutations(tmp_path / "models", 15))

@@ -98,7 +98,7 @@ def test_fp32_equals_transformers(case: Case, tmp_path: Path) -> None:
 def test_distances_of_long_texts_are_bucketed_as_in_transformers(tmp_path: Path) -> None:
     """All distances up to beyond those that have a bucket of their own, on either side."""
     model = make_checkpoint(tmp_path, "mpnet", max_position_embeddings=310)
-    batch = random_batch(model, (300, 1, 129))
+    batch = random_batch(model, (300, 5, 129, 3, 2))
     found = run_oracle(load_checkpoint(tmp_path, task="embedding:none"), batch)
     assert_close(found, run_transformers(model, batch))
     change_config(tmp_path, relative_attention_num_buckets=64)
