@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from test_rooms import ROOMS
 
 import edgebert
 from edgebert import cli
@@ -180,7 +181,10 @@ def test_python_import_rules(path: Path) -> None:
         assert not [
             module for module in own_on_import if module.startswith(("backends.numba_cpu_", "backends.numba_cuda_ops"))
         ]
-    if not name.startswith("compress."):
+    if name.startswith("integrations"):
+        below = set(ROOMS[: ROOMS.index("model") + 1]) | {"integrations", ""}
+        assert {module.split(".")[0] for module in own} <= below
+    elif not name.startswith("compress."):
         assert not others_on_import & HEAVY, "heavy packages are imported inside functions"
     if name in PLAIN or name == "artifact.reader":
         assert others <= {"numpy"}

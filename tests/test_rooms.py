@@ -17,7 +17,7 @@ PACKAGE = Path(edgebert.__file__).parent
 ROOMS = (
     "errors", "files", "quant", "batch", "report", "printing", "turns", "artifact", "backends", "tokenizer", "tasks",
     "runner", "model", "checkpoints", "exporting", "doctor", "demo", "scoring", "bench", "compress", "commands", "cli",
-    "__main__",
+    "__main__", "integrations",
 )  # fmt: skip
 
 

@@ -1,0 +1,93 @@
+"""EdgeBERT inside other libraries: one module each, imported by its name. None of the libraries is a dependency."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgebert.artifact.reader import find_model_file
+from edgebert.errors import BackendUnavailableError, InvalidInputError
+from edgebert.model import Model, load
+
+Source = str | os.PathLike[str] | Model
+
+# Module -> its library's name on PyPI, the first release that fits, and the first that does not. The extra of that name
+# in pyproject.toml says the same.
+LIBRARIES = {
+    "sentence_transformers": ("sentence-transformers", "5.7", "7"),
+    "sklearn": ("scikit-learn", "1.6", "2"),
+    "transformers": ("transformers", "4.57", "6"),
+}
+
+
+def need_library(module: str) -> None:
+    """See that the library of a module is installed, in a release that fits.
+
+    Args:
+        module: the name of one of this package's modules, `__name__` there.
+
+    Raises:
+        BackendUnavailableError: it is not; says what fits and how it is installed.
+    """
+    name, first, last = LIBRARIES[module.rpartition(".")[2]]
+    try:
+        found = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        found = "none"
+    if found == "none" or not _numbers(first) <= _numbers(found) < _numbers(last):
+        raise BackendUnavailableError(
+            f"{module} needs {name} from release {first} to before {last}, found {found}: "
+            f"pip install 'edgebert[{name}]'"
+        )
+
+
+def _numbers(release: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", release)[:3]]
+
+
+def take_model(model: Source, task: str | None = None, **options: Any) -> Model:
+    """A model that reads texts, and answers `task` where one is given: loaded from a path, or as it was given.
+
+    Args:
+        model: a model file, or what `edgebert.load` returned.
+        task: as for `Model.__call__`.
+        **options: of `edgebert.load`.
+
+    Raises:
+        EdgeBertError: as `edgebert.load`; InvalidInputError where the head does not fit, or the file has no tokenizer.
+    """
+    if isinstance(model, Model):
+        if options:
+            raise InvalidInputError(f"{', '.join(options)}: this model is loaded already, give these to edgebert.load")
+    else:
+        model = load(model, **options)
+    if task is not None:
+        model.choose_task(task)
+    if model.tokenizer is None:
+        raise InvalidInputError("the file has no tokenizer, and texts need one: export it from a folder that has one")
+    return model
+
+
+def copy_file(model: Model, folder: str | os.PathLike[str]) -> None:
+    """Copy a model's file into a folder, as `model.onnx`; nothing if it is there already."""
+    source, target = find_model_file(model.arguments[0]), Path(folder) / "model.onnx"
+    if not (target.exists() and target.samefile(source)):
+        shutil.copyfile(source, target)
+
+
+def score_labels(model: Model, texts: list[Any], function_to_apply: str | None = None) -> NDArray[np.float32]:
+    """Scores of text classification in the order of the file's labels: f32 [n, labels]."""
+    places = {label: i for i, label in enumerate(model.spec.labels)}
+    scores = np.zeros((len(texts), len(places)), np.float32)
+    answers = model(texts, task="text-classification", top_k=None, function_to_apply=function_to_apply)
+    for row, found in zip(scores, answers, strict=True):
+        for entry in found:
+            row[places[entry["label"]]] = entry["score"]
+    return scores
