@@ -38,7 +38,7 @@ def load(
         path: a file written by `edgebert export`, or a folder that holds it as `model.onnx`.
         backend: "auto" (the best one usable here), "native", "numba", "onnxruntime" or "numpy".
         device: "cpu", "cuda" or "cuda:n"; the model runs there or is not loaded.
-        threads: CPU threads; None takes the CPUs that this process may use.
+        threads: CPU threads of all calls together; None takes the CPUs that this process may use.
         verify: compare the file's content, weights and tokenizer too, with its hash, which reads all of it once more.
         public_key: verify, and take the file only if it is signed with this key: the 64 hexadecimal digits that
             `edgebert sign` prints, or the path of a PEM file.

@@ -10,6 +10,7 @@ import sys
 import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from test_rooms import ROOMS
@@ -65,11 +66,14 @@ def test_readme_example_prints_what_it_says(
 def test_the_example_of_the_python_page_runs(
     make_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    [code] = _blocks(ROOT / "docs" / "python.md", "python")
+    code, service = _blocks(ROOT / "docs" / "python.md", "python")
     make_file("model.onnx")
     monkeypatch.chdir(tmp_path)
-    exec(compile(code, "python.md", "exec"), {})
+    names: dict[str, Any] = {}
+    exec(compile(code, "python.md", "exec"), names)
     assert "(2, 24) {'last_hidden_state': (5, 24), 'sentence_embedding': (2, 24)}" in capsys.readouterr().out
+    exec(compile(service, "python.md", "exec"), names)
+    assert [row.tobytes() for row in names["found"]] == [row.tobytes() for row in names["rows"]] * 8
 
 
 def test_the_example_of_the_c_page_compiles(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from edgebert.backends import native
 from edgebert.backends.cpus import usable_cpus
 from edgebert.batch import PackedBatch
 from edgebert.errors import BackendUnavailableError, EdgeBertError, InvalidInputError, ModelFormatError
+from edgebert.model import load
 
 SMALL = {"layers": ((2, 3, 5), (0, 3, 7)), "hidden": 6, "vocab_size": 11, "num_positions": 9}
 
@@ -210,6 +212,31 @@ def test_threads_of_the_caller_share_a_model(data: bytes) -> None:
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+def test_callers_at_once_hold_no_more_memory_than_threads(make_file: Callable[..., Path]) -> None:
+    """However many call: a place for each run that has a thread of its own, of the size it has with one thread."""
+    path = make_file(hidden=64, layers=((2, 32, 128),))
+    shared, alone, single = (native.load(path, threads=threads) for threads in (2, 2, 1))
+    batches = [random_batch(shared.spec, [32] * 12, seed=i) for i in range(8)]
+    expected = [alone.run(batch, ["last_hidden_state"])["last_hidden_state"] for batch in batches]
+    for batch in batches:
+        single.run(batch, ["last_hidden_state"])
+
+    def work(batch: PackedBatch) -> bytes:
+        return b"".join(shared.run(batch, ["last_hidden_state"])["last_hidden_state"].tobytes() for _ in range(20))
+
+    with ThreadPoolExecutor(8) as callers:
+        found = list(callers.map(work, batches))
+    assert found == [values.tobytes() * 20 for values in expected]
+    assert 0 < shared.workspace_bytes <= alone.workspace_bytes + 2 * single.workspace_bytes
+
+
+def test_more_threads_than_cpus_are_said(make_file: Callable[..., Path]) -> None:
+    path, cpus = make_file(), usable_cpus()
+    for backend in ("native", "auto"):
+        assert "more than" not in repr(load(path, backend, threads=cpus))
+        assert f"{cpus + 1} threads, more than the {cpus} CPU" in repr(load(path, backend, threads=cpus + 1))
 
 
 def resident_bytes() -> int:

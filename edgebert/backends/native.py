@@ -95,7 +95,10 @@ class _Arguments:
 
 
 class NativeBackend(Backend):
-    """A model in the C++ engine. Runs take turns; on CPUs a child may use it too, even one forked during a run."""
+    """A model in the C++ engine. On CPUs a child may use it too, even one forked during a run.
+
+    Runs of several threads go on side by side, on `threads` threads together; on GPUs they take turns.
+    """
 
     name = "native"
     chooses_tokens = True

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edgebert.artifact.reader import Artifact, read_artifact
+from edgebert.backends.cpus import usable_cpus
 from edgebert.errors import BackendUnavailableError, InvalidInputError, UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -91,6 +92,8 @@ def _load_best(artifact: Artifact, device: str, threads: int | None) -> Backend:
 
 def _load(artifact: Artifact, name: str, device: str, threads: int | None) -> Backend:
     loaded: Backend = import_module(BACKENDS[name].module).load(artifact, device, threads)
+    if device == "cpu" and (threads or 0) > (cpus := usable_cpus()):
+        loaded.detail += f", more than the {cpus} CPU{'s' if cpus > 1 else ''} that this process may use"
     return loaded
 
 

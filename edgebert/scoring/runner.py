@@ -25,8 +25,7 @@ from edgebert.scoring.writers import WRITERS, Part, Writer, make_part
 
 ROWS_PER_PART = 8192
 
-# Threads that score a window each. They take turns on the model, which uses all CPUs for one micro-batch at a time:
-# while it computes for one window, others are tokenized and made into parts.
+# Threads that score a window each: while the model computes for one window, others are tokenized and made into parts.
 _WORKERS = 2
 _WAITING = 1  # windows read ahead
 

@@ -8,6 +8,7 @@
 #include "engine/encoder.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <functional>
 #include <map>
@@ -30,6 +31,7 @@ namespace edgebert {
 namespace {
 
 constexpr int kMicroBatchTokens = 96;    // at most, of short sequences that run on one thread together
+constexpr int kShortRunTokens = 192;     // on one thread some 1 ms, of a small model
 constexpr int kHeadRows = 24;            // that a head computes at once: they may be as wide as the vocabulary
 static_assert(kHeadRows <= kBlockRows);  // their codes lie in a block's
 
@@ -95,7 +97,7 @@ struct Slice {
 // as it is once the largest of each was seen.
 struct Workspace {
   AlignedBytes memory;
-  size_t capacity = 0;
+  size_t capacity = 0;  // bytes
   int tokens = 0, sequences = 0, max_seqlen = 0;
 
   float *hidden, *qkv, *context;  // [tokens]
@@ -128,33 +130,31 @@ class Encoder::Impl {
   const EncoderSpec& spec() const { return spec_; }
   const char* isa() const { return kernels_.isa; }
   int num_threads() const { return num_threads_; }
-  size_t workspace_bytes() {
-    Workplace& here = workplace();
-    const Lock turn(here.mutex);
-    size_t bytes = 0;
-    for (const Workspace& workspace : here.workspaces) bytes += workspace.capacity;
-    return bytes;
-  }
+  size_t workspace_bytes() { return workplace().bytes; }
 
  private:
   struct Loader;
   struct Pass;
 
-  // What a run writes to, which runs use one after another; the rest of a model never changes.
-  struct Workplace {
-    explicit Workplace(int num_threads) : pool(num_threads), workspaces(1 + num_threads) {}
-
-    Mutex mutex;
-    ThreadPool pool;
+  // What a run writes to, made when a run is the first at its place and used again by later ones.
+  struct Desk {
     std::vector<Workspace> workspaces;  // the team's, then each thread's own
     std::vector<Slice> slices;
+  };
+  // All that changes of a model: what runs of several threads at once need.
+  struct Workplace {
+    explicit Workplace(int num_threads) : pool(num_threads), desks(static_cast<size_t>(num_threads)) {}
+
+    ThreadPool pool;
+    std::vector<std::unique_ptr<Desk>> desks;  // by the place of a turn
+    std::atomic<size_t> bytes{0};              // of all workspaces
   };
 
   Workplace& workplace() {
     return workplace_.get([this] { return std::make_unique<Workplace>(num_threads_); });
   }
   void place(Workspace& workspace, const eb_batch& batch, const Slice& slice) const;
-  void reserve(Workspace& workspace, int tokens, int sequences, int max_seqlen, int threads) const;
+  void reserve(Workspace& workspace, int tokens, int sequences, int max_seqlen, int threads);
 
   const EncoderSpec spec_;
   const KernelTable& kernels_;
@@ -286,7 +286,7 @@ Encoder::Impl::Impl(const EncoderSpec& spec, const EncoderWeights& weights, cons
 
 // ---- Workspace --------------------------------------------------------------------------------------------------
 
-void Encoder::Impl::reserve(Workspace& workspace, int tokens, int sequences, int max_seqlen, int threads) const {
+void Encoder::Impl::reserve(Workspace& workspace, int tokens, int sequences, int max_seqlen, int threads) {
   tokens = std::max({workspace.tokens, tokens, kMicroBatchTokens});  // so that small batches make it grow once
   sequences = std::max(workspace.sequences, sequences);
   max_seqlen = std::max(workspace.max_seqlen, max_seqlen);
@@ -316,10 +316,13 @@ void Encoder::Impl::reserve(Workspace& workspace, int tokens, int sequences, int
   const size_t at_scratch = place(scratch_stride * threads * sizeof(float));
 
   if (total > workspace.capacity) {
+    std::atomic<size_t>& bytes = workplace().bytes;
+    bytes -= workspace.capacity;
     workspace.memory.reset();
     workspace.capacity = 0;
     workspace.memory = allocate_aligned(total, 64);
     workspace.capacity = total;
+    bytes += total;
     workspace.tokens = tokens;
     workspace.sequences = sequences;
     workspace.max_seqlen = max_seqlen;
@@ -638,15 +641,20 @@ struct Encoder::Impl::Pass {
 // ---- Running ------------------------------------------------------------------------------------------------------
 
 void Encoder::Impl::run(const eb_batch& batch, const eb_output* outputs, int num_outputs) {
-  const int threads = num_threads_;
+  const int total = batch.cu_seqlens[batch.num_sequences];
   Workplace& here = workplace();
-  const Lock turn(here.mutex);
+  ThreadPool::Turn turn(here.pool, total <= kShortRunTokens);
+  const int threads = turn.num_threads();
+  std::unique_ptr<Desk>& own = here.desks[static_cast<size_t>(turn.place())];
+  if (!own) own = std::make_unique<Desk>();
+  Desk& desk = *own;
+  if (desk.workspaces.size() < static_cast<size_t>(1 + threads))
+    desk.workspaces.resize(static_cast<size_t>(1 + threads));
   // Slices of about equal size, as many for one thread as for another if the sequences' lengths allow that. Of few
   // tokens there are fewer slices than threads.
-  const int total = batch.cu_seqlens[batch.num_sequences];
   const int least = (total + kMicroBatchTokens - 1) / kMicroBatchTokens, wanted = round_up(least, threads);
   const int slice_tokens = least < threads ? kMicroBatchTokens : (total + wanted - 1) / wanted;
-  std::vector<Slice>& slices = here.slices;
+  std::vector<Slice>& slices = desk.slices;
   slices.clear();
   int largest_tokens = 0, largest_sequences = 0, max_seqlen = 0;
   for (int s = 0; s < batch.num_sequences; ++s) {
@@ -667,7 +675,7 @@ void Encoder::Impl::run(const eb_batch& batch, const eb_output* outputs, int num
     together = {first.first_sequence, batch.num_sequences - first.first_sequence, first.first_token,
                 batch.cu_seqlens[batch.num_sequences] - first.first_token};
   }
-  std::vector<Workspace>& workspaces = here.workspaces;
+  std::vector<Workspace>& workspaces = desk.workspaces;
   // Room for any arrangement of slices of these sizes, so that memory does not grow with another batch of them.
   if (threads > 1)
     reserve(workspaces[0], (threads - 1) * largest_tokens, (threads - 1) * largest_sequences, max_seqlen, threads);
@@ -685,7 +693,7 @@ void Encoder::Impl::run(const eb_batch& batch, const eb_output* outputs, int num
     });
     if (together.num_sequences) Pass{*this, team, workspaces[0], batch, together, outputs, num_outputs}.run();
   };
-  here.pool.run(std::cref(body));  // a reference: a copy would be allocated
+  turn.run(std::cref(body));  // a reference: a copy would be allocated
 }
 
 Encoder::Encoder(std::string_view bytes, const eb_options& options, std::string_view* tokenizer_json) {

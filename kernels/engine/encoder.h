@@ -20,8 +20,9 @@ class Encoder {
   ~Encoder();
 
   // The batch and the outputs have been checked by the caller (ids, types and lengths in range, names known,
-  // capacities large enough, at least one sequence). Runs of several threads take turns. In a forked child it works on
-  // CPUs as in the parent; with CUDA, whose contexts no fork survives, it throws Error(EB_UNAVAILABLE).
+  // capacities large enough, at least one sequence). Several threads may call it: on CPUs runs go on side by side, with
+  // CUDA they take turns. In a forked child it works on CPUs as in the parent; with CUDA, whose contexts no fork
+  // survives, it throws Error(EB_UNAVAILABLE).
   void run(const eb_batch& batch, const eb_output* outputs, int num_outputs);
 
   const EncoderSpec& spec() const;

@@ -6,7 +6,9 @@
  * Two libraries have it: libedgebert runs on CPUs, libedgebert_cuda on NVIDIA GPUs.
  * Every call returns a status; eb_last_error() gives the message of the last failed call of the calling thread, until
  * that thread's next one fails. What a failed call would have made is NULL, and its result all zero.
- * A model may be used from several threads: runs on one model take turns. A forked child may use and free it too,
+ * A model may be used from several threads, and is freed when no call uses it. Runs go on side by side, on as many
+ * threads together as the model has: one alone on all of them, several on equal parts, and as many at once as there are
+ * threads, while others wait. With libedgebert_cuda they take turns. A forked child may use and free a model too,
  * whatever other threads were doing at the fork; with libedgebert_cuda it gets EB_UNAVAILABLE, and must load its own.
  */
 #ifndef EDGEBERT_H_
@@ -44,7 +46,7 @@ typedef struct eb_model eb_model;
 
 typedef struct eb_options {
   const char* isa;           /* NULL: EDGEBERT_FORCE_ISA if set, else the best this CPU has */
-  int32_t num_threads;       /* 0: the CPUs this process may use (affinity, cgroup quota) */
+  int32_t num_threads;       /* of all runs together; 0: the CPUs this process may use (affinity, cgroup quota) */
   int32_t device;            /* libedgebert_cuda: which GPU; libedgebert: 0 */
   int32_t verify;            /* 1: compare the file's content, weights and tokenizer too, with its hash; a file
                                 without one is refused */
@@ -92,7 +94,7 @@ EB_API void eb_free(eb_model* model);
 
 EB_API const char* eb_model_isa(const eb_model* model);
 EB_API int32_t eb_model_threads(const eb_model* model);
-/* Bytes the model holds for activations; flat once the largest batch was seen. */
+/* Bytes the model holds for activations; flat once the largest batch was seen, and as many runs at once. */
 EB_API size_t eb_model_workspace_bytes(const eb_model* model);
 EB_API eb_status eb_run(eb_model* model, const eb_batch* batch, eb_output* outputs, int32_t num_outputs);
 
@@ -236,8 +238,8 @@ typedef struct eb_session_options {
 /* A session is one caller's place at a model: its settings, and all memory between texts and answers. What a call
  * returns is the session's, valid until its next call or eb_session_free. Once the largest input was seen, a call
  * allocates nothing, but for characters that its tokenizer must normalize and has not met. One thread at a time may
- * call a session; each thread, its own session. Tokenizing runs side by side; the model's runs take turns, each on all
- * of its threads. A session is freed before its model, and a forked child opens sessions of its own.
+ * call a session; each thread, its own session, and they work side by side. A session is freed before its model, and a
+ * forked child opens sessions of its own.
  *
  * Where the file has no tokenizer or one that is refused, opening one gives EB_UNSUPPORTED and the reason;
  * where the model was loaded with ids_only, EB_INVALID_INPUT. */

@@ -5,8 +5,8 @@ import java.util.Collections;
 import java.util.List;
 
 /**
- * One caller's place at a model. Calls from several threads wait for one another: a session for each thread lets them
- * tokenize side by side. Places are in UTF-16 units, as Java counts.
+ * One caller's place at a model. Calls from several threads wait for one another: with a session for each thread they
+ * go on side by side. Places are in UTF-16 units, as Java counts.
  */
 public final class Session implements AutoCloseable {
     /** What becomes of texts that are too long: their end is left out, or windows give one answer. */
