@@ -21,6 +21,7 @@ from edgebert.commands import (
     info,
     run,
     score,
+    serve,
     sign,
     verify,
 )
@@ -29,6 +30,7 @@ from edgebert.errors import EdgeBertError
 COMMANDS = {
     "run": run,
     "score": score,
+    "serve": serve,
     "export": export,
     "compress": compress,
     "check": check,

@@ -149,10 +149,7 @@ class Model:
         given, answers, is_truncated = self._answer(
             name, inputs, options, max_length=max_length, stride=stride, batch_tokens=batch_tokens
         )
-        call = TASKS[name]
-        is_listed = call.is_best_alone and "top_k" not in options and isinstance(given, str)
-        if len(answers) == 1 and (call.unlists or (isinstance(given, call.single) and not is_listed)):
-            answers = answers[0]
+        answers = unlist(name, given, answers, options)
         if return_truncated:
             return answers, is_truncated[0] if isinstance(given, str) else is_truncated
         if num_truncated := np.count_nonzero(is_truncated):
@@ -179,6 +176,19 @@ class Model:
         self, task: str, inputs: Sequence[Any], options: dict[str, Any], **limits: Any
     ) -> tuple[Any, Sequence[Any], Bools]:
         """(the inputs as they were given; an answer an input, as pipelines have it; which inputs were truncated)."""
+        given, items, arguments = self.read_call(task, inputs, options)
+        assert self.tokenizer is not None
+        answers, is_truncated = answer(self.backend, self.tokenizer, task, items, **limits, **arguments)
+        return given, unlist_each(task, answers, options), is_truncated
+
+    def read_call(
+        self, task: str, inputs: Sequence[Any], options: dict[str, Any]
+    ) -> tuple[Any, list[Any], dict[str, Any]]:
+        """(the inputs as they were given; as a list; the arguments of the task's `Options`) of a call, to be answered.
+
+        Raises:
+            InvalidInputError: inputs of another form, an option that the task has not, or a file without a tokenizer.
+        """
         call = TASKS[task]
         if options or len(inputs) != len(call.inputs):
             arguments = _bind(task, inputs, options)
@@ -190,10 +200,7 @@ class Model:
             raise InvalidInputError(
                 "this file has no tokenizer, it takes token ids: use forward(PackedBatch.from_lists(input_ids))"
             )
-        answers, is_truncated = answer(self.backend, self.tokenizer, task, items, **limits, **arguments)
-        if call.unlists or (call.is_best_alone and "top_k" not in options):
-            answers = [found[0] if len(found) == 1 else found for found in answers]
-        return given, answers, is_truncated
+        return given, items, arguments
 
     @overload
     def encode(
@@ -268,6 +275,23 @@ class Model:
             f"{task or self.task} does not fit this file: its head is {self.task}, with the outputs "
             f"{', '.join(self.spec.outputs)}; use {' or '.join([*calls, 'forward(PackedBatch)'])}"
         )
+
+
+def unlist_each(task: str, answers: Sequence[Any], options: dict[str, Any]) -> Sequence[Any]:
+    """An answer an input, those of a single part without the list, where the task's pipeline takes it off."""
+    call = TASKS[task]
+    if call.unlists or (call.is_best_alone and "top_k" not in options):
+        return [found[0] if len(found) == 1 else found for found in answers]
+    return answers
+
+
+def unlist(task: str, given: Any, answers: Sequence[Any], options: dict[str, Any]) -> Any:
+    """The answers to a call, without the list where one input was given and the task's pipeline takes it off."""
+    call = TASKS[task]
+    is_listed = call.is_best_alone and "top_k" not in options and isinstance(given, str)
+    if len(answers) == 1 and (call.unlists or (isinstance(given, call.single) and not is_listed)):
+        return answers[0]
+    return answers
 
 
 @cache

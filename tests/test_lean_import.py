@@ -118,6 +118,17 @@ def third_party(modules: Iterator[str]) -> set[str]:
 def test_nothing_heavy_is_imported_at_load(module: str) -> None:
     if module.startswith("compress/"):
         return
+    if module.startswith("serve/"):
+        modules = set(imports_of(PACKAGE / module, at_load=True))
+        assert third_party(iter(modules)) <= {
+            "numpy",
+            "httptools",
+            "orjson",
+            "prometheus_client",
+            "starlette",
+            "uvicorn",
+        }
+        return
     modules = list(imports_of(PACKAGE / module, at_load=True))
     if module.startswith("integrations/"):  # each is there for one library
         assert third_party(iter(modules)) <= {"numpy", "torch", LIBRARY_NAMES.get(module, Path(module).stem)}
@@ -157,9 +168,12 @@ def test_tasks_import_no_backend(module: str) -> None:
     assert not [name for name in imports_of(PACKAGE / module, at_load=False) if name.startswith("edgebert.backends")]
 
 
-@pytest.mark.parametrize("module", [name for name in MODULES if not name.startswith("compress/")])
-def test_only_commands_import_compress_and_not_at_load(module: str) -> None:
+@pytest.mark.parametrize("room", ["compress", "serve"])
+@pytest.mark.parametrize("module", MODULES)
+def test_only_commands_import_compress_and_serve_and_not_at_load(module: str, room: str) -> None:
+    if module.startswith(f"{room}/"):
+        return
     is_command = module.startswith("commands/")
     assert not [
-        name for name in imports_of(PACKAGE / module, at_load=is_command) if name.startswith("edgebert.compress")
+        name for name in imports_of(PACKAGE / module, at_load=is_command) if name.startswith(f"edgebert.{room}")
     ]

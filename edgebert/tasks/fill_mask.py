@@ -27,7 +27,7 @@ class Options(base.Options):
             vocabulary its first token stands for it, with a warning.
 
     Raises:
-        InvalidInputError: a bad `top_k`.
+        InvalidInputError: a bad `top_k`, or targets that are not texts.
     """
 
     top_k: int = 5
@@ -35,6 +35,8 @@ class Options(base.Options):
 
     def __post_init__(self) -> None:
         check_count("top_k", self.top_k)
+        if self.targets is not None and not isinstance(self.targets, Iterable):
+            raise InvalidInputError(f"targets must be a text or a list of texts, got {type(self.targets).__name__}")
 
 
 def prepare(texts: Sequence[str], tokenizer: Tokenizer, options: Options) -> Prepared:

@@ -91,7 +91,7 @@ def find_function(spec: EncoderSpec, function_to_apply: str | None) -> Callable[
         else:
             is_sigmoid = spec.problem_type == "multi_label_classification" or len(spec.labels) == 1
             name = "sigmoid" if is_sigmoid else "softmax"
-    if name not in FUNCTIONS:
+    if not isinstance(name, str) or name not in FUNCTIONS:
         raise InvalidInputError(f"function_to_apply must be one of {', '.join(FUNCTIONS)}, got {function_to_apply!r}")
     return FUNCTIONS[name]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -41,13 +41,15 @@ class Options(base.Options):
     """
 
     aggregation_strategy: str = "none"
-    ignore_labels: Sequence[str] = ("O",)
+    ignore_labels: Collection[str] = ("O",)
 
     def __post_init__(self) -> None:
         if self.aggregation_strategy not in STRATEGIES:
             raise InvalidInputError(
                 f"aggregation_strategy must be one of {', '.join(STRATEGIES)}, got {self.aggregation_strategy!r}"
             )
+        if not isinstance(self.ignore_labels, Collection):
+            raise InvalidInputError(f"ignore_labels must be a list of labels, got {self.ignore_labels!r:.100}")
         if self.stride is not None and self.aggregation_strategy == "none":
             raise InvalidInputError(
                 "stride needs an aggregation_strategy that joins what windows have in common: "

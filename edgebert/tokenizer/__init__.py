@@ -207,6 +207,14 @@ class Tokenizer:
             rows.append(Row(text, window, ids, types, first, offsets[last], word_ids[last], range(*own)))
         return rows, tokens.is_truncated
 
+    def tokenize_whole(self, texts: Iterable[Text], special_tokens: bool = True) -> Tokens:
+        """The tokens of texts and pairs, however many, with offsets and word ids.
+
+        Raises:
+            InvalidInputError: what is not text, named by its index.
+        """
+        return self._tokenizer.tokenize(_read_texts(texts), special_tokens=special_tokens, offsets=True)
+
     def _tokenize(self, texts: Iterable[Text], max_length: int | None, **options: Any) -> Tokens:
         """The tokens of checked texts, at least one a row, with the model's types."""
         limit = self._check_limit(max_length)
