@@ -22,7 +22,7 @@ from edgebert.artifact.names import linear_name, position_bias_name, weight_tens
 from edgebert.artifact.spec import POOLINGS, PROBLEM_TYPES, TASKS, EncoderSpec, LayerSpec
 from edgebert.checkpoints.families import FAMILY_TABLES, Family
 from edgebert.checkpoints.files import find_checkpoint_folder, read_json, read_object, read_weights
-from edgebert.checkpoints.tokenizer import CheckpointTokenizer, read_tokenizer
+from edgebert.checkpoints.tokenizer import CheckpointTokenizer, read_plain_tokenizer, read_tokenizer
 from edgebert.errors import ModelFormatError, UnsupportedModelError
 from edgebert.quant import F32
 
@@ -107,6 +107,7 @@ class Checkpoint:
             source's folder -> path.
         folder: the folder that transformers can load.
         lowercases: sentence-transformers puts texts in lower case before the tokenizer sees them; its JSON does so too.
+        has_plain_tokenizer: its tokenizer.json stands alone, so that no class of transformers has a say.
         smooth: by linear the smoothing factors f32 [K] that quantization-aware training held fixed (compress/qat.py):
             quantization takes these, and the nearest codes; empty: it chooses.
     """
@@ -118,6 +119,7 @@ class Checkpoint:
     source_files: dict[str, Path]
     folder: Path
     lowercases: bool = False
+    has_plain_tokenizer: bool = False
     smooth: dict[str, F32] = field(default_factory=dict)
 
 
@@ -136,29 +138,56 @@ def load_checkpoint(source: str | Path, task: str | None = None, family: str | N
         UnsupportedModelError: a model outside what EdgeBERT supports; says what was found and what is supported.
     """
     root = find_checkpoint_folder(source)
-    modules = _read_modules(root)
+    modules = read_modules(root)
     folder = root / modules[0][1] if modules else root
-    config = _read_config(folder / "config.json")
+    config = read_config(folder / "config.json")
     family = _choose_family(config, family)
     table = FAMILY_TABLES[family]
-    task, pooling = _choose_task(config, table, task, has_modules=bool(modules))
+    task, pooling = choose_task(config, table, task, has_modules=bool(modules))
     spec = _body_spec(config, table, family, task)
     raw = _Weights(read_weights(folder), table)
-    head, dense = _sentence_head(root, modules) if modules and task == "embedding" and pooling is None else ({}, None)
+    head, dense = sentence_head(root, modules) if modules and task == "embedding" and pooling is None else ({}, None)
     if task == "embedding" and not head:
         pooling = pooling or "mean"
         head = {"pooling": "cls" if pooling == "pooler" else pooling}
         if pooling == "pooler":
             head |= {"dense_size": spec.hidden_size, "dense_activation": "tanh"}
-    spec = spec.replace(**head, **_task_head(config, table, task, raw), **_prompts(root, task))
+    spec = spec.replace(**head, **_task_head(config, table, task, raw), **read_prompts(root, task))
     if task == "text-classification":
-        spec = spec.replace(rank_function=_rank_function(config, root, modules))
+        spec = spec.replace(rank_function=read_rank_function(config, root, modules))
     tensors = _canonical_tensors(spec, table, raw, dense)
-    tokenizer = read_tokenizer(folder, family, config, spec.has_token_types)
-    spec = spec.replace(
-        max_length=_max_length(spec, root, folder), mask_token=tokenizer.mask_token if tokenizer else None
+    return finish_checkpoint(spec, tensors, config, root, folder, modules)
+
+
+def finish_checkpoint(
+    spec: EncoderSpec,
+    tensors: dict[str, F32],
+    config: dict[str, Any],
+    root: Path,
+    folder: Path,
+    modules: list[tuple[str, str]],
+    is_plain: bool = False,
+) -> Checkpoint:
+    """The checkpoint of a spec without text settings, which the files beside it give.
+
+    Args:
+        spec, tensors: as of the checkpoint, but for the spec's `max_length` and `mask_token`.
+        config: as of the checkpoint.
+        root, folder: the folder that was given, and that of the encoder inside it.
+        modules: what `read_modules` gave.
+        is_plain: tokenizer.json is all there is about the tokenizer, and the tokenizers library what runs it.
+
+    Raises:
+        ModelFormatError, UnsupportedModelError: as `load_checkpoint`.
+    """
+    tokenizer = (
+        read_plain_tokenizer(folder) if is_plain else read_tokenizer(folder, spec.family, config, spec.has_token_types)
     )
-    lowercases = bool(_sentence_config(root, task).get("do_lower_case"))
+    limit = tokenizer.max_length if tokenizer else None
+    spec = spec.replace(
+        max_length=_max_length(spec, root, folder, limit), mask_token=tokenizer.mask_token if tokenizer else None
+    )
+    lowercases = bool(_sentence_config(root, spec.task).get("do_lower_case"))
     return Checkpoint(
         spec=spec,
         tensors=tensors,
@@ -167,13 +196,15 @@ def load_checkpoint(source: str | Path, task: str | None = None, family: str | N
         source_files=_source_files(root, folder, modules),
         folder=folder,
         lowercases=lowercases,
+        has_plain_tokenizer=is_plain,
     )
 
 
 # Files and weights
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
+    """config.json; ModelFormatError where a value is of the wrong type."""
     config = read_object(path)
     for key, (kind, what) in _TYPES.items():
         value = config.get(key)
@@ -261,7 +292,7 @@ def _choose_family(config: dict[str, Any], family: str | None) -> str:
     return family
 
 
-def _choose_task(config: dict[str, Any], table: Family, task: str | None, has_modules: bool) -> tuple[str, str | None]:
+def choose_task(config: dict[str, Any], table: Family, task: str | None, has_modules: bool) -> tuple[str, str | None]:
     """(task, pooling asked for): from `task` if given, else from the config's architectures."""
     if task is not None:
         task, _, pooling = task.partition(":")
@@ -367,15 +398,10 @@ def _task_head(config: dict[str, Any], table: Family, task: str, raw: _Weights) 
     head: dict[str, Any] = {"task": task}
     hidden_size = config[table.config.get("hidden_size", "hidden_size")]
     if task in ("text-classification", "token-classification"):
-        head["labels"] = _labels(config)
+        head["labels"] = read_labels(config)
     if task == "text-classification":
         head |= {"pooling": "cls", "dense_size": hidden_size, "dense_activation": table.dense_activation}
-        problem_type = config.get("problem_type")
-        if problem_type is not None and problem_type not in PROBLEM_TYPES:
-            _refuse("problem_type", problem_type, PROBLEM_TYPES)
-        # a single label is a yes or no: transformers' pipeline gives its sigmoid, and takes no softmax over one
-        is_single = len(head["labels"]) == 1 and problem_type != "regression"
-        head["problem_type"] = PROBLEM_TYPES[1] if is_single else problem_type or PROBLEM_TYPES[0]
+        head["problem_type"] = read_problem_type(config, len(head["labels"]))
     if task in ("next-sentence", "pretraining"):
         head |= {
             "pooling": "cls",
@@ -386,7 +412,17 @@ def _task_head(config: dict[str, Any], table: Family, task: str, raw: _Weights) 
     return head
 
 
-def _labels(config: dict[str, Any]) -> tuple[str, ...]:
+def read_problem_type(config: dict[str, Any], num_labels: int) -> str:
+    """How logits become scores, one of PROBLEM_TYPES."""
+    problem_type = config.get("problem_type")
+    if problem_type is not None and problem_type not in PROBLEM_TYPES:
+        _refuse("problem_type", problem_type, PROBLEM_TYPES)
+    # a single label is a yes or no: transformers' pipeline gives its sigmoid, and takes no softmax over one
+    is_single = num_labels == 1 and problem_type != "regression"
+    return PROBLEM_TYPES[1] if is_single else problem_type or PROBLEM_TYPES[0]
+
+
+def read_labels(config: dict[str, Any]) -> tuple[str, ...]:
     """The labels as transformers counts and names them: `num_labels` wins over an `id2label` of another length.
 
     Raises:
@@ -408,7 +444,7 @@ def _labels(config: dict[str, Any]) -> tuple[str, ...]:
 # sentence-transformers
 
 
-def _read_modules(root: Path) -> list[tuple[str, str]]:
+def read_modules(root: Path) -> list[tuple[str, str]]:
     """(class name, path) of each entry of modules.json, the Transformer first; [] without the file."""
     path = root / "modules.json"
     if not path.is_file():
@@ -432,7 +468,7 @@ def _read_modules(root: Path) -> list[tuple[str, str]]:
     return modules
 
 
-def _sentence_head(root: Path, modules: list[tuple[str, str]]) -> tuple[dict[str, Any], dict[str, F32] | None]:
+def sentence_head(root: Path, modules: list[tuple[str, str]]) -> tuple[dict[str, Any], dict[str, F32] | None]:
     """Spec fields and dense weights of the modules after the Transformer: Pooling, then Dense, then Normalize."""
     kinds = [kind for kind, _ in modules[1:]]
     orders = (["Pooling"], ["Pooling", "Normalize"], ["Pooling", "Dense"], ["Pooling", "Dense", "Normalize"])
@@ -459,7 +495,7 @@ def _sentence_head(root: Path, modules: list[tuple[str, str]]) -> tuple[dict[str
     return head, {"weight": weight, "bias": bias}
 
 
-def _rank_function(config: dict[str, Any], root: Path, modules: list[tuple[str, str]]) -> str | None:
+def read_rank_function(config: dict[str, Any], root: Path, modules: list[tuple[str, str]]) -> str | None:
     """What sentence-transformers' CrossEncoder makes of the logits, None where the checkpoint does not say.
 
     Its release 6 writes that beside modules.json, 4 and 5 into config.json, and those before there by another name.
@@ -491,14 +527,15 @@ def _pooling_mode(config: dict[str, Any], root: Path) -> str:
         modes = ["pooling_mode_mean_tokens"]
     if len(modes) > 1 or modes[0] not in names:
         _refuse("the pooling", " + ".join(modes), names)
-    if config.get("include_prompt") is False and _prompts(root, "embedding").get("prompts"):
+    if config.get("include_prompt") is False and read_prompts(root, "embedding").get("prompts"):
         raise UnsupportedModelError(
             "pooling with include_prompt: false is not supported (prompts take part in pooling)"
         )
     return names[modes[0]]
 
 
-def _prompts(root: Path, task: str) -> dict[str, Any]:
+def read_prompts(root: Path, task: str) -> dict[str, Any]:
+    """Spec fields of the prompts that sentence-transformers puts before the texts of an embedding."""
     if task != "embedding":
         return {}
     config = read_object(root / "config_sentence_transformers.json", {})
@@ -540,12 +577,14 @@ def _tokenizer_json(spec: EncoderSpec, tokenizer: CheckpointTokenizer, lowercase
     return json.dumps(parts, ensure_ascii=False, separators=(",", ":"))
 
 
-def _max_length(spec: EncoderSpec, root: Path, folder: Path) -> int:
-    """The limit in sentence-transformers' config, else the tokenizer's; no more tokens than there are positions."""
+def _max_length(spec: EncoderSpec, root: Path, folder: Path, stored: int | None) -> int:
+    """The limit in sentence-transformers' config, else the tokenizer's, else the stored one; at most all positions."""
     limit = _sentence_config(root, spec.task).get("max_seq_length")
     if limit is None:
         settings = read_object(folder / "tokenizer_config.json", {})
-        limit = settings.get("model_max_length", settings.get("max_len"))  # 1e30 where transformers knows no limit
+        limit = settings.get(
+            "model_max_length", settings.get("max_len", stored)
+        )  # 1e30 where transformers knows no limit
     if limit is None:
         return spec.usable_positions
     if not isinstance(limit, (int, float)) or isinstance(limit, bool) or not limit >= 1:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -32,11 +32,32 @@ class CheckpointTokenizer:
         parts: of the JSON, without truncation and padding; types of tokens are 0 where the tokenizer returns none.
         truncation_side: where texts that are too long lose tokens, "right" or "left".
         mask_token: None if it names none.
+        max_length: tokens that its JSON cuts texts to, None if it does not say.
     """
 
     parts: dict[str, Any]
     truncation_side: str
     mask_token: str | None
+    max_length: int | None = None
+
+
+def read_plain_tokenizer(folder: Path) -> CheckpointTokenizer:
+    """The tokenizer of a tokenizer.json that stands alone, as the tokenizers library runs it.
+
+    Raises:
+        ModelFormatError: the file is damaged.
+        UnsupportedModelError: a setting that is not understood.
+    """
+    parts = _read_parts(folder)
+    truncation = parts.get("truncation") or {"direction": "Right", "max_length": None}
+    tokenizer = _finish(
+        parts,
+        truncation_side=truncation["direction"].lower(),
+        mask_token=None,
+        returns_types=True,
+        splits_special_tokens=False,
+    )
+    return replace(tokenizer, max_length=truncation["max_length"])
 
 
 def read_tokenizer(

@@ -1,4 +1,4 @@
-"""`edgebert export`: a checkpoint to one checked file."""
+"""`edgebert export`: a checkpoint, or another exporter's ONNX file, to one checked file."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import argparse
 
 from edgebert.printing import print_report
 
-HELP = "turn a checkpoint into one checked ONNX file"
+HELP = "turn a checkpoint or another ONNX file into one checked ONNX file"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
-    parser.add_argument("source", help="a Hugging Face folder, a hub name or an installed model package")
+    parser.add_argument("source", help="a Hugging Face folder, a hub name, an installed model package, an ONNX file")
     parser.add_argument("-o", "--output", required=True, help="a file, or a folder for the Hugging Face layout")
     parser.add_argument("--int8", action="store_true", help="int8 weights and activations")
     parser.add_argument("--portable", action="store_true", help="int8 weights in +-63, for x86 CPUs without VNNI")
@@ -19,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--calibrate", metavar="FILE", help="calibration texts, one a line (default: built in)")
     parser.add_argument("--task", help="the head to export (default: what the checkpoint says)")
     parser.add_argument("--family", help="the model family (default: what the checkpoint says)")
+    parser.add_argument("--tokenizer", metavar="FOLDER", help="of an ONNX file's tokenizer (default: beside the file)")
 
 
 def main(args: argparse.Namespace) -> None:
@@ -34,6 +35,7 @@ def main(args: argparse.Namespace) -> None:
         calibrate=args.calibrate,
         task=args.task,
         family=args.family,
+        tokenizer=args.tokenizer,
     )
     print_report(report)
     print(f"wrote {args.output}")

@@ -39,6 +39,7 @@ from edgebert.compress.stages import Stage, StageStore
 from edgebert.compress.torch_encoder import TorchEncoder
 from edgebert.errors import EdgeBertError, InvalidInputError, require
 from edgebert.exporting.export import calibration_batches, export_checkpoint
+from edgebert.exporting.reference import pytorch_reference
 from edgebert.files import hash_file, write_whole, writing_whole
 from edgebert.tokenizer import Text, check_ids
 
@@ -169,7 +170,7 @@ class _Run:
             record["seconds"] = time.perf_counter() - started
             record["cpu_seconds"] = time.process_time() - cpu_started
             path = folder / "model.onnx"
-            export_checkpoint(checkpoint, path, run_pytorch=_run_pytorch)
+            export_checkpoint(checkpoint, path, reference=pytorch_reference(_run_pytorch))
             (folder / "state.pt").unlink(missing_ok=True)
             return checkpoint, record | self._measure(path, checkpoint)[0]
 
@@ -542,7 +543,7 @@ class _Run:
             portable=self.recipe.portable,
             texts=self._calibration_texts(),
             keep_f32=keep_f32,
-            run_pytorch=_run_pytorch,
+            reference=pytorch_reference(_run_pytorch),
         )
         return report.get("quantization"), *self._measure(path, checkpoint)
 

@@ -7,8 +7,7 @@ import importlib.util
 import json
 import os
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Sequence
-from importlib.metadata import version
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +17,16 @@ from edgebert import __version__
 from edgebert.artifact.integrity import add_metadata
 from edgebert.artifact.reader import read_artifact
 from edgebert.artifact.writer import build_model
-from edgebert.backends.base import Outputs
 from edgebert.backends.numpy_backend import NumpyBackend
 from edgebert.batch import PackedBatch
 from edgebert.checkpoints.loading import Checkpoint, load_checkpoint
+from edgebert.checkpoints.onnx_loading import find_onnx, load_onnx
 from edgebert.checkpoints.with_transformers import has_transformers
 from edgebert.errors import InvalidInputError, ModelFormatError, require
 from edgebert.exporting.check import check, check_tokenizer, compare_fp32, encode_probe, probe_batch
 from edgebert.exporting.folder import write_folder
 from edgebert.exporting.quantize import quantize
-from edgebert.exporting.reference import make_encoder, run_transformers
+from edgebert.exporting.reference import Reference, check_original, make_encoder, pytorch_reference, run_transformers
 from edgebert.files import read_texts
 from edgebert.tokenizer import Text, Tokenizer, check_ids
 
@@ -47,11 +46,15 @@ def export(
     calibrate: str | os.PathLike[str] | None = None,
     task: str | None = None,
     family: str | None = None,
+    tokenizer: str | os.PathLike[str] | None = None,
 ) -> dict[str, Any]:
-    """Export a checkpoint; nothing is left behind and nothing replaced unless it passes the gate.
+    """Export a checkpoint, or an ONNX file of another exporter.
+
+    Nothing is left behind and nothing replaced unless it passes the gate.
 
     Args:
-        source: a Hugging Face folder, the name of an installed model package, or a hub name.
+        source: a Hugging Face folder, the name of an installed model package, a hub name, an ONNX file, or a folder
+            with one and no other weights.
         output: a file whose name ends in `.onnx`, or a folder for the Hugging Face layout.
         int8: int8 weights and activations in the layers, int8 embedding tables.
         portable: with int8, weights in ±63: right also where a runtime adds u8*s8 products in 16 bits.
@@ -60,6 +63,7 @@ def export(
         calibrate: with int8, a file with one text a line; None takes the built-in sentences.
         task: one of spec.TASKS; None takes what the checkpoint says.
         family: one of families.FAMILY_TABLES; None takes what the checkpoint says.
+        tokenizer: with an ONNX file, the folder of its tokenizer and config.json; None looks beside the file.
 
     Returns:
         The report, as stored in the file: what agreed, the worst figures, how it was quantized.
@@ -74,8 +78,18 @@ def export(
         raise InvalidInputError("portable, int8-attention and calibrate belong to int8: add --int8, or leave them out")
     texts = read_texts(Path(calibrate)) if calibrate is not None else None
     _check_target(Path(os.path.abspath(output)))
-    checkpoint = load_checkpoint(source if isinstance(source, str) else Path(source), task, family)
-    has_torch = importlib.util.find_spec("torch") and has_transformers()
+    foreign = find_onnx(Path(source))
+    if tokenizer is not None and foreign is None:
+        raise InvalidInputError("tokenizer belongs to an ONNX file: a checkpoint brings its own, leave it out")
+    reference = None
+    if foreign is not None:
+        require("export", "onnx", "tokenizers")
+        checkpoint, original = load_onnx(foreign, task, family, None if tokenizer is None else Path(tokenizer))
+        reference = check_original(checkpoint, original)
+    else:
+        checkpoint = load_checkpoint(source if isinstance(source, str) else Path(source), task, family)
+        if importlib.util.find_spec("torch") and has_transformers():
+            reference = pytorch_reference(run_transformers)
     return export_checkpoint(
         checkpoint,
         output,
@@ -83,7 +97,7 @@ def export(
         portable=portable,
         int8_attention=int8_attention,
         texts=texts,
-        run_pytorch=run_transformers if has_torch else None,
+        reference=reference,
         checks_text=True,
     )
 
@@ -97,7 +111,7 @@ def export_checkpoint(
     int8_attention: bool = False,
     texts: Sequence[Text] | None = None,
     keep_f32: Collection[str] = (),
-    run_pytorch: Callable[[Checkpoint, PackedBatch], Outputs] | None = None,
+    reference: Reference | None = None,
     checks_text: bool = False,
 ) -> dict[str, Any]:
     """Export a checkpoint that is in memory, as `export` does one from a source.
@@ -107,7 +121,7 @@ def export_checkpoint(
         output, int8, portable, int8_attention: as of `export`.
         texts: with int8, texts or pairs to calibrate on; None takes the built-in sentences.
         keep_f32: with int8, linears that stay f32, by canonical name.
-        run_pytorch: what PyTorch gives for the checkpoint and a batch, as `Backend.run`; the oracle must agree with it.
+        reference: what the checkpoint itself gives; the oracle must agree with it.
         checks_text: compare the tokenizer with the one in the checkpoint's folder.
 
     Returns:
@@ -128,10 +142,10 @@ def export_checkpoint(
         text_report = {"tokenizer": check_tokenizer(tokenizer, spec, *make_encoder(checkpoint))}
     batch = probe_batch(spec, checkpoint.tokenizer_json)
     outputs = NumpyBackend(spec, tensors).run(batch, spec.outputs)
-    reference = {} if run_pytorch is None else {"pytorch": run_pytorch(checkpoint, batch)}
-    conversion = compare_fp32(spec, {"numpy": outputs, **reference})
+    fp32 = {} if reference is None else {reference.name: reference.run(checkpoint, batch)}
+    conversion = compare_fp32(spec, {"numpy": outputs, **fp32})
     if int8:
-        reference = {"numpy": outputs}
+        fp32 = {"numpy": outputs}
         spec = spec.replace(attention_dtype="s8" if int8_attention else "f32")
         spec, tensors, quantization = quantize(
             spec,
@@ -150,16 +164,14 @@ def export_checkpoint(
         path = scratch / "model.onnx"
         path.write_bytes(model)
         del model
-        report = {"edgebert": __version__, **check(path, reference), **text_report}
-        if run_pytorch is not None:
-            versions = [
-                f"{name} {version(name)}" for name in ("torch", "transformers") if importlib.util.find_spec(name)
-            ]
-            report["runtimes"]["pytorch"] = ", ".join(versions)
+        report = {"edgebert": __version__, **check(path, fp32), **text_report}
+        if reference is not None:
+            report["runtimes"][reference.name] = reference.detail
         if beyond := _find_tokens_without_row(checkpoint):
             report["tokens_without_row"] = beyond
         if quantization is not None:
-            report["fp32_max_relative_error_to_pytorch"] = conversion
+            if reference is not None:
+                report[f"fp32_max_relative_error_to_{reference.name}"] = conversion
             report["quantization"] = quantization
         add_metadata(path, {"edgebert.report": json.dumps(report, ensure_ascii=False)})
         if _is_file_target(target):

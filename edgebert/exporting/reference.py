@@ -1,17 +1,21 @@
-"""What transformers makes of a checkpoint: its tokenizer and its outputs, which the gate compares ours with."""
+"""What the source itself gives, tokenizer and outputs, which the gate compares ours with."""
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
-from typing import Any
+from importlib.metadata import version
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from edgebert.backends.base import Outputs
+from edgebert.backends.numpy_backend import NumpyBackend
 from edgebert.batch import PackedBatch
 from edgebert.checkpoints.loading import Checkpoint
+from edgebert.checkpoints.onnx_loading import Original
 from edgebert.checkpoints.with_transformers import has_transformers, load_tokenizer, make_config, quiet
-from edgebert.exporting.check import Encoded, GateError
+from edgebert.exporting.check import Encoded, GateError, compare_fp32
 from edgebert.tokenizer import Text
 
 # Task -> the class of transformers, without the family's prefix, and what it calls the file's outputs, in order.
@@ -24,6 +28,49 @@ TRANSFORMERS_CLASSES = {
     "next-sentence": ("AutoModelForNextSentencePrediction", ("logits",)),
     "pretraining": ("AutoModelForPreTraining", ("prediction_logits", "seq_relationship_logits")),
 }
+
+_LENGTHS = ((1, 9, 4), (33, 2, 17, 64), (13,))  # tokens of the random batches that an ONNX file is compared on
+
+
+class Reference(NamedTuple):
+    """What computes a source's outputs, without EdgeBERT.
+
+    name: its name in reports and messages.
+    detail: what it is, and in which version.
+    run: gives the outputs for a batch, as `Backend.run`; it may lack some.
+    """
+
+    name: str
+    detail: str
+    run: Callable[[Checkpoint, PackedBatch], Outputs]
+
+
+def pytorch_reference(run: Callable[[Checkpoint, PackedBatch], Outputs]) -> Reference:
+    """PyTorch as the reference."""
+    packages = [name for name in ("torch", "transformers") if importlib.util.find_spec(name)]
+    return Reference("pytorch", ", ".join(f"{name} {version(name)}" for name in packages), run)
+
+
+def check_original(checkpoint: Checkpoint, original: Original) -> Reference:
+    """Compare what was recognised in an ONNX file with the file itself, on random batches, padded ones among them.
+
+    Returns:
+        The file as the reference.
+
+    Raises:
+        GateError: an output differs.
+    """
+    spec = checkpoint.spec
+    ours = NumpyBackend(spec, checkpoint.tensors)
+    rng = np.random.default_rng(2)
+    for lengths in _LENGTHS:
+        sizes = [min(length, spec.max_length) for length in lengths]
+        batch = PackedBatch.from_lists(
+            [rng.integers(0, spec.vocab_size, size).tolist() for size in sizes],
+            [np.sort(rng.integers(0, max(1, spec.num_token_types), size)).tolist() for size in sizes],
+        )
+        compare_fp32(spec, {"numpy": ours.run(batch, spec.outputs), "original": original.run(spec, batch)})
+    return Reference("original", original.detail, lambda _, batch: original.run(spec, batch))
 
 
 def run_transformers(checkpoint: Checkpoint, batch: PackedBatch) -> Outputs:
@@ -97,7 +144,7 @@ def make_encoder(checkpoint: Checkpoint) -> tuple[str, Callable[[Text, int], Enc
         row = library.encode(*split(text))
         return Encoded(row.ids, row.type_ids, _text_offsets(text, row.offsets, row.sequence_ids))
 
-    if has_transformers():
+    if has_transformers() and not checkpoint.has_plain_tokenizer:
         import transformers
 
         loaded = load_tokenizer(checkpoint.folder, checkpoint.spec.family, checkpoint.config)
