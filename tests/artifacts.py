@@ -41,6 +41,7 @@ def random_spec(
     family: str = "bert",
     attention_dtype: str = "f32",
     max_relative_distance: int = 0,
+    repeats: int = 1,
 ) -> EncoderSpec:
     """A spec of the given shape; `dense_size` None means `hidden` for labels of a sequence, none for embeddings."""
     dtype = "s8" if int8 else "f32"
@@ -60,7 +61,14 @@ def random_spec(
         num_positions=num_positions,
         num_token_types=num_token_types,
         layers=tuple(
-            LayerSpec(heads, head_dim, ffn, dtype, dtype, dtype, dtype, smoothed=LINEARS if int8 and smoothed else ())
+            LayerSpec(
+                heads,
+                head_dim,
+                ffn,
+                *[dtype] * len(LINEARS),
+                smoothed=LINEARS if int8 and smoothed else (),
+                repeats=repeats,
+            )
             for heads, head_dim, ffn in layers
         ),
         activation=activation,

@@ -22,6 +22,7 @@ CONFIGS = {
     "xlm-roberta": transformers.XLMRobertaConfig,
     "camembert": transformers.CamembertConfig,
     "mpnet": transformers.MPNetConfig,
+    "albert": transformers.AlbertConfig,
     "distilbert": transformers.DistilBertConfig,
     "electra": transformers.ElectraConfig,
 }
@@ -58,7 +59,7 @@ def make_checkpoint(
             "hidden_act": activation,
             "layer_norm_eps": 1e-5,
         }
-    if family == "electra":
+    if family in ("electra", "albert"):
         sizes |= {"embedding_size": 24}
     if family in ("roberta", "xlm-roberta", "camembert"):
         sizes |= {"type_vocab_size": 1}

@@ -41,6 +41,7 @@ CASES: dict[str, dict[str, Any]] = {
     "next-sentence": {"task": "next-sentence", "layers": ((1, 64, 257),), "hidden": 65},
     "pretraining": {"task": "pretraining", "vocab_size": 67},
     "int8-attention": {"attention_dtype": "s8", "layers": ((2, 32, 40), (3, 7, 33)), "hidden": 64},
+    "shared-layers": {"repeats": 3, "layers": ((2, 7, 33), (1, 8, 0)), "hidden": 27, "embedding_size": 12},
     "position-bias": {"max_relative_distance": 30, "layers": ((2, 7, 33), (0, 8, 40), (3, 5, 0)), "hidden": 27},
     "position-bias-int8-attention": {"max_relative_distance": 1000, "attention_dtype": "s8", "layers": ((3, 32, 40),)},
 }
@@ -52,6 +53,7 @@ INVARIANT = (
     "question-answering",
     "int8-attention",
     "padding-position",
+    "shared-layers",
     "position-bias",
     "position-bias-int8-attention",
 )

@@ -62,6 +62,7 @@ VARIANTS += [
     Case("roberta", "embedding", {"pad_token_id": 4}),
     Case("electra", "embedding", {"type_vocab_size": 1}),
     Case("electra", "fill-mask", {"embedding_size": HIDDEN_SIZE}),
+    Case("albert", "embedding", {"num_hidden_layers": 5, "num_hidden_groups": 2}),
     Case("bert", "text-classification", {"num_labels": 1}),
     Case("bert", "text-classification", {"problem_type": "multi_label_classification"}),
     Case("bert", "text-classification", {"problem_type": "regression", "num_labels": 1}),
@@ -391,7 +392,7 @@ def test_family_and_task_by_hand(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "task", "message"),
     [
-        ({"model_type": "albert"}, None, "model family 'albert' is not supported; supported: bert"),
+        ({"model_type": "longformer"}, None, "model family 'longformer' is not supported; supported: bert"),
         ({"architectures": ["BertForMultipleChoice"]}, None, "architecture 'BertForMultipleChoice' is not supported"),
         ({"architectures": ["BertLMHeadModel"]}, None, "supported: BertModel, BertForSequenceClassification"),
         ({"is_decoder": True}, None, "is_decoder"),

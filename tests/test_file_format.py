@@ -107,7 +107,8 @@ def run(spec: dict[str, Any], tensors: dict[str, Any], ids: Any, types: Any) -> 
     x = look_up("word", ids) + (look_up("token_type", types) if spec["num_token_types"] else 0)
     x = norm(x + look_up("position", positions), "embeddings.layer_norm")
     x = linear(x, "embeddings.projection") if spec["embedding_size"] != spec["hidden_size"] else x
-    for name, layer in ((f"layer.{i}", layer) for i, layer in enumerate(spec["layers"])):
+    layers = [(f"layer.{i}", layer) for i, layer in enumerate(spec["layers"]) for _ in range(layer["repeats"])]
+    for name, layer in layers:
         context = up = x[:, :0]
         if num_heads := layer["num_heads"]:
             parts = (np.split(part, num_heads, 1) for part in np.split(linear(x, f"{name}.attention.qkv"), 3, 1))
@@ -134,6 +135,7 @@ def run(spec: dict[str, Any], tensors: dict[str, Any], ids: Any, types: Any) -> 
 FILES: dict[str, dict[str, Any]] = {
     "f32": {"position_offset": 3, "has_padding_position": True, "layers": ((2, 8, 40), (0, 8, 0))},
     "int8": {"int8": True, "attention_dtype": "s8"},
+    "f32, shared layers": {"repeats": 3},
     "f32, position bias": {"max_relative_distance": 11, "layers": ((2, 8, 40), (0, 8, 0))},
     "int8, position bias": {"max_relative_distance": 40, "int8": True, "attention_dtype": "s8"},
     "f32, heads": {"task": "pretraining", "embedding_size": 16, "num_token_types": 1},

@@ -30,7 +30,7 @@ from edgebert.compress.prune import (  # noqa: E402
     take_layers,
 )
 from edgebert.compress.torch_encoder import TorchEncoder  # noqa: E402
-from edgebert.errors import InvalidInputError  # noqa: E402
+from edgebert.errors import InvalidInputError, UnsupportedModelError  # noqa: E402
 from edgebert.exporting.quantize import quantize  # noqa: E402
 
 LAYERS = ((4, 6, 40), (3, 6, 24), (2, 6, 0), (0, 6, 16))
@@ -211,6 +211,16 @@ def test_nothing_to_do_and_nothing_to_be_done() -> None:
     assert {(layer.num_heads, layer.intermediate_size) for layer in emptied.spec.layers} == {(0, 0)}
     with pytest.raises(InvalidInputError, match="no batches"):
         measure_importance(checkpoint, [], loss_of)
+
+
+def test_layers_that_share_weights_are_not_taken_apart() -> None:
+    checkpoint = make_checkpoint(repeats=2)
+    importance = measure_importance(checkpoint, make_batches(checkpoint, 1), loss_of)
+    with pytest.raises(UnsupportedModelError, match="layers share their weights"):
+        prune(checkpoint, importance, 1e9, Flops.of(checkpoint.spec))
+    once = checkpoint.spec.replace(layers=tuple(replace(layer, repeats=1) for layer in checkpoint.spec.layers))
+    costs = Flops.of(once)
+    assert costs.predict(checkpoint.spec) == 2 * costs.predict(once)
 
 
 def test_taking_layers() -> None:

@@ -31,6 +31,7 @@ SPECS: dict[str, dict[str, Any]] = {
     "next-sentence": {"task": "next-sentence"},
     "pretraining": {"task": "pretraining"},
     "pruned": {"layers": ((1, 8, 5), (0, 8, 40), (3, 8, 0), (0, 8, 0))},
+    "shared-layers": {"repeats": 2},
     "position-bias": {"layers": ((1, 8, 5), (0, 8, 40), (3, 8, 0)), "max_relative_distance": 9},
 }
 

@@ -30,6 +30,7 @@ RANK_FUNCTIONS = ("none", "sigmoid", "tanh", "softmax")
 LINEARS = ("qkv", "attention_output", "ffn_up", "ffn_down")
 DTYPES = ("f32", "s8")
 ATTENTION_DTYPES = ("f32", "bf16", "s8")
+MAX_LAYERS = 1024
 MAX_INNER_SIZE = 65_000  # 65,000 * 255 * 127 < 2**31: the s32 sums of an int8 linear cannot overflow
 
 
@@ -49,6 +50,7 @@ class LayerSpec:
     ffn_up: str = "f32"
     ffn_down: str = "f32"
     smoothed: tuple[str, ...] = ()
+    repeats: int = 1  # how many times it runs, one after the other, with the same weights (ALBERT)
 
     @property
     def attention_size(self) -> int:
@@ -128,8 +130,13 @@ class EncoderSpec:
 
     @property
     def num_layers(self) -> int:
-        """Number of encoder layers."""
+        """Number of encoder layers with weights of their own."""
         return len(self.layers)
+
+    @property
+    def layer_order(self) -> list[int]:
+        """Index of each layer that runs, in order; one that repeats is there so many times."""
+        return [i for i, layer in enumerate(self.layers) for _ in range(layer.repeats)]
 
     @property
     def usable_positions(self) -> int:
@@ -262,7 +269,7 @@ class EncoderSpec:
         size("max_length", self.max_length, 1, self.usable_positions)
         size("dense_size", self.dense_size, 0, MAX_INNER_SIZE)
         size("pad_token_id", self.pad_token_id, 0, self.vocab_size - 1)
-        size("number of layers", len(self.layers), 0, 1024)
+        size("number of layers", len(self.layers), 0, MAX_LAYERS)
         if not isinstance(self.layer_norm_eps, float) or not 0.0 < self.layer_norm_eps < 1.0:
             raise ModelFormatError(f"edgebert.spec: layer_norm_eps must be in (0, 1), got {self.layer_norm_eps!r}")
         for i, layer in enumerate(self.layers):
@@ -270,12 +277,14 @@ class EncoderSpec:
             size(f"layers[{i}].head_dim", layer.head_dim, 1, 1024)
             size(f"layers[{i}].attention size", layer.attention_size, 0, MAX_INNER_SIZE // 3)
             size(f"layers[{i}].intermediate_size", layer.intermediate_size, 0, MAX_INNER_SIZE)
+            size(f"layers[{i}].repeats", layer.repeats, 1, MAX_LAYERS)
             for name in LINEARS:
                 choice(f"layers[{i}].{name}", layer.dtype(name), DTYPES)
             for name in layer.smoothed:
                 choice(f"layers[{i}].smoothed", name, LINEARS)
                 if layer.dtype(name) != "s8":
                     raise ModelFormatError(f"edgebert.spec: layers[{i}].{name} is smoothed but its weight is not s8")
+        size("sum of the layers' repeats", sum(layer.repeats for layer in self.layers), 0, MAX_LAYERS)
         if not isinstance(self.family, str):
             raise ModelFormatError(f"edgebert.spec: family must be a string, got {self.family!r:.100}")
         for name in ("has_padding_position", "normalize", "portable"):

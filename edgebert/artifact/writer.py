@@ -163,7 +163,7 @@ def _build_encoder(g: _Graph, spec: EncoderSpec) -> None:
     padding = g.add("Unsqueeze", padding, g.constant("mask_axes", [1, 2], np.int64))  # [batch, 1, 1, sequence]
     distances = _distances(g, spec, ids_shape) if spec.max_relative_distance else ""
     x = _embed(g, spec, ids_shape)
-    for i in range(spec.num_layers):
+    for i in spec.layer_order:
         x = _build_layer(g, spec, i, x, padding, distances, ids_shape)
     _build_heads(g, spec, x, mask, ids_shape)
 

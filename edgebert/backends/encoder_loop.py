@@ -137,7 +137,8 @@ def run_encoder(
     if spec.embedding_size != spec.hidden_size:
         x = linear("embeddings.projection", x)
 
-    for i, layer in enumerate(spec.layers):
+    for i in spec.layer_order:
+        layer = spec.layers[i]
         # a pruned-away sub-block leaves its bias
         bias: F32 | None = None
         if layer.num_heads:

@@ -89,8 +89,9 @@ def count_operations(spec: EncoderSpec, lengths: Sequence[int]) -> int:
     products = 0 if spec.embedding_size == hidden else tokens * spec.embedding_size * hidden
     answers = [head for head in spec.heads if head.steps]
     reads_first = bool(answers) and all(head.steps[0].op == "pool" and head.steps[0].kind == "cls" for head in answers)
-    for i, layer in enumerate(spec.layers, 1):
-        rows = len(lengths) if reads_first and i == spec.num_layers else tokens
+    layers = [spec.layers[i] for i in spec.layer_order]
+    for i, layer in enumerate(layers, 1):
+        rows = len(lengths) if reads_first and i == len(layers) else tokens
         products += tokens * hidden * 3 * layer.attention_size + 2 * squares * layer.attention_size
         products += rows * hidden * (layer.attention_size + 2 * layer.intermediate_size)
     weights: dict[str, int] = {}

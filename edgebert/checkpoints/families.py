@@ -28,6 +28,7 @@ class Family:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     fixed: Mapping[str, Any] = field(default_factory=dict)  # what its code fixes, whatever the config says
     has_padding_position: bool = False  # the pad token's row comes first, and positions count the others alone
+    shares_layers: bool = False  # consecutive layers have one group's weights
     has_position_bias: bool = False  # of attention's scores by distance, in buckets, one table for all layers
     has_embedding_size: bool = False  # embeddings may be of another width than the layers
     drops_pooled: bool = False  # in training, the classification head drops before its dense layer too
@@ -55,6 +56,20 @@ _MPNET_ENCODER = {
     "position_bias": "encoder.relative_attention_bias",
     "attention_output": "encoder.layer.{i}.attention.attn.o",
     "attention.layer_norm": "encoder.layer.{i}.attention.LayerNorm",
+}
+_ALBERT_LAYER = "encoder.albert_layer_groups.{i}.albert_layers.0"
+_ALBERT_ENCODER = {
+    **{name: where for name, where in _BERT_ENCODER.items() if where.startswith("embeddings.")},
+    "projection": "encoder.embedding_hidden_mapping_in",
+    "q": f"{_ALBERT_LAYER}.attention.query",
+    "k": f"{_ALBERT_LAYER}.attention.key",
+    "v": f"{_ALBERT_LAYER}.attention.value",
+    "attention_output": f"{_ALBERT_LAYER}.attention.dense",
+    "attention.layer_norm": f"{_ALBERT_LAYER}.attention.LayerNorm",
+    "ffn_up": f"{_ALBERT_LAYER}.ffn",
+    "ffn_down": f"{_ALBERT_LAYER}.ffn_output",
+    "ffn.layer_norm": f"{_ALBERT_LAYER}.full_layer_layer_norm",
+    "pooler": "pooler",
 }
 _DISTILBERT_ENCODER = {
     "word": "embeddings.word_embeddings",
@@ -120,6 +135,19 @@ FAMILY_TABLES = {
         has_padding_position=True,
         has_position_bias=True,
         drops_pooled=True,
+    ),
+    "albert": Family(
+        class_prefix="Albert",
+        prefix="albert.",
+        encoder=_ALBERT_ENCODER,
+        classifier="classifier",
+        dense="albert.pooler",
+        dense_activation="tanh",
+        mlm=("predictions.dense", "predictions.LayerNorm", "predictions.decoder", "predictions.bias"),
+        mlm_activation=None,
+        defaults={"hidden_act": "gelu_new", "num_hidden_groups": 1, "inner_group_num": 1},
+        has_embedding_size=True,
+        shares_layers=True,
     ),
     "distilbert": Family(
         class_prefix="DistilBert",

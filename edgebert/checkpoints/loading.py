@@ -10,8 +10,9 @@ from __future__ import annotations
 import difflib
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -366,6 +367,14 @@ def _body_spec(config: dict[str, Any], table: Family, family: str, task: str) ->
         raise UnsupportedModelError(f"hidden size {hidden_size} is not a multiple of the {num_heads} attention heads")
     embedding_size = size("embedding_size") if table.has_embedding_size else hidden_size
     layer = LayerSpec(num_heads, hidden_size // num_heads, size("intermediate_size"))
+    count = size("num_hidden_layers")
+    layers = (layer,) * count
+    if table.shares_layers:
+        groups, inner = size("num_hidden_groups"), size("inner_group_num")
+        if inner != 1 or not 1 <= groups <= max(count, 1):
+            _refuse("num_hidden_groups, inner_group_num", f"{groups}, {inner}", ["1 to as many groups as layers, 1"])
+        repeats = Counter(int(i / (count / groups)) for i in range(count))  # as AlbertTransformer chooses groups
+        layers = tuple(replace(layer, repeats=repeats[group]) for group in sorted(repeats))
     num_token_types = size("type_vocab_size")
     position_offset = size("pad_token_id") + 1 if table.has_padding_position else 0
     num_positions = size("max_position_embeddings")
@@ -379,7 +388,7 @@ def _body_spec(config: dict[str, Any], table: Family, family: str, task: str) ->
         embedding_size=embedding_size,
         num_positions=num_positions,
         num_token_types=num_token_types,
-        layers=(layer,) * size("num_hidden_layers"),
+        layers=layers,
         activation=HIDDEN_ACTS[act],
         layer_norm_eps=float(value("layer_norm_eps")),
         position_offset=position_offset,

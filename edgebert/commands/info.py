@@ -23,6 +23,8 @@ def main(args: argparse.Namespace) -> None:
     artifact = read_artifact(path)
     spec = artifact.spec
     heads, widths = ({getattr(layer, name) for layer in spec.layers} for name in ("num_heads", "intermediate_size"))
+    num_layers = len(spec.layer_order)
+    shared = f" (with the weights of {spec.num_layers})" if num_layers > spec.num_layers else ""
     fields: dict[str, Any] = {
         "file": f"{path}, {path.stat().st_size / 1e6:.1f} MB, graph verified",
         "task": spec.task,
@@ -30,7 +32,7 @@ def main(args: argparse.Namespace) -> None:
         "outputs": ", ".join(spec.outputs),
         "weights": ("int8" + (" (portable)" if spec.portable else "")) if spec.is_int8 else "fp32",
         "attention": "int8" if spec.attention_dtype == "s8" else spec.attention_dtype,
-        "sizes": f"{spec.num_layers} layers, hidden_size {spec.hidden_size}, num_heads {_span(heads)}, "
+        "sizes": f"{num_layers} layers{shared}, hidden_size {spec.hidden_size}, num_heads {_span(heads)}, "
         f"intermediate_size {_span(widths)}, vocab_size {spec.vocab_size}",
         "tokenizer": "in the file" if artifact.tokenizer_json is not None else "none: the file takes token ids",
         "max_length": f"{spec.max_length} tokens (the model has {spec.usable_positions} positions)",

@@ -111,7 +111,8 @@ class LatencyTable:
 
     def predict(self, spec: EncoderSpec) -> float:
         """Seconds of a call to a model with the layers of `spec`, its other sizes those of the table."""
-        return self.constant + sum(self.layer(layer.num_heads, layer.intermediate_size) for layer in spec.layers)
+        layers = (layer.repeats * self.layer(layer.num_heads, layer.intermediate_size) for layer in spec.layers)
+        return self.constant + sum(layers)
 
     def to_json(self) -> str:
         """The table as JSON."""
@@ -167,7 +168,7 @@ def _as_measured(spec: EncoderSpec, int8: bool) -> EncoderSpec:
 
 def _shaped(layer: LayerSpec, num_heads: int, intermediate_size: int) -> LayerSpec:
     smoothed = tuple(name for name in layer.smoothed if (num_heads if name in LINEARS[:2] else intermediate_size))
-    return replace(layer, num_heads=num_heads, intermediate_size=intermediate_size, smoothed=smoothed)
+    return replace(layer, num_heads=num_heads, intermediate_size=intermediate_size, smoothed=smoothed, repeats=1)
 
 
 def _steps(largest: int, step: int) -> tuple[int, ...]:

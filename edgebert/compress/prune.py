@@ -23,7 +23,7 @@ from edgebert.artifact.names import linear_name, position_bias_name, weight_tens
 from edgebert.artifact.spec import EncoderSpec
 from edgebert.checkpoints.loading import Checkpoint
 from edgebert.compress.torch_encoder import TorchEncoder
-from edgebert.errors import InvalidInputError
+from edgebert.errors import InvalidInputError, UnsupportedModelError
 from edgebert.quant import F32
 
 F64 = NDArray[np.float64]
@@ -69,7 +69,7 @@ class Flops:
 
     def predict(self, spec: EncoderSpec) -> float:
         """Of all layers."""
-        return sum(self.layer(layer.num_heads, layer.intermediate_size) for layer in spec.layers)
+        return sum(layer.repeats * self.layer(layer.num_heads, layer.intermediate_size) for layer in spec.layers)
 
 
 @dataclass(frozen=True)
@@ -334,7 +334,13 @@ def take_layers(checkpoint: Checkpoint, layers: Sequence[int]) -> Checkpoint:
 
     Raises:
         InvalidInputError: a layer that is not there.
+        UnsupportedModelError: layers that share their weights.
     """
+    if any(layer.repeats > 1 for layer in checkpoint.spec.layers):
+        raise UnsupportedModelError(
+            "the model's layers share their weights: taking some of them, or their units, leaves a file as large as it "
+            "was or tunes one layer against another; quantize it, or distil it into a model of another family"
+        )
     count = checkpoint.spec.num_layers
     if wrong := [i for i in layers if not 0 <= i < count]:
         raise InvalidInputError(f"there is no layer {wrong[0]}: the model has {count}, counted from 0")

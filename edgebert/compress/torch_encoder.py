@@ -103,7 +103,7 @@ class TorchEncoder(nn.Module):
         Returns:
             The outputs of `spec.outputs`, [B, S, ...] or [B, ...]; at padding they mean nothing. With `keep_hidden`
             also "hidden_states": tuple of [B, S, hidden_size], the embeddings first, and "qkv": a tuple with one entry
-            a layer, [B, S, 3, num_heads, head_dim], or None where the layer has no heads.
+            a layer and repeat, [B, S, 3, num_heads, head_dim], or None where the layer has no heads.
         """
         spec = self.spec
         mask = attention_mask.bool()
@@ -111,7 +111,7 @@ class TorchEncoder(nn.Module):
         hidden_states: list[Tensor] = [x]
         kept_qkv: list[Tensor | None] = []
         attention_bias = None if bool(mask.all()) else mask[:, None, None, :]
-        for i in range(spec.num_layers):
+        for i in spec.layer_order:
             context, qkv = self.attend(i, x, attention_bias, None if head_masks is None else head_masks[i])
             x = self.add(i, "attention_output", context, x)
             inner = self.activate(i, x)

@@ -256,11 +256,18 @@ struct Encoder::Impl::Loader {
       const LayerSpec& sizes = spec.layers[i];
       to.max_intermediate_size_ = std::max(to.max_intermediate_size_, sizes.intermediate_size);
       const std::string prefix = "layer." + std::to_string(i) + ".";
-      to.layers_.push_back({sizes.num_heads, sizes.head_dim, sizes.attention_size(), sizes.intermediate_size,
-                            linear(prefix + "attention.qkv"), linear(prefix + "attention.output"),
-                            linear(prefix + "ffn.up"), linear(prefix + "ffn.down"),
-                            layer_norm(prefix + "attention.layer_norm"), layer_norm(prefix + "ffn.layer_norm"),
-                            position_bias(prefix + "attention.position_bias")});
+      const Layer layer{sizes.num_heads,
+                        sizes.head_dim,
+                        sizes.attention_size(),
+                        sizes.intermediate_size,
+                        linear(prefix + "attention.qkv"),
+                        linear(prefix + "attention.output"),
+                        linear(prefix + "ffn.up"),
+                        linear(prefix + "ffn.down"),
+                        layer_norm(prefix + "attention.layer_norm"),
+                        layer_norm(prefix + "ffn.layer_norm"),
+                        position_bias(prefix + "attention.position_bias")};
+      to.layers_.insert(to.layers_.end(), sizes.repeats, layer);
       if (to.layers_.back().weight_bytes() > kLargeLayer) to.few_rows_ = kFewRowsOfLargeLayers;
     }
     for (const Head& head : spec.heads) {

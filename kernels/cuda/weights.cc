@@ -69,10 +69,18 @@ class Uploader {
       const LayerSpec& sizes = spec_.layers[i];
       const std::string prefix = "layer." + std::to_string(i) + ".";
       const auto part = [&](const char* name) { return linear(prefix + name, Linear::Kind::kF16); };
-      to_.layers.push_back({sizes.num_heads, sizes.head_dim, sizes.attention_size(), sizes.intermediate_size,
-                            part("attention.qkv"), part("attention.output"), part("ffn.up"), part("ffn.down"),
-                            layer_norm(prefix + "attention.layer_norm"), layer_norm(prefix + "ffn.layer_norm"),
-                            position_bias(prefix + "attention.position_bias")});
+      const Layer layer{sizes.num_heads,
+                        sizes.head_dim,
+                        sizes.attention_size(),
+                        sizes.intermediate_size,
+                        part("attention.qkv"),
+                        part("attention.output"),
+                        part("ffn.up"),
+                        part("ffn.down"),
+                        layer_norm(prefix + "attention.layer_norm"),
+                        layer_norm(prefix + "ffn.layer_norm"),
+                        position_bias(prefix + "attention.position_bias")};
+      to_.layers.insert(to_.layers.end(), sizes.repeats, layer);
     }
     for (const Head& head : spec_.heads) {
       const Linear::Kind kind = head.has_decoder() ? Linear::Kind::kF16 : Linear::Kind::kF32;

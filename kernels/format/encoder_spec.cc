@@ -100,6 +100,7 @@ LayerSpec parse_layer(std::string_view json, size_t index) {
   layer.num_heads = members.take_size("num_heads", 0, 1024);
   layer.head_dim = members.take_size("head_dim", 1, 1024);
   layer.intermediate_size = members.take_size("intermediate_size", 0, kMaxInnerSize);
+  layer.repeats = members.take_size("repeats", 1, kMaxLayers, 1);
   if (layer.attention_size() > kMaxInnerSize / 3) {
     fail(where + "num_heads * head_dim must be at most " + std::to_string(kMaxInnerSize / 3) + ", got " +
          std::to_string(layer.attention_size()));
@@ -274,9 +275,11 @@ EncoderSpec parse_encoder_spec(std::string_view json) {
   take_text(members, &spec.text);
 
   JsonCursor layers(members.take_required("layers"));
+  int count = 0;
   layers.read_array([&] {
-    if (spec.layers.size() == kMaxLayers) fail("layers has more than " + std::to_string(kMaxLayers) + " layers");
     spec.layers.push_back(parse_layer(layers.skip(), spec.layers.size()));
+    count += spec.layers.back().repeats;
+    if (count > kMaxLayers) fail("layers has more than " + std::to_string(kMaxLayers) + " layers, repeats included");
   });
   members.check_all_taken();
   return spec;

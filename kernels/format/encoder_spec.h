@@ -45,6 +45,7 @@ struct LayerSpec {
   int num_heads = 0;
   int head_dim = 0;
   int intermediate_size = 0;
+  int repeats = 1;  // times that it runs, one after the other
   LinearSpec qkv, attention_output, ffn_up, ffn_down;
 
   int attention_size() const { return num_heads * head_dim; }
