@@ -209,14 +209,19 @@ def test_answers(make: Callable[..., Path]) -> None:
     model = load(path)
     contexts = [text for text in TEXTS if text] + [" ", "ΑΣ αΣ ας ασ İ i̇ a A" * 3]
     questions = [QUESTION_WORDS[i % len(QUESTION_WORDS)] for i in range(len(contexts))]
-    inputs = [{"question": q, "context": c} for q, c in zip(questions, contexts, strict=True)]
+    short = len(questions)
+    # questions that leave windows fewer tokens than the default stride
+    questions += ["the router " * n for n in (10, 14, 21)]
+    contexts += ["it is very slow , not good ! " * 9] * 3
+    every_input = [{"question": q, "context": c} for q, c in zip(questions, contexts, strict=True)]
     for settings, python in (
         ({}, {}),
-        ({"max_length": 30}, {"max_seq_len": 30}),
+        ({"max_length": 47}, {"max_seq_len": 47}),
         ({"max_length": 24, "long_texts": 2, "stride": 3}, {"max_seq_len": 24, "doc_stride": 3}),
         ({"long_texts": 1}, {"truncation": True}),
     ):
         session = CModel(path, offset_unit=2, **settings)
+        inputs = every_input[:short] if "stride" in settings else every_input
         for options, told in (
             ({}, {}),
             ({"top_k": 3, "max_answer_tokens": 4}, {"top_k": 3, "max_answer_len": 4}),
@@ -225,7 +230,8 @@ def test_answers(make: Callable[..., Path]) -> None:
         ):
             expected, is_truncated = model.answer_each(inputs, **python, **told)
             expected = [found if isinstance(found, list) else [found] for found in expected]
-            assert session.answer(questions, contexts, **options) == without_words(expected)
+            n = len(inputs)
+            assert session.answer(questions[:n], contexts[:n], **options) == without_words(expected)
             assert session.is_truncated == is_truncated.tolist()
     units = CModel(path).answer(questions, contexts)
     for context, [told], [python_answer] in zip(
@@ -367,11 +373,13 @@ def test_bad_calls(make: Callable[..., Path]) -> None:
     refused("long_texts is 3", lambda: CModel(path, long_texts=3))
     refused("offset_unit is 4", lambda: CModel(path, offset_unit=4))
     refused("stride is -1", lambda: CModel(path, stride=-1))
+    for long_texts in (0, 1):
+        refused("set long_texts to EB_LONG_WINDOWS", lambda to=long_texts: CModel(path, long_texts=to, stride=5))
+    refused("max_length 9 leaves 7 tokens to a window", lambda: CModel(path, max_length=9, long_texts=2, stride=7))
     refused("batch_tokens is -1", lambda: CModel(path, batch_tokens=-1))
-    refused("no room for the 2 special tokens", lambda: CModel(path, max_length=1).embed(["a"]))
-    windows = CModel(path, max_length=8, long_texts=2, stride=6)
-    assert windows.embed(["a"]).shape == (1, 24)
-    refused("text 1: 8 tokens leave 6 to a window", lambda: windows.embed(["a", "a " * 20]))
+    refused("no room for the 2 special tokens of a text", lambda: CModel(path, max_length=1))
+    refused("the prompt is not valid UTF-8 at byte 1", lambda: session.embed(["a"], prompt=b"a\xff"))
+    refused("text 1 is not valid UTF-8 at byte 2", lambda: session.embed(["a", b"ab\xff"], prompt=b"query "))
     embeddings, huge = Embeddings(), Text(b"a", 1 << 40)
     refused(
         "1099511627776 bytes",
@@ -380,13 +388,32 @@ def test_bad_calls(make: Callable[..., Path]) -> None:
     assert session.embed(["a\0b", "a"]).shape == (2, 24)
     assert session.embed(["the router"]).tobytes() == load(path).encode(["the router"]).tobytes()
 
-    reader = CModel(make("question-answering"))
-    refused("input 1: the context is empty", lambda: reader.answer(["a", "a"], ["a", ""]))
-    refused("input 0: the question is empty", lambda: reader.answer([""], ["a"]))
+    reader_path = make("question-answering")
+    reader = CModel(reader_path)
+    refused("context 1 is empty", lambda: reader.answer(["a", "a"], ["a", ""]))
+    refused("question 0 is empty", lambda: reader.answer([""], ["a"]))
+    refused("question 1 is not valid UTF-8 at byte 1", lambda: reader.answer(["a", b"b\xff"], ["a", "a"]))
+    refused("context 1 is not valid UTF-8 at byte 0", lambda: reader.answer(["a", "a"], ["a", b"\xff"]))
+    refused(
+        "question 1: max_length 48 leaves 0 tokens to a window, special tokens and question 1 taken off",
+        lambda: reader.answer(["a", "the " * 48], ["a", "the " * 99]),
+    )
+    refused("no room for the 3 special tokens of a pair", lambda: CModel(reader_path, max_length=2))
+    refused("set long_texts to EB_LONG_WINDOWS", lambda: CModel(reader_path, stride=5))
     refused("top_k", lambda: reader.answer(["a"], ["a"], top_k=-1))
     tagger = CModel(make("token-classification"), long_texts=2)
     refused("EB_AGGREGATION_SIMPLE", lambda: tagger.label(["a"]))
-    ranker = CModel(make("text-classification"))
+    refused(r"ignored\[1\] is 'label_1', which is no label", lambda: tagger.label(["a"], "max", ["O", "label_1"]))
+    ranker_path = make("text-classification")
+    ranker, label = CModel(ranker_path), "LABEL_0"
+    refused("the query is not valid UTF-8 at byte 0", lambda: ranker.rank(b"\xff", ["a", "a"], label=label))
+    refused("text 1 is not valid UTF-8 at byte 0", lambda: ranker.rank("a", ["a", b"\xff"], label=label))
+    refused("the pair of text 1 is not valid UTF-8", lambda: ranker.classify(["a", "a"], ["a", b"\xff"]))
+    narrow = CModel(ranker_path, max_length=9, long_texts=2, stride=2)
+    refused(
+        "text 1: max_length 9 leaves 2 tokens to a window, special tokens and the query taken off, and stride is 2",
+        lambda: narrow.rank("the router is off", ["a", "the router is off"], label=label),
+    )
     refused("3 labels, and label is NULL", lambda: ranker.rank("a", ["a"]))
     refused("no label 'x'", lambda: ranker.rank("a", ["a"], label="x"))
     refused("top_k is negative", lambda: ranker.classify(["a"], top_k=-1))

@@ -119,7 +119,30 @@ def test_shapes(reader: tuple[Any, Any, Path]) -> None:
     assert model(question=QUESTIONS[:1], context=CONTEXTS[:1]) == one[0]
     several = model(question=QUESTIONS, context=CONTEXTS, top_k=2)
     assert [len(answers) for answers in several] == [2, 2, 2]
-    assert model(question="a", context="  ")["answer"] == ""
+
+
+def test_a_context_without_tokens_has_no_answer(reader: tuple[Any, Any, Path]) -> None:
+    # as transformers' pipeline scores it
+    model = edgebert.load(reader[2], "numpy")
+    for context in (" ", "\t \n", "\u200b"):
+        nothing = {"score": 0.0, "start": 0, "end": 0, "answer": ""}
+        assert model(question="a", context=context) == nothing
+        assert model(question="a", context=context, handle_impossible_answer=True) == nothing | {"score": 1.0}
+
+
+@pytest.mark.parametrize(("num_words", "room"), [(12, 17), (13, 16), (20, 9), (28, 1)])
+def test_questions_that_leave_no_room_for_the_default_stride(
+    reader: tuple[Any, Any, Path], num_words: int, room: int
+) -> None:
+    model = edgebert.load(reader[2], "numpy")
+    question = " ".join((["the", "router"] * num_words)[:num_words])
+    stride = 16 if room > 16 else room // 2
+    spans, _ = expected_answers(reader, question, CONTEXTS[2], size=32, stride=stride, top_k=1, max_answer_len=2)
+    found = model(question=question, context=CONTEXTS[2], max_answer_len=2)
+    assert_best(found, spans, CONTEXTS[2])
+    assert model(question=question, context=CONTEXTS[2], max_answer_len=2, stride=stride) == found
+    with pytest.raises(InvalidInputError, match=f"leaves {room} tokens to a window, .* and stride is {room}: raise"):
+        model(question=question, context=CONTEXTS[2], stride=room)
 
 
 def test_align_to_words(reader: tuple[Any, Any, Path]) -> None:
@@ -156,7 +179,10 @@ def test_truncation_instead_of_windows(reader: tuple[Any, Any, Path]) -> None:
         ([["a"]], {}, "input 0: expected a dict with question and context alone, got str"),
         ([], {"question": "a", "context": "b", "top_k": 0}, "top_k must be a positive integer, got 0"),
         ([], {"question": "a", "context": "b", "max_answer_len": "2"}, "max_answer_len must be a positive integer"),
-        ([], {"question": "a " * 90, "context": "b"}, "leave 0 to a window, .* first text of the pair"),
+        ([], {"question": "a " * 90, "context": "b"}, "leaves 0 tokens to a window, .* first text of row 0 taken off"),
+        ([{"question": "a\ud800", "context": "b"}], {}, "input 0: question is not valid Unicode .* at character 1"),
+        ([{"question": "a", "context": "\ud800"}], {}, "input 0: context is not valid Unicode .* at character 0"),
+        ([], {"question": "a", "context": "b", "stride": 78}, "leaves 78 tokens to a window, special tokens taken off"),
         ([], {"question": "a", "context": "b " * 99, "doc_stride": 77}, "and stride is 77: raise max_length or lower"),
     ],
 )

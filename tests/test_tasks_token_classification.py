@@ -79,7 +79,17 @@ def test_offsets_are_the_callers(make_file: Callable[..., Path]) -> None:
         ("a", {"aggregation_strategy": "sum"}, "aggregation_strategy must be one of none, simple, first, average, max"),
         ("a", {"stride": 4}, "stride needs an aggregation_strategy that joins"),
         ("a", {"stride": -1, "aggregation_strategy": "max"}, "stride must be an integer of at least 0"),
-        ("a " * 90, {"stride": 78, "aggregation_strategy": "max"}, "78 to a window, .* and stride is 78: raise"),
+        (
+            "a " * 90,
+            {"stride": 78, "aggregation_strategy": "max"},
+            "leaves 78 tokens to a window, .*: raise",
+        ),
+        ("a", {"ignore_labels": "O"}, "ignore_labels must be a list of labels, got 'O'"),
+        (
+            "a",
+            {"ignore_labels": ["O", "LOC"]},
+            "'LOC', which is no label of this file: it has LABEL_0",
+        ),
         ("a", {"top_k": 3}, "unexpected keyword argument 'top_k'; it takes texts, aggregation_strategy, ignore_labels"),
     ],
 )

@@ -151,7 +151,7 @@ def test_refuses_limits_out_of_range(tokenizer: Tokenizer, limit: object) -> Non
 
 def test_refuses_a_limit_without_room_for_special_tokens(tokenizer: Tokenizer) -> None:
     assert tokenizer.tokenize(["a b"], 2)[0].input_ids.tolist() == [CLS, SEP]
-    with pytest.raises(InvalidInputError, match="no room for the 3 special tokens of row 1"):
+    with pytest.raises(InvalidInputError, match="row 1: max_length 2 has no room for the 3 special tokens of a pair"):
         tokenizer.tokenize(["a", ("a", "b")], 2)
 
 
@@ -241,11 +241,24 @@ def test_the_library_and_the_native_tokenizer_give_the_same_rows(tokenizer_json:
         ["router restarts " * 9, "off"],
         ("", ""),
     ]
-    for limit, stride in itertools.product((8, 16), (None, 0, 1, 2)):
-        made = [(one.make_rows(texts, limit), one.make_windows(texts[:4], limit, stride)) for one in (ours, other)]
+    pairs = [("a b", "c d e " * 9), ("a", "c " * 9), ("", "c " * 9)]  # which have no room for a stride of 6
+    for limit, stride in itertools.product((8, 16), (None, 0, 1, 2, 6)):
+        windowed = texts[:4] if stride != 6 else pairs
+        made = [
+            (one.make_rows(texts, limit), one.make_windows(windowed, limit, stride, stride == 6))
+            for one in (ours, other)
+        ]
         for (rows, is_truncated), (expected, is_expected) in zip(*made, strict=True):
             np.testing.assert_array_equal(is_truncated, is_expected)
             assert len(rows) == len(expected)
             for row, wanted in zip(rows, expected, strict=True):
                 for name in row._fields:
                     np.testing.assert_array_equal(getattr(row, name), getattr(wanted, name), name)
+    refused = [(["a"], 1, None), (["a"], 8, 6), ([("a b", "c " * 9)], 8, 3), ([("a b c d e f", "g")], 8, None)]
+    for texts, limit, stride in [*refused, ([("a", "b")], 2, None)]:
+        messages = []
+        for one in (ours, other):
+            with pytest.raises(InvalidInputError) as error:
+                one.make_windows(texts, limit, stride)
+            messages.append(str(error.value))
+        assert messages[0] == messages[1]

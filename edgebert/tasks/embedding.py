@@ -12,7 +12,7 @@ from edgebert.artifact.spec import EncoderSpec
 from edgebert.errors import InvalidInputError
 from edgebert.tasks import base
 from edgebert.tasks.base import F32, Outputs, Prepared, check_count, check_texts, gather_texts, make_rows, normalize
-from edgebert.tokenizer import Tokenizer
+from edgebert.tokenizer import Tokenizer, check_text
 
 MAX_COSINES = 1 << 24  # that a search holds at a time
 
@@ -79,6 +79,7 @@ def find_prompt(spec: EncoderSpec, prompt_name: str | None, prompt: str | None) 
     if prompt is not None:
         if not isinstance(prompt, str):
             raise InvalidInputError(f"prompt must be a str, got {type(prompt).__name__}")
+        check_text("prompt", prompt)
         return prompt
     name = spec.default_prompt_name if prompt_name is None else prompt_name
     if name is None:

@@ -11,7 +11,7 @@ import numpy as np
 from edgebert.errors import InvalidInputError
 from edgebert.tasks import base
 from edgebert.tasks.base import F32, Outputs, Prepared, check_count, in_order, make_rows, softmax
-from edgebert.tokenizer import Row, Tokenizer
+from edgebert.tokenizer import Row, Tokenizer, check_text
 
 Answer = dict[str, Any]
 
@@ -31,7 +31,8 @@ class Options(base.Options):
         align_to_words: widen an answer to whole words; False for text without blanks, as Chinese, where a word is all
             that stands between two.
         max_seq_len: tokens of a window: `max_length`; neither given, the file's limit, 384 at most.
-        doc_stride: tokens that neighbouring windows share: `stride`; neither given, 128, half of a window at most.
+        doc_stride: tokens that neighbouring windows share: `stride`; neither given, 128, half of a window at most, and
+            after a question that leaves a window fewer tokens, half of those.
         truncation: answer from the first window of a long context alone.
 
     Raises:
@@ -64,12 +65,15 @@ def prepare(inputs: Sequence[dict[str, str]], tokenizer: Tokenizer, options: Opt
         for key, value in item.items():
             if not isinstance(value, str) or not value:
                 raise InvalidInputError(f"input {i}: {key} must be a text that is not empty, got {value!r:.100}")
+            check_text(f"input {i}: {key}", value)
     pairs = [(item["question"], item["context"]) for item in inputs]
     size = options.max_seq_len or options.max_length or min(tokenizer.max_length, MAX_SEQ_LEN)
-    strides = (options.doc_stride, options.stride, min(size // 2, DOC_STRIDE))
-    stride = None if options.truncation else next(value for value in strides if value is not None)
-    cut = replace(options, max_length=size, stride=stride)
-    rows, is_truncated = make_rows(pairs, tokenizer, cut, has_offsets=True)
+    stride = options.doc_stride if options.doc_stride is not None else options.stride
+    is_default = stride is None and not options.truncation
+    if is_default:
+        stride = min(size // 2, DOC_STRIDE)
+    cut = replace(options, max_length=size, stride=None if options.truncation else stride)
+    rows, is_truncated = make_rows(pairs, tokenizer, cut, has_offsets=True, lowers_stride=is_default)
     return Prepared(rows, OUTPUTS, is_truncated)
 
 
@@ -80,7 +84,8 @@ def decode(
 
     Returns:
         Of each question {"score", "start", "end", "answer"}, best first. `context[start:end]` is the answer; scores of
-        equal answers are added.
+        equal answers are added. A context without tokens, as one of blanks, has the empty answer alone, with the score
+        0, or with `handle_impossible_answer` 1.
     """
     answers: list[list[Answer]] = [[] for _ in inputs]
     null_scores = [1.0] * len(inputs)
@@ -96,7 +101,8 @@ def decode(
             _add(answers[row.text], inputs[row.text]["context"], bounds, score)
     for spans, null_score in zip(answers, null_scores, strict=True):
         if options.handle_impossible_answer or not spans:
-            spans.append({"score": null_score, "start": 0, "end": 0, "answer": ""})
+            score = null_score if options.handle_impossible_answer else 0.0  # there was nothing to answer with
+            spans.append({"score": score, "start": 0, "end": 0, "answer": ""})
     return [sorted(spans, key=lambda span: -span["score"])[:top_k] for spans in answers]
 
 

@@ -22,7 +22,7 @@ from edgebert.tasks.base import (
     softmax,
 )
 from edgebert.tasks.text_classification import find_function
-from edgebert.tokenizer import Tokenizer
+from edgebert.tokenizer import Tokenizer, check_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +50,7 @@ class Options(base.Options):
     def __post_init__(self) -> None:
         if not isinstance(self.query, str):
             raise InvalidInputError(f"query must be a str, got {type(self.query).__name__}")
+        check_text("query", self.query)
         if self.top_k is not None:
             check_count("top_k", self.top_k)
         labels = self.spec.labels

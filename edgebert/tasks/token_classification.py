@@ -34,7 +34,7 @@ class Options(base.Options):
             B- and I- say; the others first give all tokens of a word one label: the label of its "first" token, of
             its best ("max"), or the best on "average" (of a tokenizer that does not mark the tokens inside words,
             words are what stands between blanks). A text in windows needs one that is not "none".
-        ignore_labels: labels that are left out.
+        ignore_labels: labels of the file that are left out, those of entities without B- or I-.
 
     Raises:
         InvalidInputError: an option that is not usable.
@@ -55,6 +55,14 @@ class Options(base.Options):
                 "stride needs an aggregation_strategy that joins what windows have in common: "
                 f"{', '.join(STRATEGIES[1:])}"
             )
+        if isinstance(self.ignore_labels, str):
+            raise InvalidInputError(f"ignore_labels must be a list of labels, got {self.ignore_labels!r}")
+        known = {"O", *self.spec.labels, *(label.split("-", 1)[-1] for label in self.spec.labels)}
+        for label in self.ignore_labels:
+            if label not in known:
+                raise InvalidInputError(
+                    f"ignore_labels has {label!r}, which is no label of this file: it has {', '.join(self.spec.labels)}"
+                )
 
 
 def prepare(texts: Sequence[str], tokenizer: Tokenizer, options: Options) -> Prepared:

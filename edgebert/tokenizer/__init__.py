@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from edgebert.artifact.spec import EncoderSpec
 from edgebert.batch import I32, PackedBatch
 from edgebert.errors import BackendUnavailableError, InvalidInputError, UnsupportedModelError
-from edgebert.tokenizer.base import BaseTokenizer, Text, Tokens
+from edgebert.tokenizer.base import BaseTokenizer, Text, Tokens, check_text
 from edgebert.tokenizer.native import NativeTokenizer
 
-__all__ = ["Row", "Text", "Tokenizer", "check_id", "check_ids"]
+__all__ = ["Row", "Text", "Tokenizer", "check_id", "check_ids", "check_text"]
 
 _NO_OFFSETS = np.zeros((0, 2), np.int32)
 _NO_WORDS = np.zeros(0, np.int32)
@@ -178,7 +178,11 @@ class Tokenizer:
         return [Row(i, 0, ids[a:b], types[a:b]) for i, (a, b) in enumerate(bounds)], is_truncated
 
     def make_windows(
-        self, texts: Iterable[Text], max_length: int | None = None, stride: int | None = None
+        self,
+        texts: Iterable[Text],
+        max_length: int | None = None,
+        stride: int | None = None,
+        lowers_stride: bool = False,
     ) -> tuple[list[Row], NDArray[np.bool_]]:
         """Rows with offsets; of what is too long, the last text is cut into windows.
 
@@ -186,16 +190,19 @@ class Tokenizer:
             texts: each a str, or a pair of two as a tuple or list; the first of a pair stands whole in every window.
             max_length: tokens a row has at most, special tokens included; None takes the file's own limit.
             stride: tokens that a window has in common with the one before it; None keeps the first window alone.
+            lowers_stride: where the first of a pair leaves windows no room for `stride`, they share half of the room.
 
         Returns:
             (rows, those of a text in their order; bool [n]: which texts were truncated, none with a stride).
 
         Raises:
-            InvalidInputError: as `make_rows`; a stride, or the first of a pair, that leaves no room to move on.
+            InvalidInputError: as `make_rows`; a stride, or the first of a pair, that leaves windows no room to move on.
         """
         if stride is not None and (not isinstance(stride, int) or isinstance(stride, bool) or stride < 0):
             raise InvalidInputError(f"stride must be an integer of at least 0, got {stride!r}")
-        tokens = self._tokenize(texts, max_length, stride=stride, cuts_last_text=True, offsets=True)
+        tokens = self._tokenize(
+            texts, max_length, stride=stride, lowers_stride=lowers_stride, cuts_last_text=True, offsets=True
+        )
         offsets, word_ids, *columns = [array for array in tokens[4:] if array is not None]  # all: offsets are asked for
         rows: list[Row] = []
         for (a, b), text, (first, count), own in zip(

@@ -68,6 +68,7 @@ class BaseTokenizer(ABC):
         *,
         max_length: int = 0,
         stride: int | None = None,
+        lowers_stride: bool = False,
         cuts_last_text: bool = False,
         special_tokens: bool = True,
         offsets: bool = False,
@@ -78,12 +79,13 @@ class BaseTokenizer(ABC):
             texts: each a str, or a pair of two.
             max_length: tokens a sequence has at most, special tokens included; 0 for no limit.
             stride: tokens that a window of the last text has in common with the one before it; None for no windows.
+            lowers_stride: where the first of a pair leaves windows no room for `stride`, they share half of the room.
             cuts_last_text: shorten the last of a pair alone, not first the longer; so do windows.
             special_tokens: whether rows have them.
             offsets: whether to give offsets, in characters, and word ids.
 
         Raises:
-            InvalidInputError: a text that is not valid Unicode, or a limit that leaves no room.
+            InvalidInputError: a text that is not valid Unicode, or limits that leave no room.
         """
 
     @abstractmethod
@@ -114,10 +116,15 @@ class BaseTokenizer(ABC):
 def check_unicode(texts: Iterable[Text]) -> None:
     """Raise InvalidInputError for a text with lone surrogates, named by its index."""
     for i, text in enumerate(texts):
-        try:
-            "".join(text).encode()
-        except UnicodeEncodeError as error:
-            raise InvalidInputError(
-                f"text {i} is not valid Unicode ({error.reason} at character {error.start}): "
-                "decode it with errors='replace'"
-            ) from None
+        for part in [text] if isinstance(text, str) else text:
+            check_text(f"text {i}", part)
+
+
+def check_text(name: str, text: str) -> None:
+    """Raise InvalidInputError, with this name, for a text with lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidInputError(
+            f"{name} is not valid Unicode ({error.reason} at character {error.start}): decode it with errors='replace'"
+        ) from None

@@ -89,6 +89,7 @@ class LibraryTokenizer(BaseTokenizer):
         *,
         max_length: int = 0,
         stride: int | None = None,
+        lowers_stride: bool = False,
         cuts_last_text: bool = False,
         special_tokens: bool = True,
         offsets: bool = False,
@@ -107,6 +108,9 @@ class LibraryTokenizer(BaseTokenizer):
             spans.extend([(0, 0)] * len(layout.special_ids[place]))
             words.extend([-1] * len(layout.special_ids[place]))
 
+        if max_length:
+            self._check_limits(max_length, stride, lowers_stride, special_tokens)
+        kind = "text" if all(isinstance(text, str) for text in texts) else "row"
         for row, encodings in self._encode_parts(texts, offsets):
             layout = self._layouts[len(encodings) - 1]
             if not special_tokens:
@@ -114,12 +118,12 @@ class LibraryTokenizer(BaseTokenizer):
             room = (max_length or 2**31) - layout.num_special
             if room < 0:
                 raise InvalidInputError(
-                    f"max_length {max_length} has no room for the {layout.num_special} special tokens of row {row}: "
-                    "raise it"
+                    f"{kind} {row}: max_length {max_length} has no room for the {layout.num_special} special tokens "
+                    "of a pair: raise it"
                 )
             sizes = [len(encoding.ids) for encoding in encodings]
             if cuts_last_text or stride is not None:
-                windows = self._find_windows(row, sizes, room, max_length, stride)
+                windows = self._find_windows(f"{kind} {row}", sizes, room, max_length, stride, lowers_stride)
                 is_truncated[row] = stride is None and sum(sizes) > room
             else:
                 kept = [self._cut(*pair) for pair in zip(sizes, _longest_first(sizes, room), strict=True)]
@@ -148,12 +152,25 @@ class LibraryTokenizer(BaseTokenizer):
             tokens = tokens._replace(rows=np.array(rows, np.int32), last_texts=columns[0], owned=columns[1])
         return tokens
 
+    def _check_limits(self, max_length: int, stride: int | None, lowers_stride: bool, special_tokens: bool) -> None:
+        num_special = self._layouts[0].num_special if special_tokens else 0
+        room = max_length - num_special
+        if room < 0:
+            raise InvalidInputError(
+                f"max_length {max_length} has no room for the {num_special} special tokens of a text: raise it"
+            )
+        if stride is not None and not lowers_stride and stride >= room:
+            raise InvalidInputError(
+                f"stride is {stride}, and max_length {max_length} leaves {room} tokens to a window, special tokens "
+                "taken off: raise max_length or lower stride"
+            )
+
     def _cut(self, size: int, kept: int) -> tuple[int, int]:
         """The range of a text's tokens that truncation keeps."""
         return (size - kept, size) if self._cuts_left else (0, kept)
 
     def _find_windows(
-        self, row: int, sizes: list[int], room: int, max_length: int, stride: int | None
+        self, row: str, sizes: list[int], room: int, max_length: int, stride: int | None, lowers_stride: bool
     ) -> list[tuple[list[tuple[int, int]], tuple[int, int]]]:
         """Of each window the ranges of the texts' tokens, and which of the last's it owns.
 
@@ -161,12 +178,15 @@ class LibraryTokenizer(BaseTokenizer):
         """
         *before, size = sizes
         room -= sum(before)
-        step = room if stride is None else room - stride
+        shared = stride or 0
+        if lowers_stride and shared >= room:
+            shared = max(room, 0) // 2
+        step = room - shared
         if size > room and step < 1:
+            also = f" and the first text of {row}" if before else ""
             raise InvalidInputError(
-                f"text {row}: {max_length} tokens leave {max(room, 0)} to a window, special tokens"
-                f"{' and the first text of the pair' if before else ''} taken off, and stride is {stride or 0}: "
-                "raise max_length or lower stride"
+                f"{row}: max_length {max_length} leaves {max(room, 0)} tokens to a window, special tokens{also} "
+                f"taken off, and stride is {stride or 0}: raise max_length or lower stride"
             )
         if size <= room or stride is None:
             spans = [self._cut(size, min(room, size))]

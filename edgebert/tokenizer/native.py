@@ -17,6 +17,7 @@ from edgebert.tokenizer.base import BaseTokenizer, Text, Tokens, check_unicode
 
 OFFSET_UNITS = {None: 0, False: 0, "bytes": 1, "characters": 2, True: 2, "utf16": 3}  # enum eb_offset_unit
 SIDES = {None: 0, "right": 1, "left": 2}  # enum eb_side
+TRUNCATED, WINDOWS = 1, 2  # enum eb_long_texts
 
 
 class _Texts(ctypes.Structure):
@@ -33,7 +34,9 @@ class _Options(ctypes.Structure):
         (name, ctypes.c_int32)
         for name in (
             "max_length",
+            "long_texts",
             "stride",
+            "lowers_stride",
             "cuts_last_text",
             "side",
             "no_special_tokens",
@@ -148,6 +151,7 @@ class NativeTokenizer(BaseTokenizer):
         *,
         max_length: int = 0,
         stride: int | None = None,
+        lowers_stride: bool = False,
         cuts_last_text: bool = False,
         special_tokens: bool = True,
         offsets: bool | str | None = None,
@@ -160,6 +164,7 @@ class NativeTokenizer(BaseTokenizer):
             texts: each a str, or a pair of two.
             max_length: tokens a sequence has at most, special tokens included; 0 for no limit.
             stride: tokens that a window of the last text has in common with the one before it; None for no windows.
+            lowers_stride: where the first of a pair leaves windows no room for `stride`, they share half of the room.
             cuts_last_text: shorten the last of a pair alone, not first the longer.
             special_tokens: whether rows have them.
             offsets: also "characters", "utf16" or "bytes", the unit they are in.
@@ -184,7 +189,9 @@ class NativeTokenizer(BaseTokenizer):
         batch = _Texts(data, _address(text_bounds), None if row_bounds is None else _address(row_bounds), len(texts))
         options = _options(
             max_length,
-            -1 if stride is None else stride,
+            TRUNCATED if stride is None else WINDOWS,
+            stride or 0,
+            lowers_stride,
             cuts_last_text,
             SIDES[side],
             not special_tokens,

@@ -17,7 +17,7 @@ std::string_view metadata(const OnnxModel& model, const std::string& key) {
   const auto it = model.metadata.find(key);
   if (it == model.metadata.end()) {
     throw Error(EB_MODEL_FORMAT, "not written by EdgeBERT (no metadata " + key +
-                                     "): export it with `edgebert export`, or use backend='onnxruntime'");
+                                     "): export it with `edgebert export`, or run it with ONNX Runtime");
   }
   return it->second;
 }
@@ -59,8 +59,8 @@ ModelFile read_model_file(std::string_view bytes) {
   if (metadata(model, "edgebert.graph_hash") != model.graph_hash || model.is_opset_changed) {
     throw Error(EB_MODEL_FORMAT,
                 "the graph was changed after export (its hash differs from edgebert.graph_hash, or its operator set "
-                "from 17): re-export, or use "
-                "backend='onnxruntime'");
+                "from 17): re-export, or "
+                "run it with ONNX Runtime");
   }
   std::unordered_map<std::string, TensorView> tensors;
   for (const OnnxTensor& tensor : model.weights) {

@@ -153,12 +153,12 @@ OnnxTensor parse_tensor(std::string_view message) {
   const std::string name(tensor.name.substr(0, 200));
   if (is_external) {
     throw Error(EB_MODEL_FORMAT, "tensor " + name +
-                                     " is stored in another file, EdgeBERT's files hold everything: re-export, or use "
-                                     "backend='onnxruntime'");
+                                     " is stored in another file, EdgeBERT's files hold everything: re-export, or "
+                                     "run it with ONNX Runtime");
   }
   if (!is_raw) {
     throw Error(EB_MODEL_FORMAT,
-                "tensor " + name + " is not stored as raw data: re-export, or use backend='onnxruntime'");
+                "tensor " + name + " is not stored as raw data: re-export, or run it with ONNX Runtime");
   }
   return tensor;
 }

@@ -129,11 +129,19 @@ typedef struct eb_texts {
   int32_t num_rows;
 } eb_texts;
 
-/* All zero makes windows of what is longer than max_length; stride -1 cuts instead. */
+typedef enum eb_long_texts {
+  EB_LONG_DEFAULT = 0,   /* question answering: windows; else truncated */
+  EB_LONG_TRUNCATED = 1, /* the end is left out, or what the file's tokenizer says */
+  EB_LONG_WINDOWS = 2    /* windows with `stride` tokens in common, and one answer from all of them */
+} eb_long_texts;
+
+/* All zero is the default: whole rows with special tokens, no offsets. */
 typedef struct eb_tokenize_options {
   int32_t max_length;        /* tokens a row has at most, special tokens included; 0: no limit */
-  int32_t stride;            /* tokens that a window of the last text has in common with the one before it; -1: no
-                                windows, what is too long is cut off */
+  int32_t long_texts;        /* eb_long_texts: what is longer is truncated, or has windows of its last text */
+  int32_t stride;            /* of EB_LONG_WINDOWS: tokens that a window has in common with the one before it */
+  int32_t lowers_stride;     /* 1: where the first text of a pair leaves windows too few tokens for `stride`, they have
+                                half of those in common; 0: such a pair is refused */
   int32_t cuts_last_text;    /* 0: of a pair the longer text gives way first; 1, and with windows: the last alone */
   int32_t side;              /* eb_side: where what is too long is cut off, or has its short window */
   int32_t no_special_tokens; /* 1: rows have the texts' tokens alone */
@@ -178,7 +186,7 @@ EB_API void eb_tokenizer_free(eb_tokenizer* tokenizer);
 /* The id of a token, as "[MASK]", that was added or is in the vocabulary; -1 for none. */
 EB_API int32_t eb_tokenizer_find(const eb_tokenizer* tokenizer, const char* token);
 EB_API eb_status eb_tokenizer_describe(const eb_tokenizer* tokenizer, eb_tokenizer_info* info);
-/* options may be NULL: whole rows, special tokens, no offsets. The result is valid until eb_tokens_free. */
+/* options may be NULL for the default. The result is valid until eb_tokens_free. */
 EB_API eb_status eb_tokenize(const eb_tokenizer* tokenizer, const eb_texts* texts, const eb_tokenize_options* options,
                              eb_tokens** tokens);
 EB_API void eb_tokens_free(eb_tokens* tokens);
@@ -219,27 +227,22 @@ typedef struct eb_text {
   int64_t size;
 } eb_text;
 
-typedef enum eb_long_texts {
-  EB_LONG_DEFAULT = 0,   /* question answering: windows; else truncated */
-  EB_LONG_TRUNCATED = 1, /* the end is left out, or what the file's tokenizer says */
-  EB_LONG_WINDOWS = 2    /* windows with `stride` tokens in common, and one answer from all of them */
-} eb_long_texts;
-
 /* All zero is the default. */
 typedef struct eb_session_options {
   int32_t max_length;   /* tokens of a row or window, special tokens included; 0: the file's limit (question answering:
                            384 at most) */
   int32_t long_texts;   /* eb_long_texts */
-  int32_t stride;       /* of EB_LONG_WINDOWS; the default of question answering has 128, half of max_length at most */
+  int32_t stride;       /* of EB_LONG_WINDOWS, else 0. The default of question answering has 128, half of max_length at
+                           most; after a question that leaves a window fewer tokens, half of those */
   int32_t offset_unit;  /* eb_offset_unit of answers; 0: EB_OFFSETS_BYTES */
   int32_t batch_tokens; /* computed together, a matter of memory and speed, not of results; 0: 4096 */
 } eb_session_options;
 
 /* A session is one caller's place at a model: its settings, and all memory between texts and answers. What a call
- * returns is the session's, valid until its next call or eb_session_free. Once the largest input was seen, a call
- * allocates nothing, but for characters that its tokenizer must normalize and has not met. One thread at a time may
- * call a session; each thread, its own session, and they work side by side. A session is freed before its model, and a
- * forked child opens sessions of its own.
+ * returns is the session's, valid until its next call or eb_session_free. Once one as large was seen, in bytes
+ * and in tokens, a call of one text allocates nothing. One thread at a time may call a session; each thread, its own
+ * session, and they work side by side. A session is freed before its model, and a forked child opens sessions of its
+ * own.
  *
  * Where the file has no tokenizer or one that is refused, opening one gives EB_UNSUPPORTED and the reason;
  * where the model was loaded with ids_only, EB_INVALID_INPUT. */
@@ -318,8 +321,9 @@ typedef enum eb_aggregation {
 } eb_aggregation;
 typedef struct eb_label_options {
   int32_t aggregation;        /* eb_aggregation */
-  const char* const* ignored; /* [num_ignored] labels that are left out; NULL: "O" */
-  int32_t num_ignored;
+  const char* const* ignored; /* [num_ignored] labels of the file that are left out, of aggregated ones without B- or
+                                 I-; NULL: "O" */
+  int32_t num_ignored;        /* 0 where ignored is NULL */
 } eb_label_options;
 typedef struct eb_entity {
   const char* label; /* of aggregated ones without B- or I- */
@@ -337,7 +341,8 @@ typedef struct eb_entities {
 EB_API eb_status eb_label_tokens(eb_session* session, const eb_text* texts, int32_t num_texts,
                                  const eb_label_options* options, eb_entities* entities);
 
-/* Spans of a context that answer a question: questions[i] is asked of contexts[i], neither empty. */
+/* Spans of a context that answer a question: questions[i] is asked of contexts[i], neither empty. A context without
+ * tokens, as one of blanks, has "no answer" alone: with the score 0, or where that is allowed, 1. */
 typedef struct eb_answer_options {
   int32_t top_k;             /* answers of each question, best first; fewer where there are fewer; 0: 1 */
   int32_t max_answer_tokens; /* 0: 15 */

@@ -31,13 +31,14 @@ const edgebert::EncoderSpec& spec_of(const eb_model* model) { return model->enco
 // What all calls have in common: *result is all zero where there is no answer.
 template <class Options, class Result, class Body>
 eb_status call(eb_session* session, const eb_text* texts, int32_t num_texts, const Options* options, Result* result,
-               const Body& body) {
+               const Body& body, const char* name = "texts") {
   return guard([&] {
     if (result == nullptr) fail("there is no struct for the result: it is NULL");
     *result = Result{};
     if (session == nullptr) fail("session is NULL");
-    if (num_texts < 0) fail("the number of texts is " + std::to_string(num_texts) + ", expected 0 or more");
-    if (num_texts > 0 && texts == nullptr) fail("texts is NULL");
+    if (num_texts < 0)
+      fail("the number of " + std::string(name) + " is " + std::to_string(num_texts) + ", expected 0 or more");
+    if (num_texts > 0 && texts == nullptr) fail(std::string(name) + " is NULL");
     *result = body(options != nullptr ? *options : Options{});
   });
 }
@@ -140,10 +141,13 @@ eb_status eb_label_tokens(eb_session* session, const eb_text* texts, int32_t num
 
 eb_status eb_answer(eb_session* session, const eb_text* questions, const eb_text* contexts, int32_t num_questions,
                     const eb_answer_options* options, eb_answers* answers) {
-  return call(session, questions, num_questions, options, answers, [&](const eb_answer_options& chosen) {
-    if (num_questions > 0 && contexts == nullptr) fail("contexts is NULL");
-    return session->question_answering.run(&session->session, questions, contexts, num_questions, chosen);
-  });
+  return call(
+      session, questions, num_questions, options, answers,
+      [&](const eb_answer_options& chosen) {
+        if (num_questions > 0 && contexts == nullptr) fail("contexts is NULL");
+        return session->question_answering.run(&session->session, questions, contexts, num_questions, chosen);
+      },
+      "questions");
 }
 
 eb_status eb_fill_mask(eb_session* session, const eb_text* texts, int32_t num_texts, const eb_fill_options* options,

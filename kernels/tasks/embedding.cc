@@ -5,16 +5,16 @@
 
 namespace edgebert::tasks {
 
-const std::vector<float>& TextRows::gather(Session* session, const Inputs& inputs, const Cut& cut, const Head* head) {
+const std::vector<float>& TextRows::gather(Session* session, const Inputs& inputs, const Head* head) {
   const auto width = static_cast<size_t>(head->width);
   rows_.assign(static_cast<size_t>(inputs.count) * width, 0.0f);
   heads_.assign(1, head);
   const auto row_of = [&](int32_t index) {
     return rows_.data() + static_cast<size_t>(session->sequence(index).input) * width;
   };
-  session->begin(inputs, cut, false);
+  session->begin(inputs, false);
   while (session->next_chunk()) {
-    if (cut.stride < 0) {
+    if (!session->has_windows()) {
       session->run(heads_, [&](int32_t index, const float* const* values) {
         std::copy(values[0], values[0] + width, row_of(index));
       });
@@ -58,8 +58,7 @@ eb_embeddings Embedding::run(Session* session, const eb_text* texts, int32_t num
     fail("width is " + std::to_string(options.width) + ", the embeddings have " + std::to_string(head->width) +
          " dimensions");
   }
-  const Cut cut = session->find_cut();
-  const std::vector<float>& rows = rows_.gather(session, {texts, nullptr, num_texts, prompt}, cut, head);
+  const std::vector<float>& rows = rows_.gather(session, {texts, nullptr, num_texts, {}, prompt}, head);
   const auto whole = static_cast<size_t>(head->width);
   const size_t width = options.width > 0 ? static_cast<size_t>(options.width) : whole;
   embeddings_.resize(static_cast<size_t>(num_texts) * width);
@@ -67,7 +66,7 @@ eb_embeddings Embedding::run(Session* session, const eb_text* texts, int32_t num
   for (size_t i = 0; i < static_cast<size_t>(num_texts); ++i) {
     const float* row = rows.data() + i * whole;
     float* to = embeddings_.data() + i * width;
-    if (cut.stride >= 0 && spec.is_normalized) {
+    if (session->has_windows() && spec.is_normalized) {
       normalize(row, whole, whole_.data());
       row = whole_.data();
     }

@@ -13,13 +13,11 @@ eb_fills FillMask::run(Session* session, const eb_text* texts, int32_t num_texts
   if (mask_id >= session->spec().vocab_size) fail("the model has no row for the mask token");
   const auto vocab_size = static_cast<size_t>(session->spec().vocab_size);
   const size_t top_k = std::min(vocab_size, static_cast<size_t>(options.top_k > 0 ? options.top_k : 5));
-  Cut cut = session->find_cut();
-  cut.cuts_last_text = true;
   heads_.assign(1, &session->spec().heads.front());
   bounds_.assign(1, 0);
   tokens_.clear();
   best_scores_.clear();
-  session->begin({texts, nullptr, num_texts, {}}, cut, true);
+  session->begin({texts, nullptr, num_texts, {}}, true);
   while (session->next_chunk()) {
     session->choose_tokens(mask_id);
     first_masks_.clear();

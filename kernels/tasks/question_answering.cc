@@ -6,11 +6,6 @@
 #include "text/unicode.h"
 
 namespace edgebert::tasks {
-namespace {
-
-constexpr int32_t kMaxLength = 384, kStride = 128;  // as transformers' pipeline cuts contexts
-
-}  // namespace
 
 eb_answers QuestionAnswering::run(Session* session, const eb_text* questions, const eb_text* contexts,
                                   int32_t num_questions, const eb_answer_options& options) {
@@ -21,21 +16,17 @@ eb_answers QuestionAnswering::run(Session* session, const eb_text* questions, co
   for (int32_t i = 0; i < num_questions; ++i) {
     for (const eb_text* text : {&questions[i], &contexts[i]}) {
       if (text->size == 0 || (text->size == -1 && text->data != nullptr && text->data[0] == '\0')) {
-        fail("input " + std::to_string(i) + ": the " + (text == &questions[i] ? "question" : "context") + " is empty");
+        fail((text == &questions[i] ? "question " : "context ") + std::to_string(i) + " is empty");
       }
     }
   }
-  Cut cut = session->find_cut();
-  cut.cuts_last_text = true;
-  if (session->options().max_length == 0) cut.max_length = std::min(cut.max_length, kMaxLength);
-  if (session->options().long_texts == EB_LONG_DEFAULT) cut.stride = std::min(cut.max_length / 2, kStride);
   const auto unit = static_cast<eb_offset_unit>(session->options().offset_unit);
   const bool aligns = options.keeps_tokens == 0;
   heads_.clear();
   for (const Head& head : session->spec().heads) heads_.push_back(&head);
   bounds_.assign(1, 0);
   spans_.clear();
-  session->begin({questions, contexts, num_questions, {}}, cut, true);
+  session->begin({questions, contexts, num_questions, {"question", "question", "context"}}, true);
   while (session->next_chunk()) {
     session->keep(heads_);
     double null_score = 1;
@@ -67,6 +58,7 @@ eb_answers QuestionAnswering::run(Session* session, const eb_text* questions, co
       }
       if (!sequence.is_last) continue;
       if (options.allows_no_answer != 0 || found_.empty()) {
+        if (options.allows_no_answer == 0) null_score = 0;  // nothing was there to answer with
         found_.push_back({{0, 0, null_score}, 0, 0, static_cast<int32_t>(found_.size())});
       }
       std::sort(found_.begin(), found_.end(), [](const Span& a, const Span& b) {

@@ -30,8 +30,7 @@ eb_ranking Reranking::run(Session* session, const eb_text& query, const eb_text*
       function = Function::kSigmoid;
     }
   }
-  Inputs inputs{nullptr, texts, num_texts, {}};
-  inputs.shared_first = &query;
+  const Inputs inputs{&query, texts, num_texts, {"text", "the query", "text", true}};
   const std::vector<float>& logits = scores_.find_logits(session, inputs, &session->spec().heads.back());
   const auto n = static_cast<size_t>(num_texts);
   column_.resize(n);

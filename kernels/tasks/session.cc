@@ -13,7 +13,7 @@ namespace {
 constexpr int32_t kChunkTexts = 1024;
 constexpr size_t kChunkBytes = size_t{1} << 18;
 constexpr int32_t kBatchTokens = 4096;
-constexpr int64_t kMaxTextBytes = int64_t{1} << 28;
+constexpr int32_t kAnswerLength = 384, kAnswerStride = 128;  // as transformers' pipeline cuts contexts
 constexpr size_t kMaxLogits = size_t{1} << 22;  // floats that a micro-batch gives, unless a single row gives more
 
 int32_t check_range(const char* name, int32_t value, int32_t low, int32_t high) {
@@ -34,9 +34,24 @@ Session::Session(eb_model* model, const eb_session_options& options)
     : model_(model), text_model_(text_model_of(*model)), options_(options) {
   check_range("max_length", options.max_length, 0, spec().usable_positions());
   check_range("long_texts", options.long_texts, EB_LONG_DEFAULT, EB_LONG_WINDOWS);
-  check_range("stride", options.stride, 0, spec().usable_positions());
   check_range("offset_unit", options.offset_unit, 0, EB_OFFSETS_UTF16);
   check_range("batch_tokens", options.batch_tokens, 0, 1 << 24);
+  const std::string& task = text_spec().task;
+  const bool is_answering = task == "question-answering";
+  eb_tokenize_options& chosen = tokenize_options_;
+  chosen.max_length = options.max_length > 0 ? options.max_length
+                      : is_answering         ? std::min(text_spec().max_length, kAnswerLength)
+                                             : text_spec().max_length;
+  chosen.long_texts = options.long_texts;
+  chosen.stride = options.stride;
+  chosen.cuts_last_text = is_answering ? 1 : 0;
+  chosen.num_threads = 1;
+  text::check_options(text_model_.tokenizer->tokenizer, chosen, is_answering || task == "next-sentence" ? 2 : 1);
+  if (is_answering && options.long_texts == EB_LONG_DEFAULT) {
+    chosen.long_texts = EB_LONG_WINDOWS;
+    chosen.stride = std::min(chosen.max_length / 2, kAnswerStride);
+    chosen.lowers_stride = 1;
+  }
 }
 
 void Session::require_task(const char* call, std::string_view task, std::string_view other) const {
@@ -45,34 +60,22 @@ void Session::require_task(const char* call, std::string_view task, std::string_
   fail(std::string(call) + " does not fit this file: its head is " + head + ", not " + std::string(task));
 }
 
-Cut Session::find_cut() const {
-  const bool has_windows = options_.long_texts == EB_LONG_WINDOWS;
-  return {options_.max_length > 0 ? options_.max_length : text_spec().max_length, has_windows ? options_.stride : -1,
-          has_windows};
-}
-
-void Session::begin(const Inputs& inputs, const Cut& cut, bool has_offsets) {
+void Session::begin(const Inputs& inputs, bool has_offsets) {
   inputs_ = inputs;
-  tokenize_options_ = {cut.max_length,
-                       cut.stride,
-                       cut.cuts_last_text ? 1 : 0,
-                       EB_SIDE_OF_TOKENIZER,
-                       0,
-                       has_offsets ? EB_OFFSETS_BYTES : EB_OFFSETS_NONE,
-                       1};
+  inputs_.names.prefix_size = inputs.prefix.size();
+  size_t at;
+  if (!text::is_utf8(inputs.prefix, &at)) fail("the prompt is not valid UTF-8 at byte " + std::to_string(at));
+  tokenize_options_.offset_unit = has_offsets ? EB_OFFSETS_BYTES : EB_OFFSETS_NONE;
   next_input_ = 0;
   is_truncated_.clear();
   is_choosing_ = false;
 }
 
-void Session::copy_text(const eb_text& text, const char* name, int32_t index) {
+void Session::copy_text(const eb_text& text, int32_t index, size_t place) {
   if (text.size < -1 || (text.data == nullptr && text.size != 0)) {
-    fail(std::string(name) + " " + std::to_string(index) + ": data is NULL, or size less than -1");
+    fail(inputs_.names.name(index, place) + ": data is NULL, or size less than -1");
   }
-  if (text.size > kMaxTextBytes) {
-    fail(std::string(name) + " " + std::to_string(index) + " has " + std::to_string(text.size) + " bytes, at most " +
-         std::to_string(kMaxTextBytes) + " are possible: split it");
-  }
+  text::check_size(text.size, inputs_.names, index, place);
   const std::string_view bytes = text.size == 0 ? std::string_view() : view(text);
   bytes_.insert(bytes_.end(), bytes.begin(), bytes.end());
 }
@@ -88,16 +91,16 @@ bool Session::next_chunk() {
   while (next_input_ < inputs_.count && next_input_ - first_input_ < kChunkTexts && bytes_.size() < kChunkBytes) {
     const int32_t i = next_input_++;
     bytes_.insert(bytes_.end(), inputs_.prefix.begin(), inputs_.prefix.end());
-    copy_text(inputs_.shared_first != nullptr ? *inputs_.shared_first : inputs_.first[i], "text", i);
+    copy_text(inputs_.first[inputs_.names.has_one_first ? 0 : i], i, 0);
     text_bounds_.push_back(static_cast<int64_t>(bytes_.size()));
     if (has_pairs) {
-      copy_text(inputs_.second[i], "second text", i);
+      copy_text(inputs_.second[i], i, 1);
       text_bounds_.push_back(static_cast<int64_t>(bytes_.size()));
     }
     row_bounds_.push_back(static_cast<int32_t>(text_bounds_.size()) - 1);
   }
   const eb_texts texts{bytes_.data(), text_bounds_.data(), row_bounds_.data(), next_input_ - first_input_};
-  tokens_ = &rows_.make(text_model_.tokenizer->tokenizer, texts, tokenize_options_, first_input_);
+  tokens_ = &rows_.make(text_model_.tokenizer->tokenizer, texts, tokenize_options_, inputs_.names, first_input_);
   is_truncated_.insert(is_truncated_.end(), tokens_->is_truncated, tokens_->is_truncated + texts.num_rows);
   check_tokens();
   return true;
@@ -107,13 +110,13 @@ void Session::check_tokens() const {
   const int32_t vocab_size = spec().vocab_size;
   for (int32_t s = 0; s < tokens_->num_sequences; ++s) {
     const int32_t begin = tokens_->cu_seqlens[s], end = tokens_->cu_seqlens[s + 1];
+    const int32_t row = first_input_ + tokens_->rows[s];
     if (begin == end) {
-      fail("text " + std::to_string(first_input_ + tokens_->rows[s]) +
-           " gives no tokens: the tokenizer adds none of its own, leave it out");
+      fail(inputs_.names.name_row(row) + " gives no tokens: the tokenizer adds none of its own, leave it out");
     }
     for (int32_t t = begin; t < end; ++t) {
       if (tokens_->input_ids[t] < vocab_size) continue;
-      fail("text " + std::to_string(first_input_ + tokens_->rows[s]) + ": the tokenizer gives a token the id " +
+      fail(inputs_.names.name_row(row) + ": the tokenizer gives a token the id " +
            std::to_string(tokens_->input_ids[t]) + ", and the model has the ids 0 to " +
            std::to_string(vocab_size - 1) + " alone: leave that token out");
     }

@@ -17,20 +17,13 @@
 
 namespace edgebert::tasks {
 
-// What a call is given: `second` and `only_first` may be nullptr. A text is `prefix` and first[i], or *only_first.
+// What a call is given: `second` may be nullptr. A text is `prefix` and first[i].
 struct Inputs {
   const eb_text* first;
   const eb_text* second;
   int32_t count;
-  std::string_view prefix;
-  const eb_text* shared_first = nullptr;  // the first of every pair, in the place of `first`
-};
-
-// How what is too long is cut.
-struct Cut {
-  int32_t max_length;
-  int32_t stride;       // -1: truncated
-  bool cuts_last_text;  // truncation shortens the last of a pair alone
+  text::RowNames names;  // with has_one_first `first` is one text, of every pair
+  std::string_view prefix = {};
 };
 
 // A row of tokens, or a window of one.
@@ -59,11 +52,10 @@ class Session {
 
   // Throws Error(EB_INVALID_INPUT) if the file's head is not of one of the two tasks.
   void require_task(const char* call, std::string_view task, std::string_view other = "") const;
-  // As the session's options say.
-  Cut find_cut() const;
+  bool has_windows() const { return tokenize_options_.long_texts == EB_LONG_WINDOWS; }
 
   // A call: begin(), then while next_chunk() gives more, run() or keep(), and the chunk's sequences in their order.
-  void begin(const Inputs& inputs, const Cut& cut, bool has_offsets);
+  void begin(const Inputs& inputs, bool has_offsets);
   bool next_chunk();
   int32_t num_sequences() const { return tokens_->num_sequences; }
   Sequence sequence(int32_t index) const;
@@ -88,7 +80,7 @@ class Session {
   const std::vector<uint8_t>& is_truncated() const { return is_truncated_; }
 
  private:
-  void copy_text(const eb_text& text, const char* name, int32_t index);
+  void copy_text(const eb_text& text, int32_t index, size_t place);
   void check_tokens() const;
   void start_run(const std::vector<const Head*>& heads);
   bool run_batch();
@@ -108,11 +100,11 @@ class Session {
   eb_model* const model_;
   const TextModel& text_model_;
   const eb_session_options options_;
+  eb_tokenize_options tokenize_options_{};
   std::atomic<bool> is_cancelled_{false};
 
   // Of a call.
   Inputs inputs_{};
-  eb_tokenize_options tokenize_options_{};
   int32_t next_input_ = 0, first_input_ = 0;
   std::vector<uint8_t> is_truncated_;
 

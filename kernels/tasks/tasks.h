@@ -15,7 +15,7 @@ namespace edgebert::tasks {
 // An output of sequences, one row a text; of a text in windows the mean of theirs.
 class TextRows {
  public:
-  const std::vector<float>& gather(Session* session, const Inputs& inputs, const Cut& cut, const Head* head);
+  const std::vector<float>& gather(Session* session, const Inputs& inputs, const Head* head);
 
  private:
   std::vector<float> rows_;

@@ -8,7 +8,7 @@ namespace edgebert::tasks {
 using Function = TextSpec::Function;
 
 const std::vector<float>& Scores::find_logits(Session* session, const Inputs& inputs, const Head* head) {
-  return rows_.gather(session, inputs, session->find_cut(), head);
+  return rows_.gather(session, inputs, head);
 }
 
 const float* Scores::apply(const float* logits, size_t count, Function function) {
@@ -42,8 +42,8 @@ eb_classes TextClassification::run(Session* session, const eb_text* texts, const
   if (is_next_sentence && pairs == nullptr && num_texts > 0) fail("this file takes pairs of texts, and pairs is NULL");
   if (options.top_k < 0) fail("top_k is negative");
   const Function function = is_next_sentence ? Function::kSoftmax : find_function(spec, options.function);
-  const std::vector<float>& logits =
-      scores_.find_logits(session, {texts, pairs, num_texts, {}}, &session->spec().heads.back());
+  const std::vector<float>& logits = scores_.find_logits(
+      session, {texts, pairs, num_texts, {"text", "text", "the pair of text"}}, &session->spec().heads.back());
   const size_t count = spec.labels.size();
   const size_t top_k = options.top_k > 0 ? std::min(count, static_cast<size_t>(options.top_k)) : count;
   labels_.clear();

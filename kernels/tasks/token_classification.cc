@@ -7,10 +7,38 @@
 namespace edgebert::tasks {
 namespace {
 
+constexpr const char* kOutside = "O";  // what is ignored unless told otherwise
+
 bool has_prefix(const char* label, const char* prefix) { return std::strncmp(label, prefix, 2) == 0; }
 
 const char* type_of(const char* label) {
   return has_prefix(label, "B-") || has_prefix(label, "I-") ? label + 2 : label;
+}
+
+// What an entity of this label is called.
+const char* without_prefix(const char* label) {
+  const char* dash = std::strchr(label, '-');
+  return dash == nullptr ? label : dash + 1;
+}
+
+void check_ignored(const std::vector<std::string>& labels, const eb_label_options& options) {
+  if (options.num_ignored < 0) fail("num_ignored is negative");
+  if (options.ignored == nullptr && options.num_ignored > 0) {
+    fail("num_ignored is " + std::to_string(options.num_ignored) + ", and ignored is NULL");
+  }
+  for (int32_t i = 0; i < options.num_ignored; ++i) {
+    const char* name = options.ignored[i];
+    const std::string place = "ignored[" + std::to_string(i) + "] is ";
+    if (name == nullptr) fail(place + "NULL");
+    const bool is_known = std::any_of(labels.begin(), labels.end(), [&](const std::string& label) {
+      return label == name || std::strcmp(without_prefix(label.c_str()), name) == 0;
+    });
+    if (is_known || std::strcmp(name, kOutside) == 0) continue;
+    std::string known;
+    for (const std::string& label : labels) known += (known.empty() ? "" : ", ") + label;
+    fail(place + "'" + std::string(name).substr(0, 100) + "', which is no label of this file: it has " +
+         known.substr(0, 1000));
+  }
 }
 
 }  // namespace
@@ -22,18 +50,16 @@ eb_entities TokenClassification::run(Session* session, const eb_text* texts, int
   if (aggregation < EB_AGGREGATION_NONE || aggregation > EB_AGGREGATION_MAX) {
     fail("aggregation is not one of eb_aggregation");
   }
-  if (options.num_ignored < 0) fail("num_ignored is negative");
-  Cut cut = session->find_cut();
-  cut.cuts_last_text = true;
-  if (cut.stride >= 0 && aggregation == EB_AGGREGATION_NONE) {
+  check_ignored(session->text_spec().labels, options);
+  if (session->has_windows() && aggregation == EB_AGGREGATION_NONE) {
     fail("windows need an aggregation that joins what they have in common: EB_AGGREGATION_SIMPLE or another");
   }
-  static const char* const kOutside[] = {"O"};
-  const char* const* ignored = options.ignored != nullptr ? options.ignored : kOutside;
+  const char* const outside = kOutside;
+  const char* const* ignored = options.ignored != nullptr ? options.ignored : &outside;
   const int32_t num_ignored = options.ignored != nullptr ? options.num_ignored : 1;
   const auto is_ignored = [&](const eb_entity& entity) {
     return std::any_of(ignored, ignored + num_ignored,
-                       [&](const char* name) { return name != nullptr && std::strcmp(name, entity.label) == 0; });
+                       [&](const char* name) { return std::strcmp(name, entity.label) == 0; });
   };
   const Head* head = &session->spec().heads.back();
   const auto width = static_cast<size_t>(head->width);
@@ -41,7 +67,7 @@ eb_entities TokenClassification::run(Session* session, const eb_text* texts, int
   heads_.assign(1, head);
   bounds_.assign(1, 0);
   entities_.clear();
-  session->begin({texts, nullptr, num_texts, {}}, cut, true);
+  session->begin({texts, nullptr, num_texts, {}}, true);
   while (session->next_chunk()) {
     session->keep(heads_);
     size_t first = 0;
@@ -132,8 +158,7 @@ void TokenClassification::group() {
       sum += found_[end].score;
     }
     eb_entity entity = found_[begin];
-    const char* dash = std::strchr(entity.label, '-');
-    if (dash != nullptr) entity.label = dash + 1;
+    entity.label = without_prefix(entity.label);
     entity.token = -1;
     entity.end = found_[end - 1].end;
     entity.score = sum / static_cast<double>(end - begin);

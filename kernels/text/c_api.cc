@@ -53,7 +53,7 @@ eb_status eb_tokenize(const eb_tokenizer* tokenizer, const eb_texts* texts, cons
     if (tokens == nullptr) fail("tokens is NULL");
     *tokens = nullptr;
     if (tokenizer == nullptr || texts == nullptr) fail("tokenizer or texts is NULL");
-    const eb_tokenize_options chosen = options != nullptr ? *options : eb_tokenize_options{0, -1, 0, 0, 0, 0, 0};
+    const eb_tokenize_options chosen = options != nullptr ? *options : eb_tokenize_options{};
     *tokens = edgebert::text::tokenize_rows(tokenizer->tokenizer, *texts, chosen);
   });
 }

@@ -1,6 +1,7 @@
 #include "text/normalizer.h"
 
 #include <algorithm>
+#include <array>
 
 #include "text/unicode.h"
 
@@ -17,15 +18,15 @@ std::vector<uint32_t> decode_all(std::string_view text) {
 void transform(size_t num_removed, Scratch* scratch) {
   std::vector<Character>& old = scratch->characters;
   if (old.empty()) return;
-  std::vector<Character> made;
-  made.reserve(scratch->changes.size());
+  std::vector<Character>& made = scratch->other_characters;
+  made.clear();
   size_t at = std::min(num_removed, old.size());
   for (const Change& change : scratch->changes) {
     const size_t from = change.kind > 0 && at > 0 ? at - 1 : std::min(at, old.size() - 1);
     made.push_back({change.code, old[from].origin});
     if (change.kind <= 0) at = std::min(at + 1 + static_cast<size_t>(-change.kind), old.size());
   }
-  old.swap(made);
+  old = made;
 }
 
 template <class Keep>
@@ -41,31 +42,50 @@ void map_characters(const Map& map, Scratch* scratch) {
   for (Character& character : scratch->characters) character.code = map(character.code);
 }
 
+// Sorts the changes from `first` on by their classes, equal ones in their order.
+void sort_marks(size_t first, Scratch* scratch) {
+  constexpr size_t kFew = 16;
+  std::vector<Change>& changes = scratch->changes;
+  const size_t count = changes.size() - first;
+  if (count <= kFew) {
+    for (size_t i = first + 1; i < changes.size(); ++i) {
+      const Change change = changes[i];
+      const int mark_class = combining_class(change.code);
+      size_t at = i;
+      for (; at > first && combining_class(changes[at - 1].code) > mark_class; --at) changes[at] = changes[at - 1];
+      changes[at] = change;
+    }
+    return;
+  }
+  std::array<size_t, 257> begins{};  // of each class
+  for (size_t i = first; i < changes.size(); ++i) ++begins[static_cast<size_t>(combining_class(changes[i].code)) + 1];
+  for (size_t i = 1; i < begins.size(); ++i) begins[i] += begins[i - 1];
+  std::vector<Change>& sorted = scratch->other_changes;
+  sorted.resize(count);
+  for (size_t i = first; i < changes.size(); ++i) {
+    sorted[begins[static_cast<size_t>(combining_class(changes[i].code))]++] = changes[i];
+  }
+  std::copy(sorted.begin(), sorted.end(), changes.begin() + static_cast<std::ptrdiff_t>(first));
+}
+
 // Canonical or compatible decomposition; marks in the order of their classes, each with the change it came with.
 void list_decomposed(bool is_compatible, Scratch* scratch) {
   std::vector<Change>& changes = scratch->changes;
   changes.clear();
   size_t marks = 0;  // where the marks behind the last starter begin
-  const auto sort_marks = [&] {
-    if (changes.size() - marks > 1) {
-      std::stable_sort(
-          changes.begin() + static_cast<std::ptrdiff_t>(marks), changes.end(),
-          [](const Change& a, const Change& b) { return combining_class(a.code) < combining_class(b.code); });
-    }
-  };
   uint32_t codes[kMaxDecomposition];
   for (const Character& character : scratch->characters) {
     const int count = decompose(character.code, is_compatible, codes);
     for (int i = 0; i < count; ++i) {
       if (combining_class(codes[i]) == 0) {
-        sort_marks();
+        sort_marks(marks, scratch);
         marks = changes.size() + 1;
       }
       changes.push_back({codes[i], i > 0 ? 1 : 0});
       marks = std::min(marks, changes.size());
     }
   }
-  sort_marks();
+  sort_marks(marks, scratch);
 }
 
 // Composes what list_decomposed left. A composed character's change is the sum of its parts', less one for each added.
@@ -110,8 +130,8 @@ void replace_all(const std::vector<uint32_t>& pattern, const std::vector<uint32_
     }
     return pattern.size();
   };
-  std::vector<Character> made;
-  made.reserve(count);
+  std::vector<Character>& made = scratch->other_characters;
+  made.clear();
   for (size_t at = 0; at < count;) {
     const size_t size = match(at);
     if (size == 0) {
@@ -121,7 +141,7 @@ void replace_all(const std::vector<uint32_t>& pattern, const std::vector<uint32_
     at += size;
     for (const uint32_t code : content) made.push_back({code, characters[at - 1].origin});
   }
-  characters.swap(made);
+  characters = made;
 }
 
 void strip(bool left, bool right, Scratch* scratch) {
@@ -140,11 +160,11 @@ void prepend(const std::vector<uint32_t>& content, Scratch* scratch) {
   std::vector<Character>& characters = scratch->characters;
   if (characters.empty()) return;
   const uint32_t origin = characters[0].origin;
-  std::vector<Character> made;
-  made.reserve(content.size() + characters.size());
+  std::vector<Character>& made = scratch->other_characters;
+  made.clear();
   for (const uint32_t code : content) made.push_back({code, origin});
   made.insert(made.end(), characters.begin(), characters.end());
-  characters.swap(made);
+  characters = made;
 }
 
 // As the library does it: a grapheme of less than six bytes as a whole, by its shortest prefix; else each character.
@@ -343,7 +363,7 @@ void Normalizer::add(JsonObject* object) {
 // this returns true, has_open_ends() apart; most characters do, which spares texts the steps.
 bool Normalizer::find_alone(uint32_t code, Scratch* scratch) const {
   std::vector<Character>& characters = scratch->characters;
-  characters = {{code, 0}};
+  characters.assign(1, Character{code, 0});
   uint32_t blank = 0;  // a white space that a step would treat together with its neighbours
   for (const Step& step : steps_) {
     if (characters.empty()) break;
@@ -539,7 +559,12 @@ void Normalizer::apply(const Step& step, Scratch* scratch) {
 
 void Normalizer::apply(std::string_view text, uint32_t origin, Scratch* scratch, Normalized* out) const {
   const size_t start = out->bytes.size();
-  out->bytes.reserve_more(text.size());
+  // Room for what may become of a text of this size, also if all characters of this one stay as they are: what a later
+  // one as large allocates. Few characters become more, as compatibility ligatures.
+  const size_t room = steps_.empty() ? text.size() : 2 * text.size() + 64;
+  out->bytes.reserve_more(room);
+  if (out->is_tracking) out->origins.reserve_more(start + room);
+  if (!steps_.empty()) scratch->reserve_characters(room);
   size_t done = text.size();
   if (steps_.empty()) {
     if (!text.empty()) std::memcpy(out->bytes.end(), text.data(), text.size());

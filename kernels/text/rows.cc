@@ -45,11 +45,13 @@ struct Row {
 class Builder {
  public:
   // Errors count rows from `first_row`.
-  Builder(const Tokenizer& tokenizer, const eb_texts& texts, const eb_tokenize_options& options, Scratch* scratch,
-          Row* row, int32_t first_row)
+  Builder(const Tokenizer& tokenizer, const eb_texts& texts, const eb_tokenize_options& options, const RowNames& names,
+          Scratch* scratch, Row* row, int32_t first_row)
       : tokenizer_(tokenizer),
         texts_(texts),
         options_(options),
+        names_(names),
+        has_windows_(options.long_texts == EB_LONG_WINDOWS),
         cuts_left_(options.side == EB_SIDE_OF_TOKENIZER ? tokenizer.cuts_left() : options.side == EB_SIDE_LEFT),
         scratch_(scratch),
         row_(*row),
@@ -59,16 +61,16 @@ class Builder {
     const int32_t first = texts_.row_bounds == nullptr ? index : texts_.row_bounds[index];
     const int32_t last = texts_.row_bounds == nullptr ? index + 1 : texts_.row_bounds[index + 1];
     row_.num_texts = static_cast<size_t>(last - first);
-    for (size_t i = 0; i < row_.num_texts; ++i) read_text(first_row_ + index, first + static_cast<int32_t>(i), i);
+    for (size_t i = 0; i < row_.num_texts; ++i) read_text(index, first + static_cast<int32_t>(i), i);
     const Layout& layout = tokenizer_.layout(row_.num_texts);
     const int64_t num_special = options_.no_special_tokens != 0 ? 0 : layout.num_special();
     const int64_t limit = options_.max_length > 0 ? options_.max_length : kMaxTokens;
     const int64_t room = limit - num_special;
     if (room < 0) {
-      fail("max_length " + std::to_string(limit) + " has no room for the " + std::to_string(num_special) +
-           " special tokens of row " + std::to_string(first_row_ + index) + ": raise it");
+      fail(names_.name_row(first_row_ + index) + ": max_length " + std::to_string(limit) + " has no room for the " +
+           std::to_string(num_special) + " special tokens of a pair: raise it");
     }
-    if (options_.stride >= 0 || options_.cuts_last_text != 0) {
+    if (has_windows_ || options_.cuts_last_text != 0) {
       add_windows(index, layout, room, part);
     } else {
       add_cut(index, layout, room, part);
@@ -80,15 +82,12 @@ class Builder {
 
   void read_text(int32_t row, int32_t index, size_t place) {
     const int64_t begin = texts_.text_bounds[index], size = texts_.text_bounds[index + 1] - begin;
-    if (size > kMaxTextBytes) {
-      fail("text " + std::to_string(row) + " has " + std::to_string(size) + " bytes, at most " +
-           std::to_string(kMaxTextBytes) + " are possible: split it");
-    }
+    check_size(size, names_, first_row_ + row, place);
     const std::string_view text(texts_.data + begin, static_cast<size_t>(size));
     size_t at;
     if (!is_utf8(text, &at)) {
-      fail("text " + std::to_string(row) + " is not valid UTF-8 at byte " + std::to_string(at) +
-           ": decode it with errors='replace'");
+      fail(names_.name(first_row_ + row, place) + " is not valid UTF-8 at byte " +
+           std::to_string(place == 0 ? at - names_.prefix_size : at));
     }
     Tokens& tokens = row_.texts[place];
     tokens.ids.clear();
@@ -96,7 +95,10 @@ class Builder {
     tokens.words.clear();
     tokenizer_.tokenize(text, has_offsets(), scratch_, &tokens);
     row_.sizes[place] = static_cast<int64_t>(tokens.ids.size());
-    if (options_.offset_unit > EB_OFFSETS_BYTES && !is_ascii(text)) convert(text, &tokens);
+    if (options_.offset_unit <= EB_OFFSETS_BYTES) return;
+    scratch_->positions.clear();
+    scratch_->positions.reserve_more(text.size() + 1);  // also where this text needs none, for one as large
+    if (!is_ascii(text)) convert(text, &tokens);
   }
 
   bool has_offsets() const { return options_.offset_unit != EB_OFFSETS_NONE; }
@@ -104,8 +106,6 @@ class Builder {
   // Offsets in bytes to those in code points or UTF-16 units.
   void convert(std::string_view text, Tokens* tokens) {
     Buffer<uint32_t>& positions = scratch_->positions;
-    positions.clear();
-    positions.reserve_more(text.size() + 1);
     uint32_t count = 0;
     for (size_t at = 0; at < text.size();) {
       const uint32_t length = length_of(text[at]);
@@ -153,16 +153,17 @@ class Builder {
       ranges[0] = {0, row_.sizes[0]};
       room -= row_.sizes[0];
     }
-    const bool has_stride = options_.stride >= 0;
-    const int64_t stride = has_stride ? options_.stride : 0, step = room - stride;
+    int64_t stride = options_.stride;  // 0 without windows
+    if (options_.lowers_stride != 0 && stride >= room) stride = std::max<int64_t>(room, 0) / 2;
+    const int64_t step = room - stride;
     if (size > room && step < 1) {
-      fail("text " + std::to_string(first_row_ + index) + ": " + std::to_string(options_.max_length) +
-           " tokens leave " + std::to_string(std::max<int64_t>(room, 0)) + " to a window, special tokens" +
-           (last == 1 ? " and the first text of the pair" : "") + " taken off, and stride is " +
-           std::to_string(stride) + ": raise max_length or lower stride");
+      fail(names_.name_row(first_row_ + index) + ": max_length " + std::to_string(options_.max_length) + " leaves " +
+           std::to_string(std::max<int64_t>(room, 0)) + " tokens to a window, special tokens" +
+           (last == 1 ? " and " + names_.name(first_row_ + index, 0) : "") + " taken off, and stride is " +
+           std::to_string(options_.stride) + ": raise max_length or lower stride");
     }
     // All windows are full but the last, or where the beginning would be cut off, the first.
-    const int64_t num_windows = has_stride && size > room ? (size - room + step - 1) / step + 1 : 1;
+    const int64_t num_windows = has_windows_ && size > room ? (size - room + step - 1) / step + 1 : 1;
     for (int64_t i = 0; i < num_windows; ++i) {
       int64_t begin = i * step, end = std::min(begin + room, size);
       if (cuts_left_) {
@@ -175,7 +176,7 @@ class Builder {
       const int64_t owned_end = end - begin - (i + 1 < num_windows ? stride / 2 : 0);
       add_sequence(index, layout, ranges, {owned_begin, owned_end}, part);
     }
-    part->is_truncated.push(!has_stride && size > room ? 1 : 0);
+    part->is_truncated.push(!has_windows_ && size > room ? 1 : 0);
   }
 
   void add_special(const Layout& layout, size_t place, Part* part) {
@@ -227,6 +228,8 @@ class Builder {
   const Tokenizer& tokenizer_;
   const eb_texts& texts_;
   const eb_tokenize_options& options_;
+  const RowNames& names_;
+  const bool has_windows_;
   const bool cuts_left_;
   Scratch* const scratch_;
   Row& row_;
@@ -283,14 +286,38 @@ eb_tokens* join(std::vector<Part>* parts, int32_t num_rows, bool has_offsets) {
   return result.release();
 }
 
-void check(const eb_tokenize_options& options) {
+}  // namespace
+
+void check_size(int64_t size, const RowNames& names, int32_t index, size_t place) {
+  if (size <= kMaxTextBytes) return;
+  fail(names.name(index, place) + " has " + std::to_string(size) + " bytes, at most " + std::to_string(kMaxTextBytes) +
+       " are possible: split it");
+}
+
+void check_options(const Tokenizer& tokenizer, const eb_tokenize_options& options, size_t num_texts) {
   if (options.max_length < 0) fail("max_length is negative: 0 stands for no limit");
+  if (options.long_texts < EB_LONG_DEFAULT || options.long_texts > EB_LONG_WINDOWS) fail("long_texts is unknown");
   if (options.offset_unit < EB_OFFSETS_NONE || options.offset_unit > EB_OFFSETS_UTF16) fail("offset_unit is unknown");
   if (options.side < EB_SIDE_OF_TOKENIZER || options.side > EB_SIDE_LEFT) fail("side is unknown");
   if (options.num_threads < 0) fail("num_threads is negative");
+  if (options.stride < 0) fail("stride is " + std::to_string(options.stride) + ", expected 0 or more");
+  if (options.long_texts != EB_LONG_WINDOWS && options.stride > 0) {
+    fail("stride is " + std::to_string(options.stride) +
+         ", and there are no windows: set long_texts to EB_LONG_WINDOWS");
+  }
+  if (options.max_length == 0) return;
+  const int64_t num_special = options.no_special_tokens != 0 ? 0 : tokenizer.layout(num_texts).num_special();
+  const int64_t room = options.max_length - num_special;
+  if (room < 0) {
+    fail("max_length " + std::to_string(options.max_length) + " has no room for the " + std::to_string(num_special) +
+         " special tokens of a " + (num_texts == 2 ? "pair" : "text") + ": raise it");
+  }
+  if (options.long_texts == EB_LONG_WINDOWS && options.lowers_stride == 0 && options.stride >= room) {
+    fail("stride is " + std::to_string(options.stride) + ", and max_length " + std::to_string(options.max_length) +
+         " leaves " + std::to_string(room) +
+         " tokens to a window, special tokens taken off: " + "raise max_length or lower stride");
+  }
 }
-
-}  // namespace
 
 void check_texts(const eb_texts& texts) {
   if (texts.num_rows < 0) fail("num_rows is " + std::to_string(texts.num_rows) + ", expected 0 or more");
@@ -315,7 +342,9 @@ void check_texts(const eb_texts& texts) {
 
 eb_tokens* tokenize_rows(const Tokenizer& tokenizer, const eb_texts& texts, const eb_tokenize_options& options) {
   check_texts(texts);
-  check(options);
+  check_options(tokenizer, options, 1);
+  RowNames names;
+  if (texts.row_bounds != nullptr) names = {"row", "the first text of row", "the second text of row"};
   constexpr int64_t kChunkBytes = 1 << 16;  // of text; less is not worth a thread
   const auto bound = [&](int32_t row) {
     return texts.text_bounds[texts.row_bounds == nullptr ? row : texts.row_bounds[row]];
@@ -344,7 +373,7 @@ eb_tokens* tokenize_rows(const Tokenizer& tokenizer, const eb_texts& texts, cons
     try {
       scratch = tokenizer.borrow_scratch();
       Row row;
-      Builder builder(tokenizer, texts, options, scratch.get(), &row, 0);
+      Builder builder(tokenizer, texts, options, names, scratch.get(), &row, 0);
       while ((chunk = next.fetch_add(1)) < num_chunks) {
         const auto bytes = static_cast<size_t>(bound(chunks[chunk + 1]) - bound(chunks[chunk]));
         const size_t guess = std::min(bytes / 4, size_t{1} << 20);  // sizes are checked as rows are read
@@ -379,12 +408,11 @@ RowMaker::RowMaker() : memory_(std::make_unique<Memory>()) {}
 RowMaker::~RowMaker() = default;
 
 const eb_tokens& RowMaker::make(const Tokenizer& tokenizer, const eb_texts& texts, const eb_tokenize_options& options,
-                                int32_t first_row) {
+                                const RowNames& names, int32_t first_row) {
   check_texts(texts);
-  check(options);
   Part& part = memory_->part;
   part.clear();
-  Builder builder(tokenizer, texts, options, &memory_->scratch, &memory_->row, first_row);
+  Builder builder(tokenizer, texts, options, names, &memory_->scratch, &memory_->row, first_row);
   for (int32_t row = 0; row < texts.num_rows; ++row) builder.add_row(row, &part);
   Buffer<int32_t>& bounds = memory_->bounds;
   bounds.clear();

@@ -164,8 +164,8 @@ struct Scratch {
   Normalized text, other;
   Buffer<Split> splits, other_splits;
   Buffer<Match> matches;
-  std::vector<Character> characters;
-  std::vector<Change> changes;
+  std::vector<Character> characters, other_characters;  // copied, not swapped: a text that is met again finds room
+  std::vector<Change> changes, other_changes;
   Buffer<Piece> pieces;
   Buffer<PathNode> path;
   Buffer<Symbol> symbols;
@@ -174,11 +174,19 @@ struct Scratch {
   std::vector<CachedCharacter> cached_characters = std::vector<CachedCharacter>(kNumCharacters);
   std::vector<CachedWord> cached_words = std::vector<CachedWord>(kNumWords);
 
+  void reserve_characters(size_t count) {
+    if (changes.capacity() >= count) return;
+    count = count < 2 * changes.capacity() ? 2 * changes.capacity() : count;
+    characters.reserve(count);
+    other_characters.reserve(count);
+    changes.reserve(count);
+  }
+
   // Whether a long text has left more behind than is worth keeping.
   bool is_large() const {
     constexpr size_t kLarge = 1 << 20;
     return text.bytes.capacity() > kLarge || other.bytes.capacity() > kLarge || splits.capacity() > kLarge ||
-           characters.capacity() > kLarge || path.capacity() > kLarge || symbols.capacity() > kLarge;
+           changes.capacity() > 2 * kLarge || path.capacity() > kLarge || symbols.capacity() > kLarge;
   }
 };
 

@@ -221,6 +221,7 @@ int main(int argc, char** argv) {
     if (session == nullptr || pick(8) == 0) {
       eb_session_free(session);
       eb_session_options options = {number(10), number(), number(), number(), pick(2) ? 0 : number(10)};
+      if (options.long_texts != EB_LONG_WINDOWS && pick(9) > 0) options.stride = 0;
       if (pick(3) == 0) options = {};
       eb_session* opened = reinterpret_cast<eb_session*>(&options);
       const eb_status status = eb_session_open(model, pick(9) ? &options : nullptr, &opened);

@@ -217,10 +217,16 @@ void run(const eb_tokenizer* tokenizer) {
   const std::unique_ptr<char[]> bytes(new char[data.size()]);
   std::copy(data.begin(), data.end(), bytes.get());
   const eb_texts texts = {bytes.get(), text_bounds.data(), row_bounds.data(), num_rows};
-  const eb_tokenize_options options = {static_cast<int32_t>(pick(20)),   static_cast<int32_t>(pick(4)) - 1,
-                                       static_cast<int32_t>(pick(2)),    static_cast<int32_t>(pick(3)),
-                                       static_cast<int32_t>(pick(2)),    static_cast<int32_t>(pick(4)),
-                                       static_cast<int32_t>(1 + pick(2))};
+  eb_tokenize_options options = {};
+  options.max_length = static_cast<int32_t>(pick(20));
+  options.long_texts = static_cast<int32_t>(pick(3));
+  options.stride = options.long_texts == EB_LONG_WINDOWS || pick(9) == 0 ? static_cast<int32_t>(pick(3)) : 0;
+  options.lowers_stride = static_cast<int32_t>(pick(2));
+  options.cuts_last_text = static_cast<int32_t>(pick(2));
+  options.side = static_cast<int32_t>(pick(3));
+  options.no_special_tokens = static_cast<int32_t>(pick(2));
+  options.offset_unit = static_cast<int32_t>(pick(4));
+  options.num_threads = static_cast<int32_t>(1 + pick(2));
   eb_tokens* tokens = nullptr;
   const eb_status status = eb_tokenize(tokenizer, &texts, &options, &tokens);
   if (status != EB_OK) {

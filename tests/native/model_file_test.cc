@@ -196,7 +196,7 @@ void test_damaged_file() {
     CHECK_ERROR(read_model_file(std::string_view(bytes).substr(0, size)), EB_MODEL_FORMAT, "");
   }
   CHECK_ERROR(read_model_file("hello, this is no model"), EB_MODEL_FORMAT, "not an ONNX file");
-  CHECK_ERROR(read_model_file(varint_field(1, 8) + bytes_field(7, "")), EB_MODEL_FORMAT, "backend='onnxruntime'");
+  CHECK_ERROR(read_model_file(varint_field(1, 8) + bytes_field(7, "")), EB_MODEL_FORMAT, "ONNX Runtime");
   CHECK_ERROR(read_model_file(bytes + bytes_field(7, "")), EB_MODEL_FORMAT, "two graphs");
   CHECK_ERROR(read_model_file(bytes + metadata_field("edgebert.spec", "{}")), EB_MODEL_FORMAT, "given twice");
   CHECK_ERROR(read_model_file(bytes + std::string(11, '\xff')), EB_MODEL_FORMAT, "longer than 64 bits");

@@ -1,7 +1,10 @@
 // The native tokenizer's parts by themselves. That the whole gives the tokenizers library's results is tested from
 // Python.
 #include <algorithm>
+#include <atomic>
+#include <cstdlib>
 #include <map>
+#include <new>
 #include <random>
 #include <string>
 #include <string_view>
@@ -14,6 +17,28 @@
 #include "text/tokenizer.h"
 #include "text/trie.h"
 #include "text/unicode.h"
+
+namespace {
+
+std::atomic<long> num_allocations{0};
+
+}  // namespace
+
+// All forms: AddressSanitizer refuses to see one's memory given to another's delete.
+void* operator new(size_t size, const std::nothrow_t&) noexcept {
+  num_allocations.fetch_add(1, std::memory_order_relaxed);
+  return std::malloc(size == 0 ? 1 : size);
+}
+void* operator new(size_t size) {
+  if (void* p = operator new(size, std::nothrow)) return p;
+  throw std::bad_alloc();
+}
+void* operator new[](size_t size) { return operator new(size); }
+void* operator new[](size_t size, const std::nothrow_t&) noexcept { return operator new(size, std::nothrow); }
+void operator delete(void* p) noexcept { std::free(p); }
+void operator delete(void* p, size_t) noexcept { std::free(p); }
+void operator delete[](void* p) noexcept { std::free(p); }
+void operator delete[](void* p, size_t) noexcept { std::free(p); }
 
 namespace edgebert::text {
 namespace {
@@ -168,8 +193,13 @@ void test_rows() {
     return tokens;
   };
   for (const int32_t stride : {-1, 0, 3, 4}) {
-    eb_tokenize_options options = {
-        60, stride, stride >= 0, stride % 2 == 0 ? EB_SIDE_LEFT : EB_SIDE_OF_TOKENIZER, 0, EB_OFFSETS_UTF16, 1};
+    eb_tokenize_options options = {};
+    options.max_length = 60;
+    options.long_texts = stride >= 0 ? EB_LONG_WINDOWS : EB_LONG_DEFAULT;
+    options.stride = std::max(stride, 0);
+    options.side = stride % 2 == 0 ? EB_SIDE_LEFT : EB_SIDE_OF_TOKENIZER;
+    options.offset_unit = EB_OFFSETS_UTF16;
+    options.num_threads = 1;
     eb_tokens* one = run(options);
     options.num_threads = 3;
     eb_tokens* three = run(options);
@@ -191,8 +221,7 @@ void test_rows() {
       CHECK(one->cu_seqlens[i + 1] - one->cu_seqlens[i] <= 60);
       owned[static_cast<size_t>(one->rows[i])] += one->owned[2 * i + 1] - one->owned[2 * i];
     }
-    eb_tokenize_options whole = {0, -1, 1, 0, 0, 0, 2};
-    eb_tokens* uncut = run(whole);
+    eb_tokens* uncut = run({});
     for (int32_t i = 0; i < uncut->num_sequences; ++i) wanted[static_cast<size_t>(i)] = uncut->last_texts[2 * i + 1];
     CHECK(stride < 0 || owned == wanted);  // every token is some window's own
     eb_tokens_free(one);
@@ -206,17 +235,90 @@ void test_rows() {
   };
   const int64_t backwards[] = {0, 2, 1};
   const int32_t empty_row[] = {0, 0};
-  const int64_t bounds[] = {0, 2};
-  check_refused({"ab", backwards, nullptr, 2}, {0, -1, 0, 0, 0, 0, 1}, "goes back");
-  check_refused({"ab", bounds, empty_row, 1}, {0, -1, 0, 0, 0, 0, 1}, "0 texts");
-  check_refused({"a\xC3", bounds, nullptr, 1}, {0, -1, 0, 0, 0, 0, 1}, "UTF-8 at byte 1");
-  check_refused({"ab", bounds, nullptr, 1}, {1, -1, 0, 0, 0, 0, 1}, "special tokens");
-  check_refused({"ab", bounds, nullptr, 1}, {0, -1, 0, 0, 0, 9, 1}, "offset_unit");
-  check_refused({nullptr, bounds, nullptr, 1}, {0, -1, 0, 0, 0, 0, 1}, "NULL");
+  const int64_t bounds[] = {0, 2}, long_bounds[] = {0, 1, 4};
+  const int64_t two_bounds[] = {0, 1, 2};
+  const int32_t pair[] = {0, 2};
+  const auto with = [](int32_t max_length, int32_t long_texts, int32_t stride) {
+    eb_tokenize_options options = {};
+    options.max_length = max_length;
+    options.long_texts = long_texts;
+    options.stride = stride;
+    return options;
+  };
+  const eb_texts one = {"ab", bounds, nullptr, 1}, two = {"ab", two_bounds, pair, 1};
+  check_refused({"ab", backwards, nullptr, 2}, {}, "goes back");
+  check_refused({"ab", bounds, empty_row, 1}, {}, "0 texts");
+  check_refused({"a\xC3", bounds, nullptr, 1}, {}, "text 0 is not valid UTF-8 at byte 1");
+  check_refused({"a\xC3", two_bounds, pair, 1}, {}, "the second text of row 0 is not valid UTF-8 at byte 0");
+  check_refused({nullptr, bounds, nullptr, 1}, {}, "NULL");
+  eb_tokenize_options unit = {};
+  unit.offset_unit = 9;
+  check_refused(one, unit, "offset_unit");
+  // Options are refused whatever the texts, also where there are none.
+  for (const eb_texts& any : {one, eb_texts{}}) {
+    check_refused(any, with(1, 0, 0), "max_length 1 has no room for the 2 special tokens of a text");
+    check_refused(any, with(0, 0, 1), "set long_texts to EB_LONG_WINDOWS");
+    check_refused(any, with(0, EB_LONG_TRUNCATED, 1), "set long_texts to EB_LONG_WINDOWS");
+    check_refused(any, with(0, EB_LONG_WINDOWS, -1), "stride is -1");
+    check_refused(any, with(5, EB_LONG_WINDOWS, 3), "max_length 5 leaves 3 tokens to a window");
+    check_refused(any, with(0, 3, 0), "long_texts");
+  }
+  check_refused(two, with(2, 0, 0), "row 0: max_length 2 has no room for the 3 special tokens of a pair");
+  check_refused(
+      {"a,,,", long_bounds, pair, 1}, with(6, EB_LONG_WINDOWS, 2),
+      "row 0: max_length 6 leaves 2 tokens to a window, special tokens and the first text of row 0 taken off, "
+      "and stride is 2");
   CHECK(eb_tokenize(nullptr, &texts, nullptr, &tokens) == EB_INVALID_INPUT);
   eb_tokenizer_free(tokenizer);
   CHECK(eb_tokenizer_load(nullptr, 0, &tokenizer) == EB_INVALID_INPUT);
   CHECK(eb_tokenizer_load("{}", 2, &tokenizer) == EB_MODEL_FORMAT && tokenizer == nullptr);
+}
+
+// Once a text as large was seen, one more allocates nothing, whatever its characters.
+void test_allocations() {
+  const std::string bert = R"({"type": "BertNormalizer", "clean_text": true, "handle_chinese_chars": true,)"
+                           R"( "strip_accents": null, "lowercase": true})";
+  std::vector<std::string> normalizers = {"null", bert};
+  for (const char* type : {"NFC", "NFD", "NFKC", "NFKD", "Lowercase", "StripAccents", "Nmt"}) {
+    normalizers.push_back(std::string(R"({"type": ")") + type + R"("})");
+  }
+  normalizers.push_back(R"({"type": "Strip", "strip_left": true, "strip_right": true})");
+  normalizers.push_back(R"({"type": "Prepend", "prepend": "\u2581"})");
+  normalizers.push_back(R"({"type": "Replace", "pattern": {"String": "a"}, "content": "\u00e9\u2581"})");
+  normalizers.push_back(R"({"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "})");
+  normalizers.push_back(R"({"type": "Sequence", "normalizers": [{"type": "NFKD"}, )" + bert + "]}");
+  std::mt19937 generator(3);
+  for (const std::string& normalizer : normalizers) {
+    std::string json = kWordPiece;
+    const size_t begin = json.find("{\"type\": \"BertNormalizer\""), end = json.find(", \"pre_tokenizer\"");
+    json.replace(begin, end - begin, normalizer);
+    const Tokenizer tokenizer(json);
+    RowMaker rows;
+    eb_tokenize_options options = {};
+    options.offset_unit = EB_OFFSETS_UTF16;
+    const auto tokenize = [&](const std::string& text) {
+      const int64_t bounds[] = {0, static_cast<int64_t>(text.size())};
+      rows.make(tokenizer, {text.data(), bounds, nullptr, 1}, options, {}, 0);
+    };
+    std::string largest;
+    for (int i = 0; i < 300; ++i) largest += "a , ";
+    tokenize(largest);
+    std::vector<std::string> texts;
+    for (int i = 0; i < 3000; ++i) {
+      std::string text;
+      for (int k = 0; k < 40; ++k) {
+        uint32_t code = generator() % (k % 4 == 0 ? 0x20000 : 0x3000);
+        if (code >= 0xD800 && code < 0xE000) code = 0x300 + code % 0x70;
+        char bytes[4];
+        text.append(bytes, static_cast<size_t>(encode(code, bytes)));
+      }
+      texts.push_back(text);
+      texts.push_back("a" + text.substr(0, length_of(text[0])) + "\xCC\x81");
+    }
+    const long before = num_allocations;
+    for (const std::string& text : texts) tokenize(text);
+    CHECK(num_allocations == before);
+  }
 }
 
 void test_text_out() {
@@ -266,6 +368,7 @@ int main() {
   edgebert::text::test_unicode();
   edgebert::text::test_word_piece();
   edgebert::text::test_rows();
+  edgebert::text::test_allocations();
   edgebert::text::test_text_out();
   return 0;
 }
