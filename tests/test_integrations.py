@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
 import json
 import logging
 import pickle
@@ -22,6 +24,7 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 import torch
 import transformers
+from artifacts import random_spec, random_tensors
 from checkpoints import add_sentence_modules
 from pipelines import assert_same_answers, make_pipeline_parts
 
@@ -443,7 +446,7 @@ class TestSklearn:
             EdgeBertVectorizer(make_file()).transform(["a", None])
 
 
-SECTIONS = re.findall(r"^## ([\w-]+): `pip install '\.\[([\w-]+)\]'`.*?^```python\n(.*?)^```", PAGE, re.M | re.S)
+SECTIONS = re.findall(r"^## ([\w -]+): `pip install '\.\[([\w-]+)\]'`.*?^```python\n(.*?)^```", PAGE, re.M | re.S)
 
 
 def test_the_page_has_every_library_and_extra() -> None:
@@ -478,6 +481,218 @@ def test_the_pages_examples_run(
     monkeypatch.chdir(tmp_path)
     exec(compile(code, f"integrations.md, {name}", "exec"), {"__name__": "__main__"})
     assert capsys.readouterr().out
+
+
+@pytest.fixture
+def prompted(tmp_path: Path, tokenizer_json: str) -> Path:
+    """An embedding file with prompts."""
+    prompts = {"query": "the router ", "passage": "water "}
+    spec = dataclasses.replace(random_spec(), prompts=prompts)
+    path = tmp_path / "prompted.onnx"
+    path.write_bytes(build_model(spec, random_tensors(spec), {"edgebert.tokenizer": tokenizer_json}))
+    return path
+
+
+def expected_rows(path: Path) -> tuple[Any, Any]:
+    """(that of TEXTS[0] as a query; those of TEXTS as documents)."""
+    model = edgebert.load(path)
+    return model.encode(TEXTS[0], prompt_name="query"), model.encode(TEXTS, prompt_name="passage")
+
+
+def expected_ranks(path: Path) -> list[tuple[int, float]]:
+    return [(entry["corpus_id"], entry["score"]) for entry in edgebert.load(path).rank(PAIRS[0][0], TEXTS)]
+
+
+def test_langchain(prompted: Path, make_file: Callable[..., Path]) -> None:
+    pytest.importorskip("langchain_core")
+    from langchain_core.documents import Document
+    from langchain_core.vectorstores import InMemoryVectorStore
+
+    from edgebert.integrations.langchain import EdgeBertEmbeddings, EdgeBertReranker
+
+    query, documents = expected_rows(prompted)
+    ours = EdgeBertEmbeddings(prompted)
+    assert ours.embed_query(TEXTS[0]) == query.tolist() == asyncio.run(ours.aembed_query(TEXTS[0]))
+    assert ours.embed_documents(TEXTS) == documents.tolist() == asyncio.run(ours.aembed_documents(TEXTS))
+    assert len(EdgeBertEmbeddings(prompted, truncate_dim=8).embed_query("a")) == 8
+    found = InMemoryVectorStore.from_texts(TEXTS, ours).similarity_search(TEXTS[0], k=1)
+    assert found[0].page_content == TEXTS[int(np.argmax(documents @ query))]
+    path = make_file(task="text-classification", num_labels=1)
+    given = [Document(text, metadata={"i": i}) for i, text in enumerate(TEXTS)]
+    reranker = pickle.loads(pickle.dumps(EdgeBertReranker(path, top_n=4)))
+    for found in (
+        reranker.compress_documents(given, PAIRS[0][0]),
+        asyncio.run(reranker.acompress_documents(given, PAIRS[0][0])),
+    ):
+        scored = [(document.metadata["i"], document.metadata["relevance_score"]) for document in found]
+        assert scored == expected_ranks(path)[:4]
+    assert "relevance_score" not in given[0].metadata
+    with pytest.raises(InvalidInputError, match="its head is text-classification"):
+        EdgeBertEmbeddings(path)
+    with pytest.raises(InvalidInputError, match="its head is embedding"):
+        EdgeBertReranker(prompted)
+
+
+def test_llama_index(prompted: Path, make_file: Callable[..., Path]) -> None:
+    pytest.importorskip("llama_index.core")
+    from llama_index.core.schema import NodeWithScore, TextNode
+
+    from edgebert.integrations.llama_index import EdgeBertEmbedding, EdgeBertRerank
+
+    query, documents = expected_rows(prompted)
+    ours = EdgeBertEmbedding(prompted, embed_batch_size=2)
+    assert ours.get_query_embedding(TEXTS[0]) == query.tolist() == asyncio.run(ours.aget_query_embedding(TEXTS[0]))
+    assert ours.get_text_embedding(TEXTS[1]) == documents[1].tolist()
+    assert ours.get_text_embedding_batch(TEXTS) == documents.tolist()
+    assert asyncio.run(ours.aget_text_embedding_batch(TEXTS)) == documents.tolist()
+    assert [node.embedding for node in ours([TextNode(text=text) for text in TEXTS])] == documents.tolist()
+    path = make_file(task="text-classification", num_labels=1)
+    nodes = [NodeWithScore(node=TextNode(text=text, id_=str(i)), score=0.0) for i, text in enumerate(TEXTS)]
+    reranker = EdgeBertRerank(path, top_n=4)
+    for found in (
+        reranker.postprocess_nodes(nodes, query_str=PAIRS[0][0]),
+        asyncio.run(reranker.apostprocess_nodes(nodes, query_str=PAIRS[0][0])),
+    ):
+        assert [(int(node.node.node_id), node.score) for node in found] == expected_ranks(path)[:4]
+    with pytest.raises(InvalidInputError, match="needs the query"):
+        reranker.postprocess_nodes(nodes)
+    with pytest.raises(InvalidInputError, match="its head is text-classification"):
+        EdgeBertEmbedding(path)
+
+
+def test_haystack(prompted: Path, make_file: Callable[..., Path]) -> None:
+    pytest.importorskip("haystack")
+    from haystack import Document, Pipeline
+
+    from edgebert.integrations.haystack import EdgeBertDocumentEmbedder, EdgeBertRanker, EdgeBertTextEmbedder
+
+    query, rows = expected_rows(prompted)
+    path = make_file(task="text-classification", num_labels=1)
+    documents = [Document(content=text, id=str(i)) for i, text in enumerate(TEXTS)]
+    text_embedder, embedder = EdgeBertTextEmbedder(str(prompted)), EdgeBertDocumentEmbedder(str(prompted))
+    ranker = EdgeBertRanker(str(path), top_k=4)
+    assert text_embedder.run(TEXTS[0])["embedding"] == query.tolist()
+    assert asyncio.run(text_embedder.run_async(TEXTS[0]))["embedding"] == query.tolist()
+    for found in (embedder.run(documents), asyncio.run(embedder.run_async(documents))):
+        assert [document.embedding for document in found["documents"]] == rows.tolist()
+    assert documents[0].embedding is None
+    for found in (ranker.run(PAIRS[0][0], documents), asyncio.run(ranker.run_async(PAIRS[0][0], documents))):
+        assert [(int(document.id), document.score) for document in found["documents"]] == expected_ranks(path)[:4]
+    pipeline = Pipeline()
+    pipeline.add_component("embedder", embedder)
+    pipeline.add_component("ranker", ranker)
+    pipeline.connect("embedder.documents", "ranker.documents")
+    inputs = {"embedder": {"documents": documents}, "ranker": {"query": PAIRS[0][0]}}
+    loaded = Pipeline.loads(pipeline.dumps(), allowed_modules=["edgebert.integrations.haystack"])
+    answer = loaded.run(inputs)["ranker"]["documents"]
+    assert [(int(document.id), document.score) for document in answer] == expected_ranks(path)[:4]
+    assert answer[0].embedding == rows[int(answer[0].id)].tolist()
+    with pytest.raises(InvalidInputError, match="its head is text-classification"):
+        EdgeBertTextEmbedder(str(path)).warm_up()
+
+
+def test_polars(make_file: Callable[..., Path]) -> None:
+    pl = pytest.importorskip("polars")
+    from edgebert.integrations.polars import classify, embed
+
+    path, classifier = make_file(), make_file("classifier.onnx", task="text-classification")
+    expected, labels = edgebert.load(path).encode(TEXTS), edgebert.load(classifier)(TEXTS)
+    for given, kept in ((TEXTS, range(5)), ([None, *TEXTS[:2], None, *TEXTS[2:], None], (1, 2, 4, 5, 6)), ([None], ())):
+        frame = pl.DataFrame({"text": given}, schema={"text": pl.String})
+        for frames in (frame, frame.lazy()):
+            found = (
+                frames.with_columns(
+                    row=embed("text", path),
+                    short=embed(pl.col("text"), path, truncate_dim=8),
+                    label=classify("text", classifier),
+                )
+                .lazy()
+                .collect()
+            )
+            assert found["row"].dtype == pl.Array(pl.Float32, 24) and found["short"].dtype == pl.Array(pl.Float32, 8)
+            assert [i for i, row in enumerate(found["row"]) if row is not None] == list(kept)
+            assert [row.to_list() for row in found["row"].drop_nulls()] == expected[: len(kept)].tolist()
+            assert found["label"].to_list() == [
+                labels[list(kept).index(i)] if i in kept else None for i in range(len(given))
+            ]
+    assert pl.DataFrame({"text": TEXTS}).select(embed("text", path)).columns == ["text"]
+    with pytest.raises(InvalidInputError, match="its head is text-classification"):
+        embed("text", classifier)
+
+
+def test_duckdb(make_file: Callable[..., Path]) -> None:
+    duckdb = pytest.importorskip("duckdb")
+    from edgebert.integrations.duckdb import register
+
+    path, classifier = make_file(), make_file("classifier.onnx", task="text-classification")
+    connection = duckdb.connect()
+    expected = register(connection, path).encode(TEXTS)
+    labels = register(connection, classifier, "topic")(TEXTS)
+    register(connection, path, "short", truncate_dim=8)
+    connection.execute("CREATE TABLE texts (i INTEGER, text VARCHAR)")
+    connection.executemany("INSERT INTO texts VALUES (?, ?)", [*enumerate(TEXTS), (5, None)])
+    query = "SELECT embed(text), topic(text), short(text), typeof(embed(text)) FROM texts ORDER BY i"
+    rows, topics, short, types = zip(*connection.sql(query).fetchall(), strict=True)
+    assert np.array_equal(np.array(rows[:5], np.float32), expected) and rows[5] is None and set(types) == {"FLOAT[24]"}
+    assert [topic["label"] for topic in topics[:5]] == [entry["label"] for entry in labels] and topics[5] is None
+    assert np.float32(topics[0]["score"]) == np.float32(labels[0]["score"])
+    assert np.array_equal(np.array(short[:5], np.float32), expected[:, :8])
+    many = "SELECT count(*) FROM (SELECT embed(text) AS row FROM texts, range(1000)) WHERE row[1] IS NOT NULL"
+    assert connection.sql(many).fetchall() == [(5000,)]
+    with pytest.raises(InvalidInputError, match="its head is token-classification"):
+        register(connection, make_file("tagger.onnx", task="token-classification"))
+
+
+def test_spacy(make_file: Callable[..., Path]) -> None:
+    spacy = pytest.importorskip("spacy")
+    import edgebert.integrations.spacy  # noqa: F401
+
+    tagger, path = make_file(task="token-classification"), make_file("embedding.onnx")
+    texts = [*TEXTS[:4], "the route-r  is\noff. Water!"]
+    expected = edgebert.load(tagger)(texts, aggregation_strategy="first")
+    rows = edgebert.load(path).encode(texts)
+    nlp = spacy.blank("en")
+    nlp.add_pipe("edgebert_entities", config={"model": str(tagger), "load": {"threads": 1}})
+    nlp.add_pipe("edgebert_vectors", config={"model": str(path)})
+    found = list(nlp.pipe(texts))
+    assert any(entities for entities in expected)
+    for doc, text, entities, row in zip(found, texts, expected, rows, strict=True):
+        assert doc._.edgebert_entities == entities
+        of_label = {(entity["start"], entity["end"], entity["entity_group"]) for entity in entities}
+        whole = {(token.idx, token.idx + len(token)) for token in doc}
+        starts, ends = {start for start, _ in whole}, {end for _, end in whole}
+        aligned = {entity for entity in of_label if entity[0] in starts and entity[1] in ends}
+        mine = {(span.start_char, span.end_char, span.label_) for span in doc.ents}
+        assert aligned <= mine or len(mine) < len(of_label)
+        assert all(any(a < end and start < b for start, end, _ in of_label) for a, b, _ in mine)
+        assert np.array_equal(doc.vector, row)
+        one = nlp(text)
+        assert [span.text for span in one.ents] == [span.text for span in doc.ents]
+    assert found[0].similarity(found[1]) == pytest.approx(float(rows[0] @ rows[1]), abs=1e-5)
+    saved = tagger.parent / "saved"
+    nlp.to_disk(saved)
+    assert np.array_equal(spacy.load(saved)(texts[0]).vector, rows[0])
+    with pytest.raises(InvalidInputError, match="its head is embedding"):
+        spacy.blank("en").add_pipe("edgebert_entities", config={"model": str(path)})
+
+
+def test_mteb(prompted: Path, make_file: Callable[..., Path]) -> None:
+    mteb = pytest.importorskip("mteb")
+    from mteb.models import EncoderProtocol
+    from mteb.types import PromptType
+
+    from edgebert.integrations.mteb import EdgeBertEncoder
+
+    model, ours = edgebert.load(prompted), EdgeBertEncoder(prompted, name="somebody/model")
+    assert isinstance(ours, EncoderProtocol) and ours.mteb_model_meta.name == "somebody/model"
+    batches = [{"text": TEXTS[:2]}, {"text": TEXTS[2:]}]
+    for prompt_type, name in ((None, None), (PromptType.query, "query"), (PromptType.document, "passage")):
+        found = ours.encode(batches, prompt_type=prompt_type)
+        assert np.array_equal(found, model.encode(TEXTS, prompt_name=name))
+    assert np.allclose(ours.similarity(found, found), found @ found.T, atol=1e-6)
+    assert mteb
+    with pytest.raises(InvalidInputError, match="its head is text-classification"):
+        EdgeBertEncoder(make_file(task="text-classification"))
 
 
 def test_padding_is_taken_off_and_gaps_are_refused() -> None:

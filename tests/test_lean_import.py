@@ -21,7 +21,12 @@ if "native" in BACKENDS:  # else texts are the tokenizers library's
     HEAVY |= {"tokenizers"}
 MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 NUMBA = {"numba", "llvmlite"}
-LIBRARY_NAMES = {"integrations/langchain.py": "langchain_core"}  # of others it is the module's own name
+INTEGRATIONS = {  # what a module imports beside the library of its name
+    "langchain": {"langchain_core", "pydantic"},
+    "duckdb": {"pyarrow"},
+    "sentence_transformers": {"torch"},
+    "transformers": {"torch"},
+}
 NUMBA_MODULES = ("edgebert.backends.numba_cpu_", "edgebert.backends.numba_cuda_ops")
 NUMBA_KERNELS = (
     "backends/numba_cpu_",
@@ -130,8 +135,9 @@ def test_nothing_heavy_is_imported_at_load(module: str) -> None:
         }
         return
     modules = list(imports_of(PACKAGE / module, at_load=True))
+    name = Path(module).stem
     if module.startswith("integrations/"):  # each is there for one library
-        assert third_party(iter(modules)) <= {"numpy", "torch", LIBRARY_NAMES.get(module, Path(module).stem)}
+        assert third_party(iter(modules)) <= {"numpy", name} | INTEGRATIONS.get(name, set())
         return
     is_kernels = module.startswith(NUMBA_KERNELS)
     assert third_party(iter(modules)) <= ({"numpy"} | NUMBA if is_kernels else {"numpy"})

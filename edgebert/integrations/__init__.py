@@ -21,10 +21,19 @@ Source = str | os.PathLike[str] | Model
 # Module -> its library's name on PyPI, the first release that fits, and the first that does not. The extra of that name
 # in pyproject.toml says the same.
 LIBRARIES = {
+    "duckdb": ("duckdb", "2.0", "3"),
+    "haystack": ("haystack-ai", "3.4", "4"),
+    "langchain": ("langchain-core", "1.8", "2"),
+    "llama_index": ("llama-index-core", "0.14", "0.15"),
+    "mteb": ("mteb", "2.26", "3"),
+    "polars": ("polars", "2.1", "3"),
     "sentence_transformers": ("sentence-transformers", "5.7", "7"),
     "sklearn": ("scikit-learn", "1.6", "2"),
+    "spacy": ("spacy", "3.8", "4"),
     "transformers": ("transformers", "4.57", "6"),
 }
+# Prompts that files have for queries, and for the texts that are searched, the first of them that a file has.
+QUERY, DOCUMENT = ("query",), ("document", "passage", "corpus")
 
 
 def need_library(module: str) -> None:
@@ -80,6 +89,19 @@ def copy_file(model: Model, folder: str | os.PathLike[str]) -> None:
     source, target = find_model_file(model.arguments[0]), Path(folder) / "model.onnx"
     if not (target.exists() and target.samefile(source)):
         shutil.copyfile(source, target)
+
+
+def encode(model: Model, texts: list[str], prompt_names: tuple[str, ...] = (), **options: Any) -> NDArray[np.float32]:
+    """Embeddings f32 [n, width], with the first of these prompts that the file has, else with its default."""
+    name = next((name for name in prompt_names if name in model.spec.prompts), None)
+    return model.encode(texts, **{"prompt_name": name} | options)
+
+
+def score_documents(
+    model: Model, query: str, documents: list[str], label: str | None = None
+) -> list[tuple[int, float]]:
+    """A cross-encoder's (index, score) of each document, best first."""
+    return [(entry["corpus_id"], entry["score"]) for entry in model.rank(query, documents, label=label)]
 
 
 def score_labels(model: Model, texts: list[Any], function_to_apply: str | None = None) -> NDArray[np.float32]:
