@@ -237,6 +237,61 @@ def test_worker_in_its_own_process(files: ModelFiles) -> None:
             worker.time("work", 1, 0.0)
 
 
+SPINNER = """
+import hashlib, threading
+
+def spin():
+    while True:
+        hashlib.sha256(DATA)  # without Python's lock
+
+DATA = bytes(1 << 24)
+threading.Thread(target=spin, daemon=True).start()
+"""
+
+
+@pytest.mark.skipif(not ISAS, reason="the native backend is not built")
+@pytest.mark.skipif(sys.platform != "linux", reason="how much CPU a process has used is read from /proc")
+def test_a_peer_that_spins_takes_nothing_from_the_others(
+    files: ModelFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between requests it is stopped, and uses no CPU at all, however its threads wait."""
+    (tmp_path / "sitecustomize.py").write_text(SPINNER, encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+    def read(pid: int) -> list[str]:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+
+    with Worker("edgebert-int8", files) as worker:
+        worker.load(1, {})
+        worker.bind("work", [[1, 2, 3]], 1)
+        assert len(worker.time("work", 2, 0.0)) == 2
+        pid, end = worker._process.pid, time.monotonic() + 60
+        while read(pid)[0] != "T":
+            assert time.monotonic() < end, "it was not stopped"
+            time.sleep(0.01)
+        used = read(pid)[11:13]
+        assert used != ["0", "0"]
+        time.sleep(0.1)
+        assert read(pid)[11:13] == used
+        assert len(worker.time("work", 2, 0.0)) == 2  # and goes on
+    assert worker._process.returncode == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system cannot be told to")
+def test_a_stopped_worker_ends_with_a_parent_that_is_killed(files: ModelFiles) -> None:
+    code = (
+        "import os, signal, sys\nfrom edgebert.bench.harness import Worker\n"
+        "from edgebert.bench.peers.base import ModelFiles\n"
+        "worker = Worker('edgebert-int8', ModelFiles.from_json(sys.argv[1]))\nworker.process()\n"
+        "print(worker._process.pid, flush=True)\nos.kill(os.getpid(), signal.SIGKILL)"
+    )
+    found = subprocess.run([sys.executable, "-c", code, files.to_json()], capture_output=True, text=True, check=False)
+    pid, end = int(found.stdout), time.monotonic() + 60
+    while Path(f"/proc/{pid}").exists() and " Z " not in Path(f"/proc/{pid}/stat").read_text(encoding="utf-8"):
+        assert time.monotonic() < end, "it is there still"
+        time.sleep(0.01)
+
+
 @pytest.mark.skipif(not ISAS, reason="the native backend is not built")
 def test_cold_start(files: ModelFiles) -> None:
     report = start_cold("edgebert-int8", files, 1, {}, ROWS[0])

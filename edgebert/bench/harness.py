@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -67,7 +68,10 @@ class Contender(Protocol):
 
 
 class Worker:
-    """A peer in a process of its own, pinned to its CPUs; one request at a time.
+    """A peer in a process of its own, pinned to its CPUs; one request at a time, and stopped between two.
+
+    So its threads, which may spin for as long as they like, take nothing from the others while those have their turn;
+    on Windows, where processes cannot be stopped, they do.
 
     Args:
         name: of the peer, a key of PEERS.
@@ -120,6 +124,7 @@ class Worker:
 
     def close(self) -> None:
         """End the process."""
+        self._go_on(True)
         if self._process.stdin:
             with contextlib.suppress(BrokenPipeError):  # the process ended before it read its last request
                 self._process.stdin.close()
@@ -141,6 +146,7 @@ class Worker:
     def _ask(self, do: str, **arguments: Any) -> Any:
         requests, answers = self._process.stdin, self._process.stdout
         assert requests is not None and answers is not None
+        self._go_on(True)
         with contextlib.suppress(BrokenPipeError):
             requests.write(json.dumps({"do": do, "with": arguments}) + "\n")
             requests.flush()
@@ -149,10 +155,15 @@ class Worker:
             self._log.seek(0)
             tail = " | ".join(self._log.read().splitlines()[-4:])
             raise PeerError(f"{self.name}: its process ended while asked to {do} ({tail or 'it said nothing'})")
+        self._go_on(False)
         answer = json.loads(line)
         if "error" in answer:
             raise PeerError(f"{self.name}: {do} failed: {answer['error']}")
         return answer["result"]
+
+    def _go_on(self, goes: bool) -> None:
+        if sys.platform != "win32":
+            self._process.send_signal(signal.SIGCONT if goes else signal.SIGSTOP)
 
 
 def start_process(
@@ -241,7 +252,7 @@ class Budget:
         rounds: turns that each gets at least, however long they take.
         turn_s: of counted runs in a turn, about; at least one run is made.
         warm_up_s: of runs before them that do not count, because the caches were the others'.
-        settle_s: of silence before a turn, because threads of the last one may still be spinning.
+        settle_s: of silence before a turn, in which the last one's process stops.
     """
 
     seconds: float = 0.8

@@ -139,7 +139,7 @@ def find_warnings(
 def find_spinning(idle_cpus: Mapping[str, float]) -> list[str]:
     """A sentence for each contender that used too much CPU while others had their turn, given its share by name."""
     return [
-        f"{name} used {idle:.0%} of a CPU while others had their turn: its threads spin, which slows the others down"
+        f"{name} used {idle:.0%} of a CPU while others had their turn: its threads spin, and could not be stopped"
         for name, idle in idle_cpus.items()
         if idle > IDLE_LIMIT
     ]

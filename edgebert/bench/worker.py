@@ -25,6 +25,7 @@ def main(arguments: list[str]) -> int:
     """See the module's text."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
+    _end_with_parent()
     mode, name, files, *rest = arguments
     peer = make_peer(name, ModelFiles.from_json(files))
     if mode == "cold":
@@ -57,6 +58,15 @@ def start_cold(peer: Peer, threads: int, settings: dict[str, Any], row: list[int
     from edgebert.bench.session import peak_mb
 
     return {"done": done, "peak_mb": peak_mb(), "answer": next(iter(peer.embed(output, batch))).tolist()}
+
+
+def _end_with_parent() -> None:
+    """A parent that is killed leaves this process stopped for ever: have the system kill it too, where it can."""
+    if sys.platform == "linux":
+        import ctypes
+        import signal
+
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def _answer(answers: IO[str], value: dict[str, Any]) -> None:
