@@ -25,7 +25,7 @@ from edgebert.bench.peers import FILE_PEERS, make_peer
 from edgebert.bench.peers.base import ModelFiles
 from edgebert.bench.provenance import Rapl, find_spinning, find_warnings
 from edgebert.bench.roof import count_operations
-from edgebert.bench.run import Bench, Options, describe_timing
+from edgebert.bench.run import RESULT_VERSION, Bench, Options, describe_timing
 from edgebert.bench.session import PeerSession
 from edgebert.bench.workloads import Model, Workload
 from edgebert.checkpoints.loading import load_checkpoint
@@ -146,29 +146,29 @@ def test_rows_of_a_workload(make_file: MakeFile, tmp_path: Path) -> None:
 def test_timing_becomes_percentiles_and_rates() -> None:
     rows = [[1] * 4, [1] * 2, [1] * 2]
     timing = Timing(np.arange(1.0, 101.0) / 1e3, 0.25)
-    found = describe_timing(timing, rows, 3, each=False, is_packed=False)
+    found = describe_timing(timing, rows, 3, is_packed=False)
     assert (found["p50_ms"], found["p90_ms"], found["p99_ms"], found["min_ms"]) == (50.5, 90.1, 99.01, 1.0)
     assert found["p50_low_ms"] < 50.5 < found["p50_high_ms"] and found["idle_cpu"] == 0.25
     assert found["fill"] == round(8 / 12, 4)
     assert found["texts_per_s"] == round(3 / 0.0505, 2) and found["tokens_per_s"] == round(8 / 0.0505, 1)
-    assert describe_timing(timing, rows, 3, each=False, is_packed=True)["fill"] == 1.0
+    assert describe_timing(timing, rows, 3, is_packed=True)["fill"] == 1.0
     # sorted by length and two at a time: 4 + 2, and 2
-    assert describe_timing(timing, rows, 2, each=True, is_packed=False)["fill"] == 0.8
+    assert describe_timing(timing, rows, 2, is_packed=False)["fill"] == 0.8
 
 
 def test_each_batch_counts_but_rates_are_of_all() -> None:
     timing = Timing(np.array([0.001, 0.003] * 50), 0.0)
-    found = describe_timing(timing, [[1], [1]], 1, each=True, is_packed=True)
+    found = describe_timing(timing, [[1], [1]], 1, is_packed=True)
     assert found["samples"] == 100 and found["min_ms"] == 1.0 and found["p99_ms"] == 3.0
     assert found["texts_per_s"] == 500.0
 
 
 def test_few_samples_have_no_outer_percentiles() -> None:
-    few = describe_timing(Timing(np.ones(9), 0.0), [[1]], 1, True, True)
-    more = describe_timing(Timing(np.ones(99), 0.0), [[1]], 1, True, True)
+    few = describe_timing(Timing(np.ones(9), 0.0), [[1]], 1, True)
+    more = describe_timing(Timing(np.ones(99), 0.0), [[1]], 1, True)
     assert few["p90_ms"] is None and few["p99_ms"] is None
     assert more["p90_ms"] == 1000.0 and more["p99_ms"] is None
-    one = describe_timing(Timing(np.ones(1), 0.0), [[1]], 1, True, True)
+    one = describe_timing(Timing(np.ones(1), 0.0), [[1]], 1, True)
     assert one["p50_low_ms"] == one["p50_high_ms"] == 1000.0
 
 
@@ -210,7 +210,7 @@ def test_warnings_of_heat_clocks_and_spinning() -> None:
     hot, slow = find_warnings(0.0, 0.0, 0, None, hot=3, slowdown=0.5)
     assert "slowed down 3 times" in hot and "50% longer" in slow
     assert find_spinning({"a": 0.02, "b": 0.9}) == [
-        "b used 90% of a CPU while others had their turn: its threads spin, which slows the others down"
+        "b used 90% of a CPU while others had their turn: its threads spin, and could not be stopped"
     ]
 
 
@@ -241,16 +241,18 @@ def test_result_is_whole(files: list[Path], tmp_path: Path, capsys: pytest.Captu
     names = ["edgebert/native small-fp32", "onnxruntime small-fp32", "onnxruntime/int8 small-fp32"]
     names += ["edgebert/native small-int8", "onnxruntime small-int8"]
     assert list(result["contenders"]) == list(result["checks"]) == list(result["cold_start"]) == names
-    work = [(one["name"], one["kind"], one["is_busy"]) for one in result["workloads"]]
+    work = [(one["name"], one["is_busy"]) for one in result["workloads"]]
     assert work == [
-        ("7 tokens", "latency", False),
-        ("7 tokens", "latency", True),
-        ("7 tokens, 2 at a time", "latency", False),
-        ("texts of texts.txt", "latency", False),
-        ("texts of texts.txt, 2 at a time", "throughput", False),
+        ("7 tokens", False),
+        ("7 tokens", True),
+        ("7 tokens, 2 at a time", False),
+        ("texts of texts.txt", False),
+        ("texts of texts.txt, 2 at a time", False),
     ]
     assert all(list(one["rows"]) == names for one in result["workloads"])
     packed, padded = (result["workloads"][-1]["rows"][name] for name in (names[0], names[1]))
+    assert packed["texts"] == 3 and packed["samples"] % 2 == 0  # the times of two batches, not of three texts
+    assert packed["texts_per_s"] * packed["min_ms"] <= 1510
     assert packed["fill"] == 1.0 > padded["fill"] and packed["tokens"] == padded["tokens"]
     assert result["base"] == "small-fp32" and result["checks"][names[3]]["base_min"] < 1.0
     assert result["provenance"]["command"] == "edgebert bench small.onnx"
@@ -261,17 +263,26 @@ def test_result_is_whole(files: list[Path], tmp_path: Path, capsys: pytest.Captu
     (tmp_path / "result.json").write_text(json.dumps(result), encoding="utf-8")
     assert main(["bench", "compare", *[str(tmp_path / "result.json")] * 2]) == 0
     printed = capsys.readouterr().out
+    assert "change: the second median over the first" in printed
     assert printed.count("1.000x") == 25 and "the same" in printed and "faster" not in printed
 
 
 @pytest.mark.skipif(not ISAS, reason="the native backend is not built")
-def test_what_cannot_run_is_left_out_with_the_reason(files: list[Path], make_file: MakeFile) -> None:
+def test_what_cannot_run_is_left_out_with_the_reason(
+    files: list[Path], make_file: MakeFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     short = make_file("short.onnx", num_positions=8)
-    options = make_options([files[0], short], backends=["native"], against=["no_such_runtime"], lengths=["7", "12"])
-    result = Bench(options, nothing).run([])
+    options = make_options([files[0], short], backends=["native"], against=["openvino"], lengths=["7", "12"])
+    found, said = importlib.util.find_spec, list[str]()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "openvino" else found(name))
+    result = Bench(options, said.append).run([])
     validate(result)
     reasons = result["left_out"]
-    assert "not installed: pip install no_such_runtime" in reasons["no_such_runtime"]
+    assert reasons["openvino"] == "openvino is not installed: pip install 'edgebert[bench]'"
+    assert said[0] == f"left out: openvino: {reasons['openvino']}"  # before anything runs
+    write_report(tmp_path / "page.html", result)
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert page.index("openvino is not installed") < page.index("Every number")
     assert "12 tokens: the model has 8 positions" in reasons["edgebert/native short, 12 tokens"]
     assert list(result["contenders"]) == ["edgebert/native small-fp32", "edgebert/native short"]
     assert [len(one["rows"]) for one in result["workloads"]] == [2, 1]
@@ -325,8 +336,8 @@ def make_result() -> dict[str, Any]:
 
     same = {"cpu": "c", "isa": [], "cpus": 2, "cgroup_quota": None, "governor": None, "platform": "p", "python": "3"}
     return {
-        "edgebert_bench": 1,
-        "provenance": {**same, "packages": {"numpy": "2"}, "commit": None, "warnings": []},
+        "edgebert_bench": RESULT_VERSION,
+        "provenance": {**same, "packages": {"numpy": "2"}, "commit": None, "warnings": [], "clock_change": 0.0},
         "models": {"m": {"sha256": "0"}},
         "contenders": {name: {"title": name.upper(), "model": "m", "is_own": name == "a"} for name in "abc"},
         "workloads": [
@@ -340,12 +351,18 @@ def test_results_side_by_side() -> None:
     second["workloads"][0]["rows"]["a"] = {"p50_ms": 1.0, "p50_low_ms": 0.9, "p50_high_ms": 1.1}
     second["workloads"][0]["rows"]["b"] = {"p50_ms": 4.0, "p50_low_ms": 3.9, "p50_high_ms": 4.1}
     [table], doubts = tables.compare_results(first, second)
-    assert [(row[0], row[3], row[4]) for row in table.rows] == [
+    assert [(row[0], row[5], row[6]) for row in table.rows] == [
         ("A", "0.500x", "faster"),
         ("C", "1.000x", "the same"),
         ("B", "2.000x", "slower"),
     ]
     assert doubts == []
+    # what doubt there is about either run counts: 2.0 here, of 1.9 to 2.1, and there 1.0, at most 1.1 but for the clock
+    for run, other, change in ((first, second, 0.8), (second, first, 0.8), (first, second, 0.7)):
+        run["provenance"]["clock_change"], other["provenance"]["clock_change"] = change, 0.0
+        [table], _ = tables.compare_results(first, second)
+        assert table.rows[0][6] == ("the same" if change > 0.73 else "faster")
+    first["provenance"]["clock_change"] = 0.0
     second["provenance"] |= {"cpu": "d", "packages": {"numpy": "3"}, "warnings": ["others ran"]}
     second["models"]["m"]["sha256"] = "1"
     _, doubts = tables.compare_results(first, second)
@@ -377,6 +394,7 @@ def test_command_writes_what_it_prints(make_file: MakeFile, tmp_path: Path, caps
     options = ["--length", "5", "--threads", "1", "--seconds", "0.01", "--quick"]
     assert main(["bench", path, *options, "--html", str(page), "--json", str(found)]) == 0
     printed = capsys.readouterr()
+    assert "fill: the share" in printed.out and "GOP/s: " in printed.out
     assert "5 tokens, 1 thread\n" in printed.out and "EdgeBERT native" in printed.out and "texts/s" in printed.out
     validate(json.loads(found.read_text(encoding="utf-8")))
     assert "EdgeBERT benchmark: model" in page.read_text(encoding="utf-8")

@@ -9,6 +9,7 @@ from typing import Any
 from edgebert.bench.tables import (
     Result,
     describe_machine,
+    explain_columns,
     format_ms,
     label,
     sorted_rows,
@@ -46,12 +47,13 @@ def write_report(path: Path, result: Result) -> None:
             "Times",
             [
                 *summarize(result),
+                *([Table(["left out", "why"], list(result["left_out"].items()))] if result["left_out"] else []),
                 legend,
                 *(plot_bars(result, workload) for workload in quiet if workload["threads"] == most),
                 *plot_lengths(result, most),
             ],
         ),
-        Section("Every number", [tabulate_times(result, workload) for workload in quiet]),
+        Section("Every number", [*explain_columns(result), *(tabulate_times(result, workload) for workload in quiet)]),
         Section("Footprint", [tabulate_footprint(result)]),
         Section("Answers", [tabulate_checks(result)]),
         Section("Where and how", describe_machine(result)),
@@ -63,9 +65,6 @@ def write_report(path: Path, result: Result) -> None:
         sections.insert(
             0, Section("What makes these numbers doubtful", [f"{one[0].upper()}{one[1:]}." for one in warnings])
         )
-    if result["left_out"]:
-        rows = list(result["left_out"].items())
-        sections.append(Section("Left out", [Table(["", "why"], rows)]))
     write_page(path, f"EdgeBERT benchmark: {', '.join(result['models'])}", sections)
 
 
@@ -88,7 +87,7 @@ def plot_bars(result: Result, workload: Mapping[str, Any]) -> Plot:
     axes.set(xlabel="ms", yticks=[], ylim=(len(rows) - 0.5, -0.8), xlim=(0, min(axes.get_xlim()[1], 1.03 * most)))
     axes.spines[["left"]].set_visible(False)
     axes.grid(visible=False, axis="y")
-    return Plot(figure, title_of(workload) + (" (all texts)" if workload["kind"] == "throughput" else ""))
+    return Plot(figure, title_of(workload))
 
 
 def plot_lengths(result: Result, threads: int) -> list[Plot]:

@@ -43,9 +43,10 @@ from edgebert.bench.workloads import Model, Workload, name_files, sample_texts
 from edgebert.errors import EdgeBertError, InvalidInputError
 from edgebert.exporting.check import compare_rows
 
-RESULT_VERSION = 1
+RESULT_VERSION = 2
 RUNTIMES = ("onnxruntime", "openvino", "torch", "ctranslate2")
 
+_EXTRAS = {"onnxruntime": "ort", "onnx": "export", "torch": "compress", "transformers": "compress"}  # else bench
 _COLD_RUNS = 3
 _ENERGY_S = 1.0
 _BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
@@ -134,12 +135,15 @@ class Bench:
         names = name_files(options.models)
         self.models = [Model(path, name) for path, name in zip(options.models, names, strict=True)]
         self.base = next((model for model in self.models if model.precision == "fp32"), self.models[0])
+        runtimes = {model.name: list(self._find_runtimes(model)) for model in self.models}
+        for name, reason in self.left_out.items():
+            self.say(f"left out: {name}: {reason}")
         self.energy = Rapl()
         recorder = Recorder(_find_checkout())
         roof = self._measure_roof()
         with contextlib.ExitStack() as stack:
             work = options.work or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgebert-bench-")))
-            contenders = self._build(self._find_contenders(work))
+            contenders = self._build(self._find_contenders(work, runtimes))
             for threads in options.threads:
                 recorder.watch_clock()
                 self._measure(contenders, threads, recorder)
@@ -193,13 +197,13 @@ class Bench:
                 self.say(f"left out: {what}: {error}")
             self.left_out[what] = str(error)
 
-    def _find_contenders(self, work: Path) -> list[Contender]:
+    def _find_contenders(self, work: Path, runtimes: Mapping[str, Sequence[str]]) -> list[Contender]:
         found = []
         for model in self.models:
             folder = work / f"{model.name}-{model.sha256[:12]}"
             folder.mkdir(parents=True, exist_ok=True)
             names = [f"edgebert/{backend}" for backend in self.options.backends]
-            for name in [*names, *self._find_runtimes(model)]:
+            for name in [*names, *runtimes[model.name]]:
                 is_checkpoint = name.startswith(("torch", "ctranslate2"))
                 source = self.options.checkpoint if is_checkpoint else model.path
                 assert source is not None
@@ -216,7 +220,7 @@ class Bench:
         is_fp32, is_base = model.precision == "fp32", model is self.base
         for runtime in self.options.against:
             if importlib.util.find_spec(runtime) is None:
-                self.left_out[runtime] = f"it is not installed: pip install {runtime}"
+                self.left_out[runtime] = f"{runtime} is not installed: {_install(runtime)}"
                 continue
             if runtime in ("torch", "ctranslate2"):
                 if self.options.checkpoint is None:
@@ -227,7 +231,7 @@ class Bench:
                 elif runtime == "ctranslate2" and model.spec.task != "embedding":
                     self.left_out[runtime] = f"it gives hidden states, this is a {model.spec.task} file"
                 elif importlib.util.find_spec("transformers") is None:
-                    self.left_out[runtime] = "it needs transformers: pip install transformers"
+                    self.left_out[runtime] = f"it needs transformers: {_install('transformers')}"
                 elif is_base:
                     yield from {"torch": ("torch", "torch/int8"), "ctranslate2": ("ctranslate2/int8",)}[runtime]
                 continue
@@ -237,7 +241,7 @@ class Bench:
             if is_fp32:
                 quantizer = {"onnxruntime": "onnx", "openvino": "nncf"}[runtime]
                 if importlib.util.find_spec(quantizer) is None:
-                    self.left_out[f"{runtime}/int8"] = f"its quantization needs {quantizer}: pip install {quantizer}"
+                    self.left_out[f"{runtime}/int8"] = f"its quantization needs {quantizer}: {_install(quantizer)}"
                 else:
                     yield f"{runtime}/int8"
 
@@ -261,8 +265,8 @@ class Bench:
             workers = {
                 one.name: stack.enter_context(Worker(one.peer_name, one.peer.files, cpus=cpus)) for one in contenders
             }
-            for is_file, kind in dict.fromkeys((workload.file is not None, workload.kind) for workload in workloads):
-                mine = [one for one in workloads if (one.file is not None, one.kind) == (is_file, kind)]
+            for is_file in dict.fromkeys(workload.file is not None for workload in workloads):
+                mine = [one for one in workloads if (one.file is not None) == is_file]
                 ready = [one for one in contenders if self._load(one, workers[one.name], threads, mine[-1])]
                 for i, workload in enumerate(mine):
                     self._time(ready, workers, threads, workload, with_busy=i == 0 and not is_file)
@@ -291,8 +295,7 @@ class Bench:
         with self._tolerate(f"{one.name}, {_count(threads, 'thread')}"):
             # texts of many lengths: nothing that is made for a single one
             settings = worker.settings(threads, "throughput" if workload.file else "latency")
-            if workload.kind == "latency":
-                settings = [one for one in settings if "lanes" not in one]
+            settings = [one for one in settings if "lanes" not in one]  # batches at the same time have no times
             if len(settings) > 1:
                 rows, cpus = one.model.rows(workload), affinity()[:threads]
                 # in a process of its own: what else was loaded would count as memory
@@ -337,9 +340,10 @@ class Bench:
         for one in contenders:
             with self._tolerate(f"{one.name}, {workload.name}"):
                 rows, expected = one.model.rows(workload), one.model.answers(workload)
-                is_each = workload.kind == "latency"
                 size, worker = workload.batch_size, workers[one.name]
-                ready.append((one, prepare(one.name, worker, workload.name, rows, size, expected, one.limit, is_each)))
+                ready.append(
+                    (one, prepare(one.name, worker, workload.name, rows, size, expected, one.limit, each=True))
+                )
         if not ready:
             return
         budget = Budget(seconds=self.options.seconds, rounds=5)
@@ -360,7 +364,7 @@ class Bench:
         rows = {}
         for (one, prepared), timing in zip(ready, measure([one for _, one in ready], budget), strict=True):
             texts = one.model.rows(workload)
-            described = describe_timing(timing, texts, workload.batch_size, prepared.each, one.peer.is_packed)
+            described = describe_timing(timing, texts, workload.batch_size, one.peer.is_packed)
             rows[one.name] = {
                 **described,
                 "gop": count_operations(one.model.spec, [len(row) for row in texts]) / 1e9,
@@ -374,7 +378,6 @@ class Bench:
                 "length": None if workload.file else int(workload.length),
                 "batch_size": workload.batch_size,
                 "threads": threads,
-                "kind": workload.kind,
                 "is_busy": is_busy,
                 "rows": rows,
             }
@@ -426,13 +429,11 @@ class Bench:
                 row["share_of_roof"] = round(row["gops"] / limit, 4) if limit else None
 
 
-def describe_timing(
-    timing: Timing, rows: Sequence[Sequence[int]], batch_size: int, each: bool, is_packed: bool
-) -> dict[str, Any]:
+def describe_timing(timing: Timing, rows: Sequence[Sequence[int]], batch_size: int, is_packed: bool) -> dict[str, Any]:
     """Milliseconds and rates of one contender's runs of these rows.
 
     Returns:
-        Times of each batch if `each`, else of all rows: p50_ms and the bounds of its 95 % interval (order statistics,
+        Times of a batch: p50_ms and the bounds of its 95 % interval (order statistics,
         as if samples were independent), p90_ms from ten samples, p99_ms from a hundred, min_ms, samples. Rates from
         the median time of all rows: texts_per_s, tokens_per_s (no padding counted). fill: the texts' share of the
         tokens computed. idle_cpu: the share of a CPU used while others had their turn.
@@ -440,8 +441,7 @@ def describe_timing(
     order = sorted((len(row) for row in rows), reverse=True)
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     seconds = np.sort(timing.seconds)
-    runs = timing.seconds.reshape(-1, len(batches)).sum(1) if each else timing.seconds
-    run_s = float(np.median(runs))
+    run_s = float(np.median(timing.seconds.reshape(-1, len(batches)).sum(1)))
     count = len(seconds)
     margin = 0.98 * math.sqrt(count)
     low, high = max(0, math.floor(count / 2 - margin)), min(count - 1, math.ceil(count / 2 + margin))
@@ -466,6 +466,10 @@ def describe_timing(
 def default_backends() -> list[str]:
     """The backend that `auto` takes."""
     return [next(name for name, reason in available_backends().items() if reason is None)]
+
+
+def _install(package: str) -> str:
+    return f"pip install 'edgebert[{_EXTRAS.get(package, 'bench')}]'"
 
 
 def _ms(seconds: float) -> float:

@@ -13,6 +13,11 @@ from edgebert.report import Cell, Table
 
 Result = Mapping[str, Any]
 
+COMPARISON_RULE = (
+    "change: the second median over the first. It is called faster or slower where what the two medians may be is "
+    "apart: between the ends of their 95 % intervals, each further out by the share that the speed of a CPU changed "
+    "during its run."
+)
 _SAME_MACHINE = ("cpu", "isa", "cpus", "cgroup_quota", "governor", "platform", "python", "packages", "commit")
 
 
@@ -85,6 +90,20 @@ def tabulate_times(result: Result, workload: Mapping[str, Any]) -> Table:
     ]
     used = [i for i in range(len(columns)) if i == 0 or any(row[i] is not None for row in cells)]
     return Table([columns[i] for i in used], [[row[i] for i in used] for row in cells], title_of(workload))
+
+
+def explain_columns(result: Result) -> list[str]:
+    """What the columns of `tabulate_times` say, a line each."""
+    lines = [
+        "fill: the share of the computed tokens that are the texts'; the others pad them to one length.",
+        "GOP/s: additions and multiplications that the model needs for the texts, without padding, in 10^9 a second.",
+    ]
+    if result["roof"]:
+        lines.append(
+            "of the roof: that, as a share of the most that this machine's units of the same precision did in a loop "
+            "that touches no memory."
+        )
+    return lines
 
 
 def tabulate_busy(result: Result, workload: Mapping[str, Any]) -> Table:
@@ -191,6 +210,7 @@ def format_result(result: Result) -> str:
     tables += [tabulate_busy(result, workload) for workload in workloads if workload["is_busy"]]
     tables += [tabulate_footprint(result), tabulate_checks(result), *summarize(result)]
     parts = [format_table(table) for table in tables]
+    parts.insert(sum(not workload["is_busy"] for workload in workloads), "\n".join(explain_columns(result)))
     parts += ["\n".join(f"left out: {name}: {reason}" for name, reason in result["left_out"].items())]
     parts += ["\n".join(f"warning: {warning}" for warning in result["provenance"]["warnings"])]
     return "\n\n".join(filter(None, parts))
@@ -212,8 +232,7 @@ def format_table(table: Table) -> str:
 def compare_results(a: Result, b: Result) -> tuple[list[Table], list[str]]:
     """Two results: a table for each workload that both have, and what makes them hard to compare.
 
-    "change" is the second's median over the first's. It is called faster or slower only where the 95 % intervals of
-    the two medians are apart.
+    COMPARISON_RULE says what is called a change.
 
     Raises:
         InvalidInputError: they have nothing in common.
@@ -225,21 +244,30 @@ def compare_results(a: Result, b: Result) -> tuple[list[Table], list[str]]:
         first = firsts.get(tuple(second[key] for key in keys))
         names = [name for name, _ in sorted_rows(second) if first and name in first["rows"]]
         if first and names:
-            rows = [_compare_rows(label(b, name), first["rows"][name], second["rows"][name]) for name in names]
-            tables.append(Table(["", "first, p50 ms", "second", "change", ""], rows, title_of(second)))
+            rows = [
+                _compare_rows(label(b, name), (a, first["rows"][name]), (b, second["rows"][name])) for name in names
+            ]
+            tables.append(
+                Table(["", "first, p50 ms", "between", "second", "between", "change", ""], rows, title_of(second))
+            )
     if not tables:
         raise InvalidInputError("the two results have no workload and runtime in common: measure with equal options")
     return tables, list(_find_differences(a, b))
 
 
-def _compare_rows(name: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> list[Cell]:
-    if b["p50_high_ms"] < a["p50_low_ms"]:
-        verdict = "faster"
-    elif b["p50_low_ms"] > a["p50_high_ms"]:
-        verdict = "slower"
-    else:
-        verdict = "the same"
-    return [name, format_ms(a["p50_ms"]), format_ms(b["p50_ms"]), f"{b['p50_ms'] / a['p50_ms']:.3f}x", verdict]
+def _compare_rows(name: str, *runs: tuple[Result, Mapping[str, Any]]) -> list[Cell]:
+    """Of each of two runs (its result, its numbers)."""
+    (low_a, high_a), (low_b, high_b) = (_find_bounds(*run) for run in runs)
+    a, b = (row["p50_ms"] for _, row in runs)
+    verdict = "faster" if high_b < low_a else "slower" if low_b > high_a else "the same"
+    bounds = [f"{format_ms(low)} and {format_ms(high)}" for low, high in ((low_a, high_a), (low_b, high_b))]
+    return [name, format_ms(a), bounds[0], format_ms(b), bounds[1], f"{b / a:.3f}x", verdict]
+
+
+def _find_bounds(result: Result, row: Mapping[str, Any]) -> tuple[float, float]:
+    """Milliseconds between which a run's median lies: see COMPARISON_RULE."""
+    doubt = 1.0 + result["provenance"]["clock_change"]
+    return row["p50_low_ms"] / doubt, row["p50_high_ms"] * doubt
 
 
 def _find_differences(a: Result, b: Result) -> Iterator[str]:

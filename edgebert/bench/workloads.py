@@ -15,7 +15,6 @@ from edgebert.backends.registry import load_backend
 from edgebert.batch import PackedBatch
 from edgebert.bench.answers import answer_outputs, answer_rows
 from edgebert.bench.harness import F32
-from edgebert.bench.peers.base import Kind
 from edgebert.errors import InvalidInputError
 from edgebert.exporting.export import CALIBRATION_FILE
 from edgebert.files import hash_file, read_texts
@@ -29,7 +28,7 @@ _CHECK_TEXTS = 24
 
 @dataclass(frozen=True)
 class Workload:
-    """Texts of one length, or those of a file, `batch_size` of them computed together."""
+    """Texts of one length, or those of a file, `batch_size` of them computed together and timed."""
 
     length: str
     batch_size: int
@@ -44,11 +43,6 @@ class Workload:
         """For people."""
         texts = f"texts of {self.file.name}" if self.file else f"{self.length} tokens"
         return f"{texts}, {self.batch_size} at a time" if self.batch_size > 1 else texts
-
-    @property
-    def kind(self) -> Kind:
-        """Throughput if the batches of a file are timed together, latency if each batch is timed."""
-        return "throughput" if self.file and self.batch_size > 1 else "latency"
 
 
 class Model:

@@ -16,9 +16,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Run the command."""
-    from edgebert.bench.tables import compare_results, format_table, read_result
+    import textwrap
+
+    from edgebert.bench.tables import COMPARISON_RULE, compare_results, format_table, read_result
 
     tables, doubts = compare_results(read_result(args.first), read_result(args.second))
-    print("\n\n".join(map(format_table, tables)))
+    print("\n\n".join([*map(format_table, tables), textwrap.fill(COMPARISON_RULE, 100)]))
     if doubts:
         print("\n" + "\n".join(f"warning: {doubt}" for doubt in doubts))
