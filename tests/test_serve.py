@@ -193,13 +193,16 @@ def test_tei_routes(server: Server, models: dict[str, edgebert.Model]) -> None:
     np.testing.assert_array_equal(np.concatenate([np.float32(part) for part in of_tokens]), hidden)
     similar = server.post("/similarity", {"inputs": {"source_sentence": texts[0], "sentences": texts[1:]}})
     np.testing.assert_array_equal(np.float32(similar), edgebert.similarity(rows[:1], rows[1:])[0])
-    data = {"query": "router slow", "texts": texts, "model": "ranker"}
+    data = {"query": "router slow", "texts": texts}  # the first of one label answers
     ranked = models["ranker"].rank("router slow", texts)
     expected = [{"index": found["corpus_id"], "score": found["score"]} for found in ranked]
     assert server.post("/rerank", data) == expected
     raw = server.post("/rerank", {**data, "raw_scores": True, "return_text": True})
     assert [(item["index"], item["text"]) for item in raw] == [(i["index"], texts[i["index"]]) for i in expected]
     assert [item["score"] for item in raw] != [item["score"] for item in expected]
+    by_label = server.post("/rerank", {**data, "model": "classifier", "label": "LABEL_1"})
+    ranked = models["classifier"].rank("router slow", texts, label="LABEL_1")
+    assert [item["index"] for item in by_label] == [found["corpus_id"] for found in ranked]
     labels = models["classifier"](texts, top_k=None)
     assert server.post("/predict", {"inputs": [[text] for text in texts]}) == labels
     assert server.post("/predict", {"inputs": texts[0]}) == labels[0]
@@ -440,10 +443,11 @@ def test_the_openapi_document_names_every_route(server: Server) -> None:
     jsonschema = pytest.importorskip("jsonschema")
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
-            name = path.replace("{model}", "embedder").replace("{task}", "embedding")
+            name = path.replace("{model}", "embedder")
             assert server.client.request(method, name, content=b"{}").status_code != 404
             schema = operation["responses"]["200"]["content"]["application/json"]["schema"]
             jsonschema.Draft202012Validator.check_schema(schema)
+    assert {f"/models/{name}/embedding" for name in TASKS} & set(document["paths"]) == {"/models/embedder/embedding"}
     answer = server.post("/v1/embeddings", {"model": "embedder", "input": "a"})
     schema = document["paths"]["/v1/embeddings"]["post"]["responses"]["200"]["content"]["application/json"]["schema"]
     jsonschema.validate(answer, schema)

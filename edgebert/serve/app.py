@@ -20,7 +20,9 @@ from edgebert.serve.openapi import describe
 from edgebert.serve.settings import Settings
 from edgebert.serve.signals import Signals
 
-_POLICY = b"default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
+_POLICY = (
+    b"default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:"
+)
 
 
 def make_app(settings: Settings) -> Starlette:

@@ -32,7 +32,7 @@ class Served:
         model: as loaded.
         batcher: its queue.
         created: seconds since 1970, when it was loaded.
-        tasks: that it answers, its own first.
+        tasks: that it answers without further options, its own first.
     """
 
     name: str
@@ -94,7 +94,9 @@ class Models:
             if name not in self._by_name:
                 raise RequestError(404, "model_not_found", f"there is no model {name!r:.100}; served are {known}")
             served = self._by_name[name]
-            if tasks and not set(tasks) & set(served.tasks):
+            head = served.model.task
+            fitting = {*served.tasks, *(task for task, call in TASKS.items() if head in call.heads)}
+            if tasks and not set(tasks) & fitting:
                 raise RequestError(
                     400, "wrong_task", f"{name} does not answer {' or '.join(tasks)}; served are {known}"
                 )
@@ -108,10 +110,12 @@ class Models:
 def _find_tasks(model: Model) -> tuple[str, ...]:
     if model.task == "embedding" and model.spec.pooling == "none":
         return ("embed-all",)
-    return (
-        *(name for name, call in TASKS.items() if model.task in call.heads),
-        *(["embed-all"] if model.task == "embedding" else []),
-    )
+    found = [name for name, call in TASKS.items() if model.task in call.heads]
+    if model.task == "embedding":
+        found.append("embed-all")
+    if "reranking" in found and len(model.spec.labels) > 1:  # needs to be told by which label
+        found.remove("reranking")
+    return tuple(found)
 
 
 def estimate_tokens(items: Any, longest: int) -> int:

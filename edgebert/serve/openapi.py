@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 import edgebert
 from edgebert.serve.calls import Context
-from edgebert.serve.plain import NAMES
-from edgebert.tasks import TASKS
+from edgebert.tasks import TASKS, find_task
 
 Schema = dict[str, Any]
 
@@ -27,6 +27,14 @@ def _object(required: dict[str, Schema], optional: dict[str, Schema] | None = No
     return {"type": "object", "properties": {**required, **(optional or {})}, "required": list(required)}
 
 
+_KINDS: dict[str, Schema] = {  # by annotation
+    "int": _COUNT,
+    "bool": _BOOLEAN,
+    "float": _NUMBER,
+    "str": _STRING,
+    "str | Iterable[str]": {"oneOf": [_STRING, _list(_STRING)]},
+    "Collection[str]": _list(_STRING, 0),
+}
 _TEXTS: Schema = {"oneOf": [_STRING, _list(_STRING)]}
 _INPUT: Schema = {"oneOf": [_STRING, _list(_STRING), _IDS, _list(_IDS)]}
 _CUT: dict[str, Schema] = {"truncate": _BOOLEAN, "truncation_direction": {"enum": ["Right", "right"]}}
@@ -37,7 +45,6 @@ _LABELS = _list(_object({"label": _STRING, "score": _NUMBER}), 0)
 def describe(context: Context) -> Schema:
     """The document."""
     name: Schema = {"type": "string", "enum": [served.name for served in context.models]}
-    task: Schema = {"type": "string", "enum": [*TASKS, *NAMES]}
     model = {"model": name}
     embed = {"normalize": _BOOLEAN, "prompt_name": _STRING, "dimensions": _COUNT, **_CUT, **model}
     pair = _list(_STRING)
@@ -105,19 +112,12 @@ def describe(context: Context) -> Schema:
             _object({"ids": {"oneOf": [_IDS, _list(_IDS)]}}, {"skip_special_tokens": _BOOLEAN, **model}),
             _list(_STRING, 0),
         ),
-        "/models/{model}/{task}": (
-            "What the task's pipeline answers",
-            _object(
-                {},
-                {
-                    "inputs": {"oneOf": [_STRING, _list({}), _OBJECT]},
-                    "query": _STRING,
-                    "documents": _list(_STRING),
-                    "parameters": _OBJECT,
-                },
-            ),
-            {},
-        ),
+        **{
+            f"/models/{served.name}/{task}": (f"What {task} answers", _task_input(task), {})
+            for served in context.models
+            for task in served.tasks
+            if task in TASKS
+        },
         "/": (
             "What the first model is for",
             _object({"inputs": {"oneOf": [_STRING, _list({}), _OBJECT]}}, {"parameters": _OBJECT}),
@@ -131,13 +131,12 @@ def describe(context: Context) -> Schema:
         "/health": ("Whether requests are welcome", _object({"status": _STRING})),
         "/live": ("Whether the process runs", _object({"status": _STRING})),
     }
-    names = {"model": name, "task": task}
     paths: dict[str, Any] = {}
     for path, (summary, given, answered) in posts.items():
         body = {"required": True, "content": {"application/json": {"schema": given}}}
-        paths.setdefault(path, {})["post"] = _operation(path, summary, answered, names) | {"requestBody": body}
+        paths.setdefault(path, {})["post"] = _operation(path, summary, answered, name) | {"requestBody": body}
     for path, (summary, answered) in gets.items():
-        paths.setdefault(path, {})["get"] = _operation(path, summary, answered, names)
+        paths.setdefault(path, {})["get"] = _operation(path, summary, answered, name)
     document: Schema = {
         "openapi": "3.1.0",
         "info": {"title": "EdgeBERT", "version": edgebert.__version__},
@@ -149,12 +148,31 @@ def describe(context: Context) -> Schema:
     return document
 
 
-def _operation(path: str, summary: str, answered: Schema, names: dict[str, Schema]) -> dict[str, Any]:
-    parameters = [
-        {"name": name, "in": "path", "required": True, "schema": schema}
-        for name, schema in names.items()
-        if f"{{{name}}}" in path
-    ]
+def _task_input(task: str) -> Schema:
+    """The body of POST /models/NAME/TASK, its parameters out of the task's `Options`."""
+    pair = _object({"question": _STRING, "context": _STRING})
+    both = {"oneOf": [_object({"text": _STRING, "text_pair": _STRING}), {**_list(_STRING, 2), "maxItems": 2}]}
+    hypotheses = _object({"hypotheses": _list(_object({"text": _STRING, "score": _NUMBER}))})
+    one = {
+        "question-answering": pair,
+        "text-classification": {"anyOf": [_STRING, both]},
+        "next-sentence": both,
+        "rescoring": {"oneOf": [_STRING, hypotheses]},
+    }.get(task, _STRING)
+    options = {
+        field.name: _KINDS[str(field.type).removesuffix(" | None")]
+        for field in fields(find_task(task).Options)
+        if field.name not in ("spec", "query")
+    }
+    parameters: Schema = {"type": "object", "properties": {**options, "truncate": _BOOLEAN}}
+    if task == "reranking":
+        return _object({"query": _STRING, "documents": _list(_STRING)}, {"parameters": parameters})
+    return _object({"inputs": {"anyOf": [one, _list(one)]}}, {"parameters": parameters})
+
+
+def _operation(path: str, summary: str, answered: Schema, name: Schema) -> dict[str, Any]:
+    is_named = "{model}" in path
+    parameters = [{"name": "model", "in": "path", "required": True, "schema": name}] if is_named else []
     content = {"application/json": {"schema": _OBJECT}}
     return {
         "summary": summary,
