@@ -10,7 +10,10 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+import transformers
 from numpy.typing import NDArray
+from onnxruntime import quantization
+from onnxruntime.transformers.onnx_model import OnnxModel
 
 import edgebert
 from edgebert.artifact.reader import read_artifact
@@ -19,7 +22,7 @@ from edgebert.backends.registry import load_backend
 from edgebert.batch import PackedBatch, unpad
 from edgebert.errors import EdgeBertError, ModelFormatError, UnsupportedModelError
 from edgebert.exporting.check import FP32_TOLERANCE
-from tests.checkpoints import CLASSES, CONFIGS, make_checkpoint, random_batch
+from tests.checkpoints import CLASSES, CONFIGS, HIDDEN_SIZE, make_checkpoint, random_batch, run_transformers
 from tests.onnx_exports import export_torch
 
 
@@ -83,6 +86,119 @@ def test_pytorchs_older_exporter(opset: int, attention: str, activation: str, tm
     spec = assert_becomes_ours(tmp_path / "other.onnx", random_batch(model), "last_hidden_state")
     assert spec.activation == ("relu" if activation == "relu" else "gelu_tanh")
     assert spec.layer_norm_eps == 1e-5
+
+
+def _fuse(source: Path, target: Path, half: bool = False) -> None:
+    """ONNX Runtime's own tool for transformers."""
+    from onnxruntime.transformers import optimizer
+
+    fused = optimizer.optimize_model(str(source), "bert", num_heads=4, hidden_size=HIDDEN_SIZE, opt_level=0)
+    assert fused.get_fused_operator_statistics()["SkipLayerNormalization"] == 4
+    if half:
+        fused.convert_float_to_float16(keep_io_types=True)
+    fused.save_model_to_file(str(target))
+
+
+def _optimize(source: Path, target: Path) -> None:
+    """What ONNX Runtime makes of a graph when it loads it."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.optimized_model_filepath = str(target)
+    onnxruntime.InferenceSession(str(source), options, providers=["CPUExecutionProvider"])
+
+
+@pytest.mark.parametrize("tool", [_fuse, _optimize])
+@pytest.mark.parametrize(("opset", "attention"), [(11, "eager"), (17, "eager"), (17, "sdpa")])
+@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert"])
+def test_onnx_runtimes_fused_nodes(family: str, opset: int, attention: str, tool: Any, tmp_path: Path) -> None:
+    model = make_checkpoint(tmp_path / "checkpoint", family)
+    export_torch(model, tmp_path / "plain.onnx", opset=opset, attention=attention)
+    tool(tmp_path / "plain.onnx", tmp_path / "other.onnx")
+    fused = {node.op_type for node in onnx.load(tmp_path / "other.onnx").graph.node if node.domain == "com.microsoft"}
+    assert fused & {"SkipLayerNormalization", "BiasGelu", "Gelu"}
+    assert_becomes_ours(tmp_path / "other.onnx", random_batch(model), "last_hidden_state")
+
+
+def assert_stands_for(source: Path, batch: PackedBatch, checkpoint: transformers.PreTrainedModel, near: float) -> None:
+    """Export an int8 or half precision file; ours is as near to the model behind it as the file itself is."""
+    report = edgebert.export(source, source.with_name("ours.onnx"))
+    [to_quantized] = report["mean_cosine_to_quantized_original"].values()
+    assert to_quantized > near
+    found = load_backend(source.with_name("ours.onnx"), "numpy").run(batch, ["last_hidden_state"])
+    expected = run_transformers(checkpoint, batch)["last_hidden_state"]
+    assert cosine(found["last_hidden_state"], expected) > near
+    original = run_original(source, batch)["last_hidden_state"]
+    # activations are not quantized in ours, which can only bring it nearer
+    assert cosine(found["last_hidden_state"], expected) > cosine(original, expected) - 1e-6
+
+
+def cosine(a: NDArray[Any], b: NDArray[Any]) -> float:
+    return float((a * b).sum() / np.sqrt((a * a).sum() * (b * b).sum()))
+
+
+@pytest.mark.parametrize("weights", ["s8", "u8", "s8 per channel"])
+@pytest.mark.parametrize("form", ["plain", "fused", "optimized"])
+def test_int8_by_quantize_dynamic(form: str, weights: str, tmp_path: Path) -> None:
+    model = make_checkpoint(tmp_path / "checkpoint")
+    path = tmp_path / "plain.onnx"
+    export_torch(model, path)
+    if form == "fused":
+        _fuse(path, tmp_path / "fused.onnx")
+        path = tmp_path / "fused.onnx"
+    kind = quantization.QuantType.QUInt8 if weights == "u8" else quantization.QuantType.QInt8
+    extra = {"DefaultTensorType": onnx.TensorProto.FLOAT}
+    other = tmp_path / "other.onnx"
+    quantization.quantize_dynamic(path, other, per_channel="channel" in weights, weight_type=kind, extra_options=extra)
+    if form == "optimized":
+        _optimize(other, tmp_path / "optimized.onnx")
+        other = tmp_path / "optimized.onnx"
+    kinds = {node.op_type for node in onnx.load(other).graph.node}
+    assert kinds & {"MatMulInteger", "QAttention", "DynamicQuantizeMatMul"}
+    assert_stands_for(other, random_batch(model), model, 0.9995)
+
+
+class _Batches(quantization.CalibrationDataReader):
+    """Calibration data for quantize_static."""
+
+    def __init__(self, batch: PackedBatch) -> None:
+        ids, mask, types = batch.pad()
+        self.left = [{"input_ids": ids, "attention_mask": mask, "token_type_ids": types}]
+
+    def get_next(self) -> dict[str, Any] | None:
+        return self.left.pop() if self.left else None
+
+
+@pytest.mark.parametrize("form", ["QDQ", "QOperator"])
+def test_int8_by_quantize_static(form: str, tmp_path: Path) -> None:
+    model = make_checkpoint(tmp_path / "checkpoint")
+    export_torch(model, tmp_path / "plain.onnx")
+    batch = random_batch(model)
+    quantization.quantize_static(
+        tmp_path / "plain.onnx",
+        tmp_path / "other.onnx",
+        _Batches(batch),
+        quant_format=quantization.QuantFormat[form],
+        op_types_to_quantize=["MatMul", "Gather"],
+        per_channel=form == "QDQ",
+        weight_type=quantization.QuantType.QInt8,
+    )
+    kinds = {node.op_type for node in onnx.load(tmp_path / "other.onnx").graph.node}
+    assert ("QLinearMatMul" in kinds) == (form == "QOperator")
+    assert_stands_for(tmp_path / "other.onnx", batch, model, 0.995)
+
+
+@pytest.mark.parametrize("activation", ["gelu", "gelu_new"])
+@pytest.mark.parametrize("is_fused", [False, True])
+def test_half_precision(is_fused: bool, activation: str, tmp_path: Path) -> None:
+    model = make_checkpoint(tmp_path / "checkpoint", activation=activation)
+    export_torch(model, tmp_path / "plain.onnx", opset=14, attention="sdpa")
+    if is_fused:
+        _fuse(tmp_path / "plain.onnx", tmp_path / "other.onnx", half=True)
+    else:
+        half = OnnxModel(onnx.load(tmp_path / "plain.onnx"))
+        half.convert_float_to_float16(keep_io_types=True)
+        half.save_model_to_file(str(tmp_path / "other.onnx"))
+    assert_stands_for(tmp_path / "other.onnx", random_batch(model), model, 0.99999)
 
 
 class _Sentence(torch.nn.Module):

@@ -44,7 +44,7 @@ def read_model(path: Path) -> Any:
         raise ModelFormatError(f"{path} is no ONNX model (it has no graph): give another file")
     folder = Path(os.path.realpath(path.parent))
     total = 0
-    for tensor in _tensors(model.graph):
+    for tensor in all_tensors(model.graph):
         if tensor.data_location == _EXTERNAL:
             total += _take_in(tensor, folder, total)
     try:
@@ -53,8 +53,16 @@ def read_model(path: Path) -> Any:
         raise ModelFormatError(f"{path}: its functions cannot be inlined ({error})") from None
 
 
-def _tensors(graph: Any) -> Iterator[Any]:
-    """Every TensorProto of a graph, in attributes and subgraphs too."""
+def all_nodes(graph: Any) -> Iterator[Any]:
+    """Every NodeProto of a graph and of the graphs inside it."""
+    for node in graph.node:
+        yield node
+        for inner in _inner_graphs(node):
+            yield from all_nodes(inner)
+
+
+def all_tensors(graph: Any) -> Iterator[Any]:
+    """Every TensorProto of a graph, in attributes and the graphs inside it too."""
     yield from graph.initializer
     for sparse in graph.sparse_initializer:
         yield from (sparse.values, sparse.indices)
@@ -62,8 +70,16 @@ def _tensors(graph: Any) -> Iterator[Any]:
         for attribute in node.attribute:
             yield from [attribute.t] if attribute.HasField("t") else []
             yield from attribute.tensors
-            for inner in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:
-                yield from _tensors(inner)
+        for inner in _inner_graphs(node):
+            yield from all_tensors(inner)
+
+
+def _inner_graphs(node: Any) -> list[Any]:
+    return [
+        graph
+        for attribute in node.attribute
+        for graph in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]
+    ]
 
 
 def _take_in(tensor: Any, folder: Path, total: int) -> int:
@@ -120,7 +136,7 @@ class OnnxProgram:
         self._inputs = [value for value in model.graph.input if value.name not in stored]
         self.varying = {value.name for value in self._inputs}
         for node in self.nodes:
-            if self.varying.intersection(_read_names(node)):
+            if self.varying.intersection(read_names(node)):
                 self.varying.update(node.output)
         self._initializers = {tensor.name: tensor for tensor in model.graph.initializer}
         self._constants: dict[str, Array] = {}
@@ -203,12 +219,12 @@ class OnnxProgram:
             node = by_output.get(pending.pop())
             if node is not None and node.output[0] not in needed:
                 needed[node.output[0]] = node
-                pending += _read_names(node)
+                pending += read_names(node)
         part = onnx.ModelProto()
         part.CopyFrom(_without_graph(self.model))
         part.graph.name = "constants"
         part.graph.node.extend(node for node in self.nodes if node.output and node.output[0] in needed)
-        read = {name for node in part.graph.node for name in _read_names(node)}
+        read = {name for node in part.graph.node for name in read_names(node)}
         part.graph.initializer.extend(t for name, t in self._initializers.items() if name in read)
         part.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
         self._constants.update(zip(names, self._session(part).run(list(names), {}), strict=True))
@@ -284,13 +300,12 @@ def attributes(node: Any) -> Mapping[str, Any]:
     return {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
 
 
-def _read_names(node: Any) -> list[str]:
+def read_names(node: Any) -> list[str]:
     """Names that a node reads, those of the graphs inside it too."""
     names = [name for name in node.input if name]
-    for attribute in node.attribute:
-        for graph in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:
-            names += [name for inner in graph.node for name in _read_names(inner)]
-            names += [value.name for value in graph.output]
+    for graph in _inner_graphs(node):
+        names += [name for inner in graph.node for name in read_names(inner)]
+        names += [value.name for value in graph.output]
     return names
 
 

@@ -30,6 +30,7 @@ from edgebert.checkpoints.loading import (
     sentence_head,
 )
 from edgebert.checkpoints.onnx_file import OnnxProgram, read_model
+from edgebert.checkpoints.onnx_float import make_float
 from edgebert.checkpoints.onnx_graph import Output, Recognised, recognise
 from edgebert.errors import ModelFormatError, UnsupportedModelError
 from edgebert.quant import F32
@@ -51,11 +52,13 @@ class Original:
     """The ONNX file that a checkpoint was read from, run by ONNX Runtime.
 
     Attributes:
-        program: its graph.
+        program: its graph, in float32.
+        quantized: its graph as it stands, where that is another: int8 or half precision.
         names: outputs of ours -> the file's, and the column of it, None for all. The others it does not have.
     """
 
     program: OnnxProgram
+    quantized: OnnxProgram | None
     names: Mapping[str, tuple[str, int | None]]
 
     @property
@@ -65,12 +68,13 @@ class Original:
 
         return f"{self.program.path.name} in onnxruntime {onnxruntime.__version__}"
 
-    def run(self, spec: EncoderSpec, batch: PackedBatch) -> Outputs:
+    def run(self, spec: EncoderSpec, batch: PackedBatch, quantized: bool = False) -> Outputs:
         """As `Backend.run`, of the outputs that the file has; padded where lengths differ."""
-        if "attention_mask" not in self.program.roles.values() and batch.num_sequences > 1:
-            parts = [self.run(spec, batch.take([i])) for i in range(batch.num_sequences)]
+        program = self.quantized if quantized and self.quantized is not None else self.program
+        if "attention_mask" not in program.roles.values() and batch.num_sequences > 1:
+            parts = [self.run(spec, batch.take([i]), quantized) for i in range(batch.num_sequences)]
             return {name: np.concatenate([part[name] for part in parts]) for name in self.names}
-        values = self.program.run(batch, list(dict.fromkeys(name for name, _ in self.names.values())))
+        values = program.run(batch, list(dict.fromkeys(name for name, _ in self.names.values())))
         mask = batch.pad()[1]
         outputs = {}
         for ours, (theirs, column) in self.names.items():
@@ -131,7 +135,9 @@ def load_onnx(
         UnsupportedModelError: the graph is not that of a model that EdgeBERT supports.
         BackendUnavailableError: onnx or ONNX Runtime is not installed.
     """
-    program = OnnxProgram(read_model(path), path)
+    model = read_model(path)
+    in_float, is_changed = make_float(model)
+    program = OnnxProgram(in_float, path)
     recognised = recognise(program)
     root = _find_texts(path, texts)
     modules = read_modules(root)
@@ -154,7 +160,7 @@ def load_onnx(
     canonical = {name: np.ascontiguousarray(tensors[name], np.float32) for name in weight_tensors(spec)}
     is_plain = (folder / "tokenizer.json").is_file() and not (folder / "tokenizer_config.json").is_file()
     checkpoint = finish_checkpoint(spec, canonical, _whole_config(config, spec), root, folder, modules, is_plain)
-    return checkpoint, Original(program, head.names)
+    return checkpoint, Original(program, OnnxProgram(model, path) if is_changed else None, head.names)
 
 
 def _find_texts(path: Path, texts: Path | None) -> Path:

@@ -295,6 +295,17 @@ def compare_fp32(spec: EncoderSpec, runs: Mapping[str, Outputs]) -> dict[str, fl
     return worst
 
 
+def compare_int8(spec: EncoderSpec, batch: PackedBatch, fp32: Outputs, int8: Outputs) -> dict[str, float]:
+    """The mean cosine of a quantized model's outputs to those of its fp32 model, by output.
+
+    Raises:
+        GateError: it is below INT8_COSINE_TO_FP32.
+    """
+    return _check_distance(
+        spec, batch, {"the quantized original": int8}, "its float32 graph", {name: fp32[name] for name in int8}
+    )
+
+
 def _check_int8(spec: EncoderSpec, batch: PackedBatch, runs: Mapping[str, Outputs]) -> dict[str, float]:
     """The smallest cosine of any two runs over the sequences, by output."""
     worst: dict[str, float] = {}

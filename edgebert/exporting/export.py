@@ -167,6 +167,7 @@ def export_checkpoint(
         report = {"edgebert": __version__, **check(path, fp32), **text_report}
         if reference is not None:
             report["runtimes"][reference.name] = reference.detail
+            report.update(reference.found)
         if beyond := _find_tokens_without_row(checkpoint):
             report["tokens_without_row"] = beyond
         if quantization is not None:

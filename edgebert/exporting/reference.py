@@ -15,7 +15,7 @@ from edgebert.batch import PackedBatch
 from edgebert.checkpoints.loading import Checkpoint
 from edgebert.checkpoints.onnx_loading import Original
 from edgebert.checkpoints.with_transformers import has_transformers, load_tokenizer, make_config, quiet
-from edgebert.exporting.check import Encoded, GateError, compare_fp32
+from edgebert.exporting.check import Encoded, GateError, compare_fp32, compare_int8
 from edgebert.tokenizer import Text
 
 # Task -> the class of transformers, without the family's prefix, and what it calls the file's outputs, in order.
@@ -38,11 +38,13 @@ class Reference(NamedTuple):
     name: its name in reports and messages.
     detail: what it is, and in which version.
     run: gives the outputs for a batch, as `Backend.run`; it may lack some.
+    found: what else the report says about it.
     """
 
     name: str
     detail: str
     run: Callable[[Checkpoint, PackedBatch], Outputs]
+    found: dict[str, Any] = {}  # noqa: RUF012
 
 
 def pytorch_reference(run: Callable[[Checkpoint, PackedBatch], Outputs]) -> Reference:
@@ -55,7 +57,8 @@ def check_original(checkpoint: Checkpoint, original: Original) -> Reference:
     """Compare what was recognised in an ONNX file with the file itself, on random batches, padded ones among them.
 
     Returns:
-        The file as the reference.
+        The file as the reference; of a file in int8 or half precision its float32 graph, whose distance to the file
+        as it stands is in `found`.
 
     Raises:
         GateError: an output differs.
@@ -63,14 +66,25 @@ def check_original(checkpoint: Checkpoint, original: Original) -> Reference:
     spec = checkpoint.spec
     ours = NumpyBackend(spec, checkpoint.tensors)
     rng = np.random.default_rng(2)
+    cosines: list[dict[str, float]] = []
     for lengths in _LENGTHS:
         sizes = [min(length, spec.max_length) for length in lengths]
         batch = PackedBatch.from_lists(
             [rng.integers(0, spec.vocab_size, size).tolist() for size in sizes],
             [np.sort(rng.integers(0, max(1, spec.num_token_types), size)).tolist() for size in sizes],
         )
-        compare_fp32(spec, {"numpy": ours.run(batch, spec.outputs), "original": original.run(spec, batch)})
-    return Reference("original", original.detail, lambda _, batch: original.run(spec, batch))
+        runs = {"numpy": ours.run(batch, spec.outputs), "original": original.run(spec, batch)}
+        compare_fp32(spec, runs)
+        if original.quantized is not None:
+            quantized = original.run(spec, batch, quantized=True)
+            cosines.append(compare_int8(spec, batch, runs["numpy"], quantized))
+    found = {name: min(cosine[name] for cosine in cosines) for name in original.names} if cosines else {}
+    return Reference(
+        "original",
+        original.detail,
+        lambda _, batch: original.run(spec, batch),
+        {"mean_cosine_to_quantized_original": found} if found else {},
+    )
 
 
 def run_transformers(checkpoint: Checkpoint, batch: PackedBatch) -> Outputs:
