@@ -107,9 +107,15 @@ def make_wheel(pure: Path, tag: str, files: list[Path], out: Path) -> Path:
 
 
 def check_library(target: str, path: Path) -> None:
-    """Check what a library exports, how it is aligned, and for musl what it needs, which auditwheel cannot say here."""
+    """Check a library: its ISAs, exports, alignment, and for musl, which auditwheel cannot judge here, its needs."""
     import lief
 
+    rows = (ROOT / "kernels" / "cpu" / "isas.inc").read_text(encoding="utf-8")
+    isas = re.findall(r'^EB_ISA_ENTRY\((\w+), "(.+?)"', rows, re.MULTILINE)
+    expected = [isa for isa, processors in isas if re.fullmatch(processors, target.split("-")[0])]
+    built = re.findall(r"\((\w+)\)", (path.parent / "include" / "built_isas.inc").read_text(encoding="utf-8"))
+    if built != expected:
+        raise SystemExit(f"{path} has {built}, expected {expected}: the compiler refused the flags of the others")
     library = lief.parse(path)
     if isinstance(library, lief.PE.Binary):
         exported = {str(entry.name) for entry in library.get_export().entries}

@@ -244,7 +244,11 @@ double thread_seconds() {
   return static_cast<double>(now.QuadPart) / static_cast<double>(frequency.QuadPart);
 #else
   timespec now;
+#if defined(CLOCK_THREAD_CPUTIME_ID)
   clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+#else
+  clock_gettime(CLOCK_MONOTONIC, &now);
+#endif
   return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
 #endif
 }

@@ -54,7 +54,8 @@ int usable_cpus();
 // Whether 64-bit Arm has sdot here, of Armv8.2.
 bool has_arm_dot_product();
 
-// Seconds that this thread has had a CPU; on Windows, whose clock of that kind is too coarse, seconds passed.
+// Seconds that this thread has had a CPU; on Windows, whose clock of that kind is too coarse, and in WebAssembly, which
+// has none, seconds passed.
 double thread_seconds();
 
 // For loops that wait for another thread: some ten cycles that leave the core to its other threads.
