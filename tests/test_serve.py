@@ -357,6 +357,7 @@ def test_broken_bodies(server: Server, route: str, body: bytes, words: str) -> N
         ("/v1/embeddings", {"model": "embedder", "input": "a", "truncate_prompt_tokens": 0}),
         ("/v1/embeddings", {"model": "ranker", "input": "a"}),
         ("/embed", {"inputs": {"a": "b"}}),
+        ("/embed_all", {"inputs": "a", "model": "tagger"}),
         ("/embed", {"inputs": "a", "normalize": "yes"}),
         ("/embed", {"inputs": "a", "prompt_name": "none such"}),
         ("/embed", {"inputs": "a", "truncation_direction": "Left"}),

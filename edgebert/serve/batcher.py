@@ -13,7 +13,7 @@ import heapq
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -27,6 +27,7 @@ from edgebert.tasks.base import Bools, Prepared
 from edgebert.tokenizer import Row
 
 HANDICAP = 1e-4  # seconds a token
+LISTEN_AFTER = 0.1  # seconds
 MAX_HELD = 1 << 22  # numbers that requests which run together give; of more, a request runs alone and streams them
 
 
@@ -80,46 +81,47 @@ class Batcher:
         self._thread = threading.Thread(target=self._serve, name=f"edgebert {name}", daemon=True)
         self._thread.start()
 
-    async def run(self, work: Work, is_gone: Callable[[], Any], deadline: float) -> Answer:
+    async def run(self, work: Work, is_gone: Callable[[], Coroutine[Any, Any, None]], deadline: float) -> Answer:
         """The answer to `work`.
 
         Args:
             work: what to do.
-            is_gone: a coroutine function that returns once the client has hung up.
+            is_gone: a coroutine function that raises once the client has hung up.
             deadline: of the loop's clock.
 
         Raises:
             RequestError: the queue is full, the time is over, or a limit is exceeded.
             EdgeBertError: what the model refuses.
         """
-        job = _Job(work, self._loop.create_future(), time.monotonic())
-        self._put(job)
-        try:
-            # most are answered soon: only then it is worth listening for clients that hang up
-            await asyncio.wait([job.future], timeout=min(0.1, max(0.0, deadline - self._loop.time())))
-            if not job.future.done():
-                await self._wait(job.future, is_gone, deadline)
-            return job.future.result()
-        finally:
-            job.future.cancel()  # the queue drops it
+        future: asyncio.Future[Answer] = self._loop.create_future()
+        watch: asyncio.Task[None] | None = None
 
-    async def _wait(self, future: asyncio.Future[Answer], is_gone: Callable[[], Any], deadline: float) -> None:
-        watch = asyncio.ensure_future(is_gone())
-        try:
-            left = max(0.0, deadline - self._loop.time())
-            await asyncio.wait([future, watch], timeout=left, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            watch.cancel()
-        if future.done():
-            return
-        if watch.done() and not watch.cancelled():
-            watch.result()  # raises that the client has gone
-        raise RequestError(
+        def give_up(error: BaseException | None) -> None:
+            if error is not None and not future.done():
+                future.set_exception(error)
+
+        def listen() -> None:
+            nonlocal watch
+            watch = self._loop.create_task(is_gone())
+            watch.add_done_callback(lambda task: None if task.cancelled() else give_up(task.exception()))
+
+        self._put(_Job(work, future, time.monotonic()))
+        late = RequestError(
             504,
             "timeout",
             f"not answered within {self._settings.timeout:g} s: send fewer texts, or start the server with a longer "
             "--timeout",
         )
+        # most are answered soon: only then it is worth listening for clients that hang up
+        timers = self._loop.call_at(deadline, give_up, late), self._loop.call_later(LISTEN_AFTER, listen)
+        try:
+            return await future
+        finally:
+            for timer in timers:
+                timer.cancel()
+            if watch is not None:
+                watch.cancel()
+            future.cancel()  # where this task was cancelled: the queue drops it
 
     @property
     def num_waiting(self) -> int:
@@ -135,7 +137,7 @@ class Batcher:
     def _put(self, job: _Job) -> None:
         with self._changed:
             if self.num_waiting >= self._settings.max_waiting:
-                self._forget_cancelled()
+                self._forget_given_up()
             if self.num_waiting >= self._settings.max_waiting:
                 raise RequestError(
                     429,
@@ -151,9 +153,9 @@ class Batcher:
             self._waiting_tokens += job.work.cost
             self._changed.notify()
 
-    def _forget_cancelled(self) -> None:
+    def _forget_given_up(self) -> None:
         for heap in self._waiting:
-            heap[:] = [entry for entry in heap if not entry[2].future.cancelled()]
+            heap[:] = [entry for entry in heap if not entry[2].future.done()]
             heapq.heapify(heap)
         self._waiting_tokens = sum(job.work.cost for heap in self._waiting for _, _, job in heap)
 
@@ -169,7 +171,7 @@ class Batcher:
                 jobs.append(heapq.heappop(small)[2])
                 cost += jobs[-1].work.cost
         self._waiting_tokens -= sum(job.work.cost for job in jobs)
-        return [job for job in jobs if not job.future.cancelled()]
+        return [job for job in jobs if not job.future.done()]
 
     # The model's thread
 
@@ -252,7 +254,7 @@ class Batcher:
         since, others = time.monotonic(), 0.0
         taken = rows if isinstance(rows, list) else count()
         for found in run_rows(self._model.backend, taken, outputs, self._settings.batch_tokens):
-            if job.future.cancelled():
+            if job.future.done():
                 raise ClientGoneError("given up")
             if lets_others_in and self._waiting[0] and time.monotonic() - since >= others:
                 with self._changed:

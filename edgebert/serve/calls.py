@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
+import itertools
 import os
 import re
 import secrets
 import sys
 import time
 import traceback
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from edgebert.serve.models import Models, Served
 from edgebert.serve.settings import Settings
 
 Headers = list[tuple[bytes, bytes]]
+Fields = dict[bytes, bytes]  # of a request
 Shape = Callable[[int, str, str], tuple[int, Any]]  # (status, code, message) -> (the interface's status, its JSON)
 
 JSON = b"application/json"
@@ -43,6 +45,8 @@ class Context:
         self.models = Models(settings, self.metrics)
         self.keys = Keys(settings.keys_file)
         self.held_bytes = 0
+        start = secrets.token_hex(8)
+        self.ids = (f"{start}{number:08x}".encode() for number in itertools.count())
         self.is_stopping = False  # a signal to stop has come
 
 
@@ -57,13 +61,13 @@ class Keys:
         if path is not None:
             self._read(path)
 
-    def check(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
+    def check(self, headers: Fields) -> None:
         """Raise RequestError unless a request has one of the keys, if there are any to have."""
         if self._path is None:
             return
         if time.monotonic() - self._looked > 1.0:
             self._read(self._path)
-        given = next((value for name, value in headers if name == b"authorization"), b"")
+        given = headers.get(b"authorization", b"")
         scheme, _, key = given.partition(b" ")
         digest = hashlib.sha256(key.strip()).digest()
         # every key is compared, in a time that does not tell how much of it was right
@@ -108,17 +112,17 @@ class Call:
         self._body = b""
         self._held = 0
 
-    async def read(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
+    async def read(self, headers: Fields) -> None:
         """Read the body as a JSON object.
 
         Raises:
             RequestError: it is too large, too slow, or something else.
             ClientGoneError: it does not come to an end.
         """
-        settings, fields = self.context.settings, dict(headers)
-        size = int(length) if (length := fields.get(b"content-length", b"")).isdigit() else 0
+        settings = self.context.settings
+        size = int(length) if (length := headers.get(b"content-length", b"")).isdigit() else 0
         is_large = size > settings.max_body_bytes
-        if not (is_large and fields.get(b"expect", b"").lower() == b"100-continue"):
+        if not (is_large and headers.get(b"expect", b"").lower() == b"100-continue"):
             try:
                 async with asyncio.timeout_at(self._deadline):
                     is_large = await self._receive_body(is_large)
@@ -252,10 +256,10 @@ class Endpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
         started = time.perf_counter()
-        context, headers = self._context, scope["headers"]
+        context, headers = self._context, dict(scope["headers"])
         call = Call(context, scope, receive)
-        given = next((value for name, value in headers if name == b"x-request-id"), b"")
-        request_id = given if _ID.fullmatch(given) else secrets.token_hex(12).encode()
+        given = headers.get(b"x-request-id", b"")
+        request_id = given if given and _ID.fullmatch(given) else next(context.ids)
         status, body, kind, code = 200, b"", JSON, ""
         try:
             if not self._is_open:

@@ -89,22 +89,21 @@ class Models:
         Raises:
             RequestError: there is none, or it does not answer any of the tasks.
         """
-        known = ", ".join(f"{served.name} ({', '.join(served.tasks)})" for served in self)
         if name is not None:
             if name not in self._by_name:
-                raise RequestError(404, "model_not_found", f"there is no model {name!r:.100}; served are {known}")
+                raise RequestError(404, "model_not_found", f"there is no model {name!r:.100}; {self._list()}")
             served = self._by_name[name]
-            head = served.model.task
-            fitting = {*served.tasks, *(task for task, call in TASKS.items() if head in call.heads)}
-            if tasks and not set(tasks) & fitting:
-                raise RequestError(
-                    400, "wrong_task", f"{name} does not answer {' or '.join(tasks)}; served are {known}"
-                )
+            by_head = [task for task, call in TASKS.items() if served.model.task in call.heads]
+            if tasks and not {*tasks} & {*served.tasks, *by_head}:
+                raise RequestError(400, "wrong_task", f"{name} does not answer {' or '.join(tasks)}; {self._list()}")
             return served
         for served in self:
             if not tasks or set(tasks) & set(served.tasks):
                 return served
-        raise RequestError(404, "model_not_found", f"no model here answers {' or '.join(tasks)}; served are {known}")
+        raise RequestError(404, "model_not_found", f"no model here answers {' or '.join(tasks)}; {self._list()}")
+
+    def _list(self) -> str:
+        return "served are " + ", ".join(f"{served.name} ({', '.join(served.tasks)})" for served in self)
 
 
 def _find_tasks(model: Model) -> tuple[str, ...]:
