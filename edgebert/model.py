@@ -19,7 +19,7 @@ from edgebert.backends.registry import load_backend
 from edgebert.batch import PackedBatch
 from edgebert.errors import InvalidInputError
 from edgebert.runner import BATCH_TOKENS, answer
-from edgebert.tasks import TASKS, Task, base, find_task
+from edgebert.tasks import TASKS, Task, base, find_task, name_task
 from edgebert.tasks.base import F32, Bools, warn
 from edgebert.tokenizer import Tokenizer
 
@@ -83,10 +83,8 @@ def pipeline(
     Raises:
         EdgeBertError: as `load`; InvalidInputError where the file's head does not fit the task.
     """
-    task = {"ner": "token-classification", "sentiment-analysis": "text-classification"}.get(task, task)
     loaded = load(model, backend, device, threads)
-    loaded.choose_task(task)
-    return partial(loaded, task=task, **options)
+    return partial(loaded, task=loaded.choose_task(task), **options)
 
 
 @dataclass(frozen=True)
@@ -265,6 +263,7 @@ class Model:
         Raises:
             InvalidInputError: it does not fit the head; the message says which calls do.
         """
+        task = name_task(task) if isinstance(task, str) else task
         if task is not None and (not isinstance(task, str) or task not in TASKS):
             raise InvalidInputError(f"unknown task {task!r}: expected one of {', '.join(TASKS)}")
         fitting = _fitting_tasks(self.task, self.spec.pooling)
@@ -294,6 +293,26 @@ def unlist(task: str, given: Any, answers: Sequence[Any], options: dict[str, Any
     return answers
 
 
+# Options that other libraries' calls have, and what stands for them here.
+_NEIGHBOURS = {
+    "batch_size": "batches are chosen for you, batch_tokens=… bounds what is computed together",
+    "normalize": "embeddings are normalized with normalize_embeddings=True, or where the file says so",
+    "convert_to_numpy": "embeddings are NumPy arrays",
+    "convert_to_tensor": "embeddings are NumPy arrays, torch.from_numpy(…) takes them",
+    "output_value": "forward(…) gives every output of the file by name",
+    "precision": "an int8 file is made by export, embeddings are float32",
+    "show_progress_bar": "calls show none, edgebert.score(…) of a file does",
+    "device": "it is given to edgebert.load(…)",
+    "num_workers": "threads=… is given to edgebert.load(…)",
+    "truncation": "what is longer than max_length=… is truncated, unless stride=… makes windows of it",
+    "padding": "nothing is padded",
+    "return_all_scores": "top_k=None gives every label",
+    "grouped_entities": "aggregation_strategy='simple' groups",
+    "return_tensors": "answers are plain values, embeddings NumPy arrays",
+    "return_documents": "every answer has its document's index, corpus_id",
+}
+
+
 @cache
 def _fitting_tasks(head: str, pooling: str) -> list[str]:
     """The tasks that a file answers, its own first."""
@@ -313,7 +332,8 @@ def _bind(task: str, inputs: Sequence[Any], options: dict[str, Any]) -> dict[str
     except TypeError as error:
         common = Signature.from_callable(Model.__call__).parameters
         names = [name for name in (*_signature(task).parameters, *common) if name not in ("self", "inputs", "options")]
-        raise InvalidInputError(f"{task}: {error}; it takes {', '.join(names)}") from None
+        hints = [f"for {name}: {_NEIGHBOURS[name]}" for name in options if name not in names and name in _NEIGHBOURS]
+        raise InvalidInputError("; ".join([f"{task}: {error}", *hints, f"it takes {', '.join(names)}"])) from None
 
 
 @cache

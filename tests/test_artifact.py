@@ -532,6 +532,16 @@ def test_metadata_appended_to_a_file_belongs_to_it() -> None:
     assert entries["edgebert.report"] == text
 
 
+def test_other_names_of_tasks_are_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(source: Any, task: str | None, family: str | None) -> None:
+        raise LookupError(task)
+
+    monkeypatch.setattr(export_module, "load_checkpoint", load)
+    for given, expected in (("ner", "token-classification"), ("fill-mask", "fill-mask"), (None, "None")):
+        with pytest.raises(LookupError, match=expected):
+            edgebert.export("folder", tmp_path / "model.onnx", task=given)
+
+
 def test_a_source_that_transformers_cannot_load_is_named(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -541,6 +551,7 @@ def test_a_source_that_transformers_cannot_load_is_named(
         return dataclasses.replace(load_checkpoint(*arguments), folder=tmp_path, tokenizer_json=None)
 
     monkeypatch.setattr(export_module, "load_checkpoint", load)
-    with pytest.raises(GateError, match="transformers .* cannot load"):
+    told = pytest.warns(UserWarning, match="has no tokenizer: the file will take token ids")  # before anything is done
+    with told, pytest.raises(GateError, match="transformers .* cannot load"):
         edgebert.export(checkpoint, tmp_path / "model.onnx")
     assert not os.listdir(tmp_path)

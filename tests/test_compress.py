@@ -432,6 +432,7 @@ def test_recipes_round_trip(tmp_path: Path) -> None:
     aware = replace(plain, distill=narrow, prune=Pruning(retrain=True, steps=3), qat=QuantizationAware(temperature=1.0))
     for recipe in (plain, full, aware):
         assert Recipe.from_toml(recipe.to_toml()) == recipe
+    assert replace(plain, task="ner").task == "token-classification"
     assert full.budget == Budget(drop=1.5, size=10_000_000, latency=0.002, tokens=64, threads=2, batch=4)
 
 

@@ -398,6 +398,35 @@ def test_refuses_options_of_other_types(make_file: Callable[..., Path]) -> None:
         model.forward(batch, [3])  # type: ignore[list-item]
 
 
+def test_options_of_other_libraries_are_answered_with_ours(make_file: Callable[..., Path]) -> None:
+    embedder = edgebert.load(make_file(), "numpy")
+    for option, answer in (("batch_size", "batch_tokens=…"), ("normalize", "normalize_embeddings=True")):
+        with pytest.raises(InvalidInputError, match=f"for {option}: .*{answer}.*; it takes texts"):
+            embedder.encode("a", **{option: 8})
+    with pytest.raises(InvalidInputError, match="unexpected keyword argument 'bogus'; it takes"):
+        embedder.encode("a", bogus=1)
+    classifier = edgebert.load(make_file("classes.onnx", task="text-classification"), "numpy")
+    with pytest.raises(InvalidInputError, match="return_all_scores: top_k=None"):
+        classifier("a", return_all_scores=True)
+
+
+def test_top_k_may_be_none(make_file: Callable[..., Path]) -> None:
+    reader = edgebert.load(make_file(task="question-answering"), "numpy")
+    question = {"question": "the router", "context": "turn off the modem and water the roses"}
+    assert reader(question, top_k=None) == reader(question)
+    filler = edgebert.load(make_file("masks.onnx", task="fill-mask"), "numpy")
+    assert filler("the [MASK] restarted", top_k=None) == filler("the [MASK] restarted")
+    from edgebert.commands.arguments import read_option
+
+    assert read_option("top_k=None") == ("top_k", None) and read_option("x=none") == ("x", "none")
+
+
+def test_other_names_of_tasks(make_file: Callable[..., Path]) -> None:
+    tagger = edgebert.load(make_file(task="token-classification"), "numpy")
+    assert tagger.choose_task("ner") == "token-classification"
+    assert tagger("the router", task="ner") == tagger("the router")
+
+
 def test_threads_may_share_a_model(backend: str, make_file: Callable[..., Path]) -> None:
     from concurrent.futures import ThreadPoolExecutor
 

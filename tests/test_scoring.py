@@ -142,6 +142,33 @@ def test_classification_of_texts_and_pairs(make_file: Callable[..., Path], tmp_p
     assert answers == loaded([row["text"] for row in rows], top_k=2)
 
 
+def test_scores_of_all_labels(make_file: Callable[..., Path], tmp_path: Path) -> None:
+    model = make_file(task="text-classification", num_labels=5)
+    loaded, rows = edgebert.load(model), make_rows(15)
+    source = write_rows(tmp_path / "in.jsonl", rows)
+    found = loaded([row["text"] for row in rows], top_k=None)
+    middle = sorted(one["score"] for labels in found for one in labels)[len(found)]
+    score(model, source, tmp_path / "scores.parquet", scores=True, prefix="m_", rows_per_part=4)
+    table = pq.read_table(tmp_path / "scores.parquet")
+    names = ["m_label", "m_score", *(f"m_score_{label}" for label in loaded.spec.labels)]
+    assert table.schema.names == ["id", "text", "note", *names, "m_truncated", "m_error"]
+    for row, labels in zip(table.to_pylist(), found, strict=True):
+        assert {row["m_label"]: row["m_score"]} == {labels[0]["label"]: labels[0]["score"]}
+        assert {one["label"]: row[f"m_score_{one['label']}"] for one in labels} == {
+            one["label"]: one["score"] for one in labels
+        }
+    command = ["score", str(model), str(source), "-o", str(tmp_path / "some.jsonl"), "--threshold", str(middle)]
+    assert cli.main([*command, "--scores"]) == 0
+    some = [json.loads(line) for line in (tmp_path / "some.jsonl").read_text().splitlines()]
+    expected = [[one["label"] for one in labels if one["score"] >= middle] for labels in found]
+    assert [row["labels"] for row in some] == expected and 0 < sum(map(len, expected)) < sum(map(len, found))
+    assert not {"label", "score"} & some[0].keys() and f"score_{loaded.spec.labels[0]}" in some[0]
+    with pytest.raises(InvalidInputError, match="leave top_k out"):
+        Scorer(model, scores=True, options={"top_k": 2})
+    with pytest.raises(InvalidInputError, match="for classifiers, this file's task is embedding"):
+        Scorer(make_file("other.onnx"), threshold=0.5)
+
+
 def test_token_classification_gives_json(make_file: Callable[..., Path], tmp_path: Path) -> None:
     model = make_file(task="token-classification")
     rows = make_rows(6)
@@ -324,6 +351,7 @@ def test_the_scorer_can_be_pickled_and_takes_any_columns(make_file: Callable[...
         ({"rows_per_part": 0}, "rows_per_part must be a positive integer"),
         ({"engine": "dask"}, "engine must be local or ray"),
         ({"engine": "ray", "resume": True}, "cannot be resumed"),
+        ({"engine": "ray", "overwrite": True}, "cannot be resumed or overwritten"),
     ],
 )
 @pytest.mark.parametrize("name", ["in.jsonl", "in.parquet"])
@@ -560,7 +588,7 @@ def test_outputs_that_are_in_the_way(make_file: Callable[..., Path], tmp_path: P
     (tmp_path / "out" / "mine").touch()
     (tmp_path / "bad.jsonl").write_text("mine")
     for to, options in (("out.jsonl", {}), ("out", {}), ("new.jsonl", {"errors": tmp_path / "bad.jsonl"})):
-        with pytest.raises(InvalidInputError, match="exists already: choose another name or remove it"):
+        with pytest.raises(InvalidInputError, match="exists already: choose another name, or replace it"):
             score(model, source, tmp_path / to, **options)
     assert (tmp_path / "out.jsonl").read_text() == "mine" == (tmp_path / "bad.jsonl").read_text()
     with pytest.raises(InvalidInputError, match="cannot hold the bad rows too"):
@@ -568,6 +596,60 @@ def test_outputs_that_are_in_the_way(make_file: Callable[..., Path], tmp_path: P
     score(model, source, tmp_path / "new.jsonl")
     (tmp_path / "new.jsonl").unlink()  # with the output gone, its manifest is in nobody's way
     assert score(model, source, tmp_path / "new.jsonl")["rows"] == 30
+
+
+@pytest.mark.parametrize("to", ["out.jsonl", "out"])
+def test_overwriting(make_file: Callable[..., Path], tmp_path: Path, to: str) -> None:
+    model, source = make_file(), write_rows(tmp_path / "in.jsonl", make_rows(30))
+    output, expected = tmp_path / to, tmp_path / f"expected-{to}"
+    score(model, source, output, errors=tmp_path / "bad.jsonl", rows_per_part=10)
+    with pytest.raises(InvalidInputError, match=r"is there already: .*resume \(--resume\).*overwrite \(--overwrite\)"):
+        score(model, source, output, errors=tmp_path / "bad.jsonl", dtype="f16")
+    command = ["score", str(model), str(source), "-o", str(output), "--rows-per-part", "20", "--prefix", "new_"]
+    assert cli.main([*command, "--overwrite", "--errors", str(tmp_path / "bad.jsonl"), "--quiet"]) == 0
+    score(model, source, expected, prefix="new_", rows_per_part=20, errors=tmp_path / "other.jsonl")
+    files = [[path.name for path in sorted(one.rglob("part-*"))] for one in (output, expected)]
+    assert files[0] == files[1]
+    assert output.is_dir() or output.read_bytes() == expected.read_bytes()
+    with pytest.raises(InvalidInputError, match="give one of them"):
+        score(model, source, output, overwrite=True, resume=True)
+
+
+def test_nothing_else_is_overwritten(make_file: Callable[..., Path], tmp_path: Path) -> None:
+    model, source = make_file(), write_rows(tmp_path / "in" / "rows.jsonl", make_rows(30))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "file").touch()
+    before = source.read_bytes()
+    for output, message in (
+        (source, "would take the place of"),
+        (source.parent, "would take the place of"),
+        (tmp_path / "mine", "not of an earlier output: remove it yourself"),
+    ):
+        with pytest.raises(InvalidInputError, match=message):
+            score(model, source, output, overwrite=True)
+    with pytest.raises(InvalidInputError, match="would take the place of"):
+        score(model, source, tmp_path / "out.jsonl", errors=source, overwrite=True)
+    score(model, source, tmp_path / "out.jsonl")
+    whole = (tmp_path / "out.jsonl").read_bytes()
+    with pytest.raises(InvalidInputError, match="no column 'none'"):
+        score(model, source, tmp_path / "out.jsonl", columns=["none"], overwrite=True)
+    assert (tmp_path / "out.jsonl").read_bytes() == whole and source.read_bytes() == before
+    assert (tmp_path / "mine" / "file").exists()
+
+
+def test_an_interruption_says_how_to_go_on(
+    make_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    source = write_rows(tmp_path / "in.jsonl", make_rows(9))
+    command = ["score", str(make_file()), str(source), "-o", str(tmp_path / "out.jsonl"), "--quiet"]
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "make_part", interrupt)
+        assert cli.main(command) == 130
+    assert capsys.readouterr().err == "edgebert: interrupted; the same command with --resume goes on\n"
+    assert cli.main([*command, "--resume"]) == 0
 
 
 FULL_DISK = """

@@ -9,6 +9,8 @@ from typing import Any
 from edgebert.backends.registry import BACKENDS
 from edgebert.errors import InvalidInputError
 
+_PYTHON_VALUES = {"None": None, "True": True, "False": False}
+
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """What runs a model, and the options of its task."""
@@ -25,10 +27,12 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def read_option(text: str) -> tuple[str, Any]:
-    """NAME=VALUE, the value as JSON, or as it stands where it is none."""
+    """NAME=VALUE, the value as JSON or one of Python's constants, or as it stands where it is neither."""
     name, equals, value = text.partition("=")
     if not equals:
         raise InvalidInputError(f"--option takes NAME=VALUE, got {text!r}")
+    if value in _PYTHON_VALUES:
+        return name, _PYTHON_VALUES[value]
     try:
         return name, json.loads(value)
     except ValueError:

@@ -40,7 +40,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="write bad rows there, as JSON lines (default: keep them, with an error column)",
     )
+    parser.add_argument("--scores", action="store_true", help="of a classifier, also a column for each label's score")
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        metavar="P",
+        help="of a classifier, a column with all labels whose score is at least P, in the place of the best one",
+    )
     parser.add_argument("--resume", action="store_true", help="go on with a job that was interrupted")
+    parser.add_argument("--overwrite", action="store_true", help="replace an output that is there")
     parser.add_argument(
         "--rows-per-part",
         type=int,
@@ -58,25 +66,33 @@ def main(args: argparse.Namespace) -> None:
     """Run the command."""
     from edgebert.scoring.runner import score
 
-    summary = score(
-        args.file,
-        args.input,
-        args.output,
-        columns=args.column or ["text"],
-        task=args.task,
-        options=dict(map(read_option, args.option)),
-        too_long=args.too_long,
-        dtype=args.dtype,
-        prefix=args.prefix,
-        errors=args.errors,
-        rows_per_part=args.rows_per_part,
-        resume=args.resume,
-        engine=args.engine,
-        progress=not args.quiet,
-        backend=args.backend,
-        device=args.device,
-        threads=args.threads,
-    )
+    try:
+        summary = score(
+            args.file,
+            args.input,
+            args.output,
+            columns=args.column or ["text"],
+            task=args.task,
+            options=dict(map(read_option, args.option)),
+            too_long=args.too_long,
+            dtype=args.dtype,
+            prefix=args.prefix,
+            scores=args.scores,
+            threshold=args.threshold,
+            errors=args.errors,
+            rows_per_part=args.rows_per_part,
+            resume=args.resume,
+            overwrite=args.overwrite,
+            engine=args.engine,
+            progress=not args.quiet,
+            backend=args.backend,
+            device=args.device,
+            threads=args.threads,
+        )
+    except KeyboardInterrupt:
+        if args.engine == "local":
+            print("edgebert: interrupted; the same command with --resume goes on", file=sys.stderr)
+        raise
     if not args.quiet:
         print(
             f"{summary['rows']} rows ({summary['errors']} with an error, {summary['truncated']} truncated) in "

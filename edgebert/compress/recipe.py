@@ -18,6 +18,7 @@ import tomli_w
 from edgebert.artifact.spec import PROBLEM_TYPES
 from edgebert.compress.data import ROLES, TASKS
 from edgebert.errors import InvalidInputError
+from edgebert.tasks import name_task
 
 PRECISIONS = ("auto", "f32", "bf16")
 
@@ -232,6 +233,7 @@ class Recipe:
     budget: Budget = Budget()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "task", name_task(self.task))
         _check("task", self.task, self.task in TASKS, f"one of {', '.join(TASKS)}")
         _check("output", self.output, self.output.endswith(".onnx"), "a file name that ends in .onnx")
         _check("columns", self.columns, set(self.columns) <= set(ROLES), f"roles out of {', '.join(ROLES)}")

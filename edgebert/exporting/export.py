@@ -28,6 +28,8 @@ from edgebert.exporting.folder import write_folder
 from edgebert.exporting.quantize import quantize
 from edgebert.exporting.reference import Reference, check_original, make_encoder, pytorch_reference, run_transformers
 from edgebert.files import read_texts
+from edgebert.tasks import name_task
+from edgebert.tasks.base import warn
 from edgebert.tokenizer import Text, Tokenizer, check_ids
 
 CALIBRATION_FILE = Path(__file__).parents[1] / "data" / "calibration.txt"
@@ -78,6 +80,7 @@ def export(
         raise InvalidInputError("portable, int8-attention and calibrate belong to int8: add --int8, or leave them out")
     texts = read_texts(Path(calibrate)) if calibrate is not None else None
     _check_target(Path(os.path.abspath(output)))
+    task = task and name_task(task)
     foreign = find_onnx(Path(source))
     if tokenizer is not None and foreign is None:
         raise InvalidInputError("tokenizer belongs to an ONNX file: a checkpoint brings its own, leave it out")
@@ -90,6 +93,8 @@ def export(
         checkpoint = load_checkpoint(source if isinstance(source, str) else Path(source), task, family)
         if importlib.util.find_spec("torch") and has_transformers():
             reference = pytorch_reference(run_transformers)
+    if checkpoint.tokenizer_json is None:
+        warn(f"{source} has no tokenizer: the file will take token ids; for texts, save the tokenizer there too")
     return export_checkpoint(
         checkpoint,
         output,

@@ -38,8 +38,8 @@ class Output:
         state: what the manifest holds: the job, and how much of it is done.
     """
 
-    def __init__(self, path: Path, errors: Path | None = None) -> None:
-        """Args: the output, and the file for bad rows if they are to have one.
+    def __init__(self, path: Path, errors: Path | None = None, overwrite: bool = False) -> None:
+        """Args: the output, the file for bad rows if they are to have one, and whether to replace what is there.
 
         Raises:
             InvalidInputError: the name does not say what to write.
@@ -54,7 +54,7 @@ class Output:
                 f"{' or '.join(CODECS)}, or in nothing for a folder of Parquet files"
             )
         self.format = format_
-        self._errors = errors
+        self._errors, self._overwrites = errors, overwrite
         self._parts = path if self.is_folder else path.with_name(f"{path.name}.parts")
         self._manifest = path / "_manifest.json" if self.is_folder else path.with_name(f"{path.name}.manifest.json")
         if errors and errors.resolve() in (each.resolve() for each in (path, self._parts, self._manifest)):
@@ -71,7 +71,7 @@ class Output:
         Raises:
             InvalidInputError: there is an output and it was not to be resumed, or it is of another job.
         """
-        state = self._read_manifest()
+        state = None if self._overwrites else self._read_manifest()
         if state and state["complete"] and not self.path.exists():
             state = None  # somebody has taken the output away
         if state is None:
@@ -81,7 +81,8 @@ class Output:
         elif not resume:
             done = "is there already" if state["complete"] else f"was begun, {state['rows']} rows are done"
             raise InvalidInputError(
-                f"{self.path} {done}: choose another name, resume the job, or remove it and {self._manifest}"
+                f"{self.path} {done}: choose another name, go on with resume (--resume), or begin anew with overwrite "
+                "(--overwrite)"
             )
         elif state["job"] != job:
             raise InvalidInputError(f"{self.path} is of another job, {_differences(state['job'], job)}")
@@ -95,6 +96,8 @@ class Output:
             InvalidInputError: as from `look`, or another process is writing the output, or parts of it are gone.
         """
         self.look(job, resume)
+        if self._overwrites:
+            self._remove()
         for folder in (self._parts, self._errors.parent if self._errors else self._parts):
             folder.mkdir(parents=True, exist_ok=True)
         with _locked(self._parts):
@@ -154,9 +157,26 @@ class Output:
         Raises:
             InvalidInputError: something is.
         """
+        if self._overwrites and self.is_folder and self.path.exists() and not self._manifest.exists():
+            raise InvalidInputError(f"{self.path} is a folder, but not of an earlier output: remove it yourself")
         for path in {self.path, self._parts, *([self._errors] if self._errors else [])}:
+            if self._overwrites and (path.is_file() or path == self._parts):
+                continue
             if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-                raise InvalidInputError(f"{path} exists already: choose another name or remove it")
+                raise InvalidInputError(
+                    f"{path} exists already: choose another name, or replace it with overwrite (--overwrite)"
+                )
+
+    def _remove(self) -> None:
+        """Remove an earlier output, unless another process is writing it."""
+        if self._parts.exists():
+            with _locked(self._parts):
+                pass
+            shutil.rmtree(self._parts)
+        for path in (self.path, self._manifest, self._errors):
+            if path:
+                path.unlink(missing_ok=True)
+        self._overwrites = False
 
     def _read_manifest(self) -> dict[str, Any] | None:
         try:

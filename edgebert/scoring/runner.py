@@ -39,6 +39,7 @@ def score(
     errors: str | os.PathLike[str] | None = None,
     rows_per_part: int = ROWS_PER_PART,
     resume: bool = False,
+    overwrite: bool = False,
     engine: str = "local",
     progress: bool = False,
     **scorer_options: Any,
@@ -54,9 +55,11 @@ def score(
             answer and the reason in the column "error".
         rows_per_part: rows that are read, sorted by length, scored and committed together: a matter of memory.
         resume: go on with a job that was interrupted.
+        overwrite: replace an output that is there; without it there must be none.
         engine: "local", or "ray" for a cluster that Ray knows, without resuming.
         progress: show a progress bar on standard error.
-        **scorer_options: see `Scorer`: task, options, too_long, dtype, prefix, backend, device, threads.
+        **scorer_options: see `Scorer`: task, options, too_long, dtype, prefix, scores, threshold, backend, device and
+            threads.
 
     Returns:
         {"rows", "errors", "truncated": counts over the whole job, "seconds", "rows_per_second": of this run}.
@@ -73,15 +76,23 @@ def score(
     if engine not in ("local", "ray"):
         raise InvalidInputError(f"engine must be local or ray, got {engine!r}")
     with _failures_told(source, output):
-        target = Output(Path(output), Path(errors) if errors else None)
+        if resume and overwrite:
+            raise InvalidInputError("resume goes on with an output, overwrite replaces it: give one of them")
+        target = Output(Path(output), Path(errors) if errors else None, overwrite)
+        for path in (Path(source), Path(model)):
+            for written in (Path(output), *([Path(errors)] if errors else [])):
+                if written.resolve() in (path.resolve(), *path.resolve().parents):
+                    raise InvalidInputError(f"{written} would take the place of {path}: choose an output elsewhere")
         if Path(source).is_dir() and Path(source).resolve() in Path(output).resolve().parents:
             raise InvalidInputError(f"{output} is inside of the input: choose an output elsewhere")
         whole = Source(Path(source), rows_per_part, has_partition=not target.is_folder or engine == "ray")
         if engine == "ray":
             from edgebert.scoring.ray_engine import score_on_ray
 
-            if resume or errors:
-                raise InvalidInputError("with Ray a job cannot be resumed, and bad rows stay in the output")
+            if resume or overwrite or errors:
+                raise InvalidInputError(
+                    "with Ray a job cannot be resumed or overwritten, and bad rows stay in the output"
+                )
             return score_on_ray(model, whole, target, columns, scorer_options)
         scorer = Scorer(model, columns, **scorer_options)
         job = _describe_job(model, whole, scorer, rows_per_part, errors)

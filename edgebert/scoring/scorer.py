@@ -73,6 +73,8 @@ class Scorer:
         too_long: str = "truncate",
         dtype: str = "f32",
         prefix: str = "",
+        scores: bool = False,
+        threshold: float | None = None,
         backend: str = "auto",
         device: str = "cpu",
         threads: int | None = None,
@@ -87,6 +89,9 @@ class Scorer:
             too_long: "truncate" rows of too many tokens, or make them an "error".
             dtype: of embeddings, "f32" or "f16".
             prefix: put before the names of all result columns.
+            scores: of a classifier, also a column for the score of each label, "score_LABEL".
+            threshold: of a classifier, in the place of the best label a list of all whose score is at least this, in
+                the column "labels".
             backend: as for `edgebert.load`; so are device and threads.
 
         Raises:
@@ -104,10 +109,13 @@ class Scorer:
             raise InvalidInputError(f"options must be values by name, got {options!r}")
         if taken := {"task", "return_truncated"}.intersection(options or {}):
             raise InvalidInputError(f"{min(taken)} is not to be given as an option: the scorer sets it")
+        if threshold is not None and (isinstance(threshold, bool) or not isinstance(threshold, (int, float))):
+            raise InvalidInputError(f"threshold must be a number, got {threshold!r}")
         self.columns = tuple(columns)
         self.settings = {
             "columns": list(columns), "task": task, "options": dict(options or {}), "too_long": too_long,
-            "dtype": dtype, "prefix": prefix,
+            "dtype": dtype, "prefix": prefix, **({"scores": True} if scores else {}),
+            **({} if threshold is None else {"threshold": threshold}),
         }  # fmt: skip
         self._file = model
         self._place: dict[str, Any] = {"backend": backend, "device": device, "threads": threads}
@@ -116,6 +124,13 @@ class Scorer:
         if self._task == "reranking":
             raise InvalidInputError("reranking orders the documents of one query: score pairs, without a task")
         self._options = {**(options or {}), "task": self._task}
+        self._scores, self._threshold = scores, threshold
+        if scores or threshold is not None:
+            if self._task not in ("text-classification", "next-sentence"):
+                raise InvalidInputError(f"scores and threshold are for classifiers, this file's task is {self._task}")
+            if "top_k" in self._options:
+                raise InvalidInputError("scores and threshold look at every label: leave top_k out")
+            self._options["top_k"] = None
         self._too_long = too_long
         self.dtype = np.dtype(dtype.replace("f", "float"))
         self.prefix = prefix
@@ -130,8 +145,8 @@ class Scorer:
         if isinstance(example, np.ndarray):
             self.width = example.shape[-1]
             kinds = {"embedding": "vector"}
-        elif isinstance(example, dict) and set(example) == {"label", "score"}:
-            kinds = {"label": "text", "score": "number"}
+        elif isinstance(example, dict) and {*example} & {"label", "labels"}:
+            kinds = {name: {"label": "text", "labels": "json"}.get(name, "number") for name in example}
         else:
             kinds = {"answer": "json"}
         self.results = {prefix + name: kind for name, kind in kinds.items()}
@@ -157,7 +172,7 @@ class Scorer:
         results: dict[str, list[Any]] = {}
         for name, kind in self.results.items():
             key = name.removeprefix(self.prefix)
-            is_field = kind in ("text", "number")
+            is_field = kind in ("text", "number") or key == "labels"
             results[name] = [answer[key] if is_field and answer is not None else answer for answer in answers]
         return {**results, self.error_column: errors, self.truncated_column: truncated}
 
@@ -202,7 +217,19 @@ class Scorer:
         answers, is_truncated = self._model.answer_each(inputs, **self._options)
         if isinstance(answers, np.ndarray):
             answers = answers.astype(self.dtype, copy=False)
+        if self._scores or self._threshold is not None:
+            answers = [self._spread(labels) for labels in answers]
         return answers, is_truncated
+
+    def _spread(self, labels: list[dict[str, Any]]) -> dict[str, Any]:
+        """A text's labels and their scores, best first, as the values of columns."""
+        row: dict[str, Any] = dict(labels[0])
+        if self._threshold is not None:
+            row = {"labels": [one["label"] for one in labels if one["score"] >= self._threshold]}
+        if self._scores:
+            scores = {one["label"]: one["score"] for one in labels}
+            row |= {f"score_{label}": scores[label] for label in self._model.spec.labels}
+        return row
 
 
 def _rebuild(model: str | os.PathLike[str], options: dict[str, Any]) -> Scorer:

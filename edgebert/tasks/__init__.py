@@ -65,6 +65,15 @@ TASKS = {
 }
 
 
+# What others call them.
+_ALIASES = {"ner": "token-classification", "sentiment-analysis": "text-classification"}
+
+
+def name_task(task: str) -> str:
+    """A task's own name, for one of transformers' other names of it; what is none stays."""
+    return _ALIASES.get(task, task)
+
+
 @cache
 def find_task(name: str) -> Any:
     """The module of a task."""

@@ -22,7 +22,7 @@ class Options(base.Options):
     """What may stand for a mask.
 
     Attributes:
-        top_k: how many tokens, likeliest first.
+        top_k: how many tokens, likeliest first; None for 5.
         targets: choose among these alone, with the scores they have among all tokens; of one that is not in the
             vocabulary its first token stands for it, with a warning.
 
@@ -30,11 +30,12 @@ class Options(base.Options):
         InvalidInputError: a bad `top_k`, or targets that are not texts.
     """
 
-    top_k: int = 5
+    top_k: int | None = 5
     targets: str | Iterable[str] | None = None
 
     def __post_init__(self) -> None:
-        check_count("top_k", self.top_k)
+        if self.top_k is not None:
+            check_count("top_k", self.top_k)
         if self.targets is not None and not isinstance(self.targets, Iterable):
             raise InvalidInputError(f"targets must be a text or a list of texts, got {type(self.targets).__name__}")
 
@@ -76,7 +77,7 @@ def decode(
         num_masks[row.text] += len(row.output_tokens)
         scores = softmax(values[options.spec.outputs[0]])
         for place, of_mask in zip(row.output_tokens.tolist(), scores, strict=True):
-            found.append((row, place, _find_best(of_mask, options.top_k, target_ids)))
+            found.append((row, place, _find_best(of_mask, options.top_k or 5, target_ids)))
     answers: list[list[list[Prediction]]] = [[] for _ in texts]
     for row, place, best in sorted(found, key=lambda one: (*one[0][:2], one[1])):
         predictions = []

@@ -25,7 +25,7 @@ class Options(base.Options):
     """Which spans may answer, and how contexts are cut.
 
     Attributes:
-        top_k: how many answers, best first; fewer where the context has fewer.
+        top_k: how many answers, best first; fewer where the context has fewer; None for 1.
         max_answer_len: tokens of an answer at most.
         handle_impossible_answer: let "no answer" (an empty one) compete, with the first token's probability.
         align_to_words: widen an answer to whole words; False for text without blanks, as Chinese, where a word is all
@@ -39,7 +39,7 @@ class Options(base.Options):
         InvalidInputError: an option that is not usable.
     """
 
-    top_k: int = 1
+    top_k: int | None = 1
     max_answer_len: int = 15
     handle_impossible_answer: bool = False
     align_to_words: bool = True
@@ -48,7 +48,8 @@ class Options(base.Options):
     truncation: bool = False
 
     def __post_init__(self) -> None:
-        check_count("top_k", self.top_k)
+        if self.top_k is not None:
+            check_count("top_k", self.top_k)
         check_count("max_answer_len", self.max_answer_len)
 
 
@@ -89,7 +90,7 @@ def decode(
     """
     answers: list[list[Answer]] = [[] for _ in inputs]
     null_scores = [1.0] * len(inputs)
-    top_k, align = options.top_k, options.align_to_words
+    top_k, align = options.top_k or 1, options.align_to_words
     for row, values in in_order(outputs):
         start, end = (_probabilities(values[name], row) for name in OUTPUTS)
         null_scores[row.text] = min(null_scores[row.text], float(start[0] * end[0]))
