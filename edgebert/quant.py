@@ -107,7 +107,16 @@ def quantize_symmetric(x: F32, axis: int) -> tuple[F32, F32]:
     return codes, top / limit
 
 
-def attention_u8s8_f32(query: F32, key: F32, value: F32, bias: F32 | None = None) -> F32:
+def mask_window(scores: F32, window: int) -> F32:
+    """Scores f32 [length, length], minus infinity for keys more than `window` tokens away; 0: as they are."""
+    if not window:
+        return scores
+    places = np.arange(len(scores))
+    is_near = np.abs(places[:, None] - places) <= window
+    return np.where(is_near, scores, np.float32(-np.inf))
+
+
+def attention_u8s8_f32(query: F32, key: F32, value: F32, bias: F32 | None = None, window: int = 0) -> F32:
     """Attention of one head of one sequence with both products in int8 (`attention_dtype` "s8").
 
     Queries and keys have a scale a row, values one a column, all symmetric; the softmax's numerators are codes in
@@ -116,6 +125,7 @@ def attention_u8s8_f32(query: F32, key: F32, value: F32, bias: F32 | None = None
     Args:
         query, key, value: f32 [length, head_dim].
         bias: f32 [length, length], of queries and keys; None: zeros.
+        window: tokens on each side that a token attends to; 0: all. Scales do not depend on it.
 
     Returns:
         f32 [length, head_dim].
@@ -128,6 +138,7 @@ def attention_u8s8_f32(query: F32, key: F32, value: F32, bias: F32 | None = None
     scores = ((sums * key_scale.T) * query_scale) * np.float32(1.0 / np.sqrt(query.shape[1]))
     if bias is not None:
         scores = scores + bias
+    scores = mask_window(scores, window)
     weights = np.rint(np.exp(scores - scores.max(axis=1, keepdims=True)) * _LEVELS)
     context = (weights.astype(np.float64) @ value_codes.astype(np.float64)).astype(np.float32)
     rows: F32 = (context * value_scale) * (np.float32(1.0) / weights.sum(axis=1, keepdims=True))

@@ -17,6 +17,16 @@ from edgebert.batch import PackedBatch
 
 Layers = Sequence[tuple[int, int, int]]  # (num_heads, head_dim, intermediate_size) of each layer
 
+# What ModernBERT computes: a norm before each sub-block, gates, rotary positions, windows of attention.
+ROTARY: dict[str, Any] = {
+    "is_gated": True,
+    "is_pre_norm": True,
+    "has_position_table": False,
+    "num_token_types": 0,
+    "family": "modernbert",
+    "windows": (0, 3),
+    "rotary_bases": (160_000.0, 10_000.0),
+}
 _SEQUENCE_TASKS = ("text-classification", "next-sentence", "pretraining")
 
 
@@ -42,8 +52,17 @@ def random_spec(
     attention_dtype: str = "f32",
     max_relative_distance: int = 0,
     repeats: int = 1,
+    is_gated: bool = False,
+    is_pre_norm: bool = False,
+    has_position_table: bool = True,
+    has_dense_norm: bool = False,
+    windows: Sequence[int] = (),
+    rotary_bases: Sequence[float] = (),
 ) -> EncoderSpec:
-    """A spec of the given shape; `dense_size` None means `hidden` for labels of a sequence, none for embeddings."""
+    """A spec of the given shape; `dense_size` None means `hidden` for labels of a sequence, none for embeddings.
+
+    `windows` and `rotary_bases` are those of the layers; of a pre-norm model the first layer's attention has no norm.
+    """
     dtype = "s8" if int8 else "f32"
     is_sequence_task = task in _SEQUENCE_TASKS
     dense = dense_size if dense_size is not None else hidden if is_sequence_task else 0
@@ -68,9 +87,16 @@ def random_spec(
                 *[dtype] * len(LINEARS),
                 smoothed=LINEARS if int8 and smoothed else (),
                 repeats=repeats,
+                window=windows[i] if windows else 0,
+                rotary_base=rotary_bases[i] if rotary_bases else 0.0,
+                has_attention_norm=i > 0 or not is_pre_norm,
             )
-            for heads, head_dim, ffn in layers
+            for i, (heads, head_dim, ffn) in enumerate(layers)
         ),
+        is_gated=is_gated,
+        is_pre_norm=is_pre_norm,
+        has_position_table=has_position_table,
+        has_dense_norm=has_dense_norm,
         activation=activation,
         position_offset=position_offset,
         has_padding_position=has_padding_position,

@@ -25,6 +25,7 @@ CONFIGS = {
     "albert": transformers.AlbertConfig,
     "distilbert": transformers.DistilBertConfig,
     "electra": transformers.ElectraConfig,
+    "modernbert": transformers.ModernBertConfig,
 }
 CLASSES = {
     "embedding": "Model",
@@ -59,6 +60,12 @@ def make_checkpoint(
             "hidden_act": activation,
             "layer_norm_eps": 1e-5,
         }
+    if family == "modernbert":  # a global layer and a local one
+        sizes["hidden_activation"] = sizes["classifier_activation"] = sizes.pop("hidden_act")
+        sizes["norm_eps"] = sizes.pop("layer_norm_eps")
+        sizes |= {"local_attention": 8} | dict.fromkeys(
+            (f"{role}_token_id" for role in ("pad", "bos", "eos", "cls", "sep")), 3
+        )
     if family in ("electra", "albert"):
         sizes |= {"embedding_size": 24}
     if family in ("roberta", "xlm-roberta", "camembert"):

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from artifacts import random_artifact, random_batch
+from artifacts import ROTARY, random_artifact, random_batch
 from conftest import BACKENDS, ISAS
 
 from edgebert.backends import numpy_ops
@@ -40,6 +40,25 @@ CASES: dict[str, dict[str, Any]] = {
     "fill-mask": {"task": "fill-mask", "activation": "gelu_tanh", "embedding_size": 20},
     "next-sentence": {"task": "next-sentence", "layers": ((1, 64, 257),), "hidden": 65},
     "pretraining": {"task": "pretraining", "vocab_size": 67},
+    "rotary": ROTARY
+    | {
+        "layers": ((2, 8, 40), (3, 10, 33), (1, 34, 17)),
+        "hidden": 34,
+        "windows": (0, 17, 64),
+        "rotary_bases": (16e4, 1e4, 1e4),
+    },
+    "rotary-pruned": ROTARY
+    | {
+        "task": "token-classification",
+        "layers": ((0, 8, 40), (2, 6, 0), (0, 4, 0), (2, 2, 5)),
+        "dense_size": 20,
+        "has_dense_norm": True,
+        "windows": (0, 1, 0, 70),
+        "rotary_bases": (16e4, 1e4, 1e4, 0.0),
+    },
+    "rotary-int8-attention": ROTARY
+    | {"attention_dtype": "s8", "layers": ((2, 32, 40), (3, 6, 33)), "windows": (0, 40)},
+    "pre-norm": {"is_pre_norm": True, "layers": (), "activation": "relu"},
     "int8-attention": {"attention_dtype": "s8", "layers": ((2, 32, 40), (3, 7, 33)), "hidden": 64},
     "shared-layers": {"repeats": 3, "layers": ((2, 7, 33), (1, 8, 0)), "hidden": 27, "embedding_size": 12},
     "position-bias": {"max_relative_distance": 30, "layers": ((2, 7, 33), (0, 8, 40), (3, 5, 0)), "hidden": 27},
@@ -47,15 +66,9 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 INVARIANT = (
-    "embedding",
-    "pruned",
-    "pretraining",
-    "question-answering",
-    "int8-attention",
-    "padding-position",
-    "shared-layers",
-    "position-bias",
-    "position-bias-int8-attention",
+    *("embedding", "pruned", "pretraining", "question-answering", "int8-attention", "padding-position"),
+    *("shared-layers", "position-bias", "position-bias-int8-attention"),
+    *("rotary", "rotary-pruned", "rotary-int8-attention"),
 )
 OTHERS = [name for name in BACKENDS if name != "numpy"]
 

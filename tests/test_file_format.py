@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from artifacts import random_artifact, random_batch
+from artifacts import ROTARY, random_artifact, random_batch
 
 from edgebert.artifact.spec import EncoderSpec, LayerSpec
 from edgebert.backends.registry import load_backend
@@ -60,13 +60,23 @@ def read(data: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
     return spec, tensors
 
 
-def attend(q: Any, k: Any, v: Any, bias: Any, is_s8: bool) -> Any:
+def turn(x: Any, base: float) -> Any:
+    half = x.shape[1] // 2
+    power = (base ** (np.arange(half, dtype=F32) * 2 / F32(2 * half)).astype(float)).astype(F32)
+    angle = (np.arange(len(x), dtype=F32)[:, None] * (1 / power)).astype(float)
+    cos, sin, a, b = np.cos(angle).astype(F32), np.sin(angle).astype(F32), x[:, :half], x[:, half:]
+    return np.hstack([a * cos - b * sin, b * cos + a * sin])
+
+
+def attend(q: Any, k: Any, v: Any, bias: Any, is_s8: bool, window: int) -> Any:
     def codes(x: Any, axis: int) -> tuple[Any, Any]:
         top = np.maximum(np.abs(x).max(axis, keepdims=True), F32(1e-12))
         return (np.rint(x * (F32(127) / top)), top / F32(127)) if is_s8 else (x, np.ones_like(top))
 
     (qc, qs), (kc, ks), (vc, vs) = codes(q, 1), codes(k, 1), codes(v, 0)
     scores = qc @ kc.T * ks.T * qs * F32(1 / math.sqrt(q.shape[1])) + bias
+    places = np.arange(len(q))
+    scores = np.where(np.abs(places[:, None] - places) <= (window or len(q)), scores, -np.inf)
     w = np.exp(scores - scores.max(1, keepdims=True))
     w = np.rint(w * F32(255)) if is_s8 else w
     return w @ vc * vs * (1 / w.sum(1, keepdims=True))
@@ -105,24 +115,35 @@ def run(spec: dict[str, Any], tensors: dict[str, Any], ids: Any, types: Any) -> 
     is_counted = ids != spec["pad_token_id"] if spec["has_padding_position"] else np.ones(len(ids), bool)
     positions = spec["position_offset"] + np.where(is_counted, np.cumsum(is_counted) - 1, -1)
     x = look_up("word", ids) + (look_up("token_type", types) if spec["num_token_types"] else 0)
-    x = norm(x + look_up("position", positions), "embeddings.layer_norm")
+    x = norm(x + (look_up("position", positions) if spec["has_position_table"] else 0), "embeddings.layer_norm")
     x = linear(x, "embeddings.projection") if spec["embedding_size"] != spec["hidden_size"] else x
     layers = [(f"layer.{i}", layer) for i, layer in enumerate(spec["layers"]) for _ in range(layer["repeats"])]
     for name, layer in layers:
         context = up = x[:, :0]
+        is_pre, is_s8 = spec["is_pre_norm"], spec["attention_dtype"] == "s8"
+        first, second = f"{name}.attention.layer_norm", f"{name}.ffn.layer_norm"
         if num_heads := layer["num_heads"]:
-            parts = (np.split(part, num_heads, 1) for part in np.split(linear(x, f"{name}.attention.qkv"), 3, 1))
+            qkv = linear(norm(x, first) if is_pre and layer["has_attention_norm"] else x, f"{name}.attention.qkv")
+            heads = list(zip(*(np.split(part, num_heads, 1) for part in np.split(qkv, 3, 1)), strict=True))
+            if base := layer["rotary_base"]:
+                heads = [(turn(q, base), turn(k, base), v) for q, k, v in heads]
             places, farthest = np.arange(len(x)), spec["max_relative_distance"]
             column = np.clip(places - places[:, None], -farthest, farthest) + farthest
-            bias = tensors[f"{name}.attention.position_bias"][:, column] if farthest else np.zeros(num_heads)
-            heads = zip(*parts, bias, strict=True)
-            context = np.hstack([attend(*head, spec["attention_dtype"] == "s8") for head in heads])
-        x = norm(linear(context, f"{name}.attention.output") + x, f"{name}.attention.layer_norm")
+            biases = tensors[f"{name}.attention.position_bias"][:, column] if farthest else np.zeros(num_heads)
+            heads = [(*head, bias, is_s8, layer["window"]) for head, bias in zip(heads, biases, strict=True)]
+            context = np.hstack([attend(*head) for head in heads])
+        x = linear(context, f"{name}.attention.output") + x
+        x = x if is_pre else norm(x, first)
         if layer["intermediate_size"]:
-            up = activate(linear(x, f"{name}.ffn.up"), spec["activation"])
-        x = norm(linear(up, f"{name}.ffn.down") + x, f"{name}.ffn.layer_norm")
+            up = linear(norm(x, second) if is_pre else x, f"{name}.ffn.up")
+            up, gate = np.split(up, 2, 1) if spec["is_gated"] else (up, 1)
+            up = activate(up, spec["activation"]) * gate
+        x = linear(up, f"{name}.ffn.down") + x
+        x = x if is_pre else norm(x, second)
+    x = norm(x, "final.layer_norm") if spec["is_pre_norm"] else x
     pooled = x[:1] if spec["pooling"] == "cls" else x.mean(0, keepdims=True)
     pooled = activate(linear(pooled, "head.dense"), spec["dense_activation"]) if spec["dense_size"] else pooled
+    pooled = norm(pooled, "head.layer_norm") if spec["has_dense_norm"] and spec["dense_size"] else pooled
     if spec["task"] == "embedding":
         length = np.maximum(np.linalg.norm(pooled), F32(1e-12)) if spec["normalize"] else 1
         return {"last_hidden_state": x, "sentence_embedding": pooled / length}
@@ -139,6 +160,8 @@ FILES: dict[str, dict[str, Any]] = {
     "f32, position bias": {"max_relative_distance": 11, "layers": ((2, 8, 40), (0, 8, 0))},
     "int8, position bias": {"max_relative_distance": 40, "int8": True, "attention_dtype": "s8"},
     "f32, heads": {"task": "pretraining", "embedding_size": 16, "num_token_types": 1},
+    "f32, rotary": ROTARY | {"dense_size": 10, "has_dense_norm": True},
+    "int8, rotary": ROTARY | {"int8": True, "attention_dtype": "s8"},
     "int8, heads": {"task": "pretraining", "int8": True, "activation": "relu", "layers": ((1, 5, 0), (0, 3, 7))},
 }
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from artifacts import random_batch, random_spec, random_tensors
+from artifacts import ROTARY, random_batch, random_spec, random_tensors
 from numpy.typing import NDArray
 
 torch = pytest.importorskip("torch")
@@ -35,6 +35,7 @@ SPECS: dict[str, dict[str, Any]] = {
     "one-type": {"task": "token-classification", "num_token_types": 1, "position_offset": 2, "family": "roberta"},
     "tied-decoder": {"task": "fill-mask"},
     "projected": {"task": "fill-mask", "family": "electra", "embedding_size": 16},
+    "rotary": ROTARY | {"task": "fill-mask"},
     "pruned": {"layers": ((1, 8, 5), (0, 8, 40), (3, 8, 0), (0, 8, 0))},
 }
 F32 = NDArray[np.float32]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from artifacts import random_batch, random_spec, random_tensors
+from artifacts import ROTARY, random_batch, random_spec, random_tensors
 
 from edgebert.artifact.names import weight_tensors
 from edgebert.backends.numpy_backend import NumpyBackend
@@ -30,6 +30,9 @@ SPECS: dict[str, dict[str, Any]] = {
     "projected-fill-mask": {"task": "fill-mask", "family": "electra", "embedding_size": 16},
     "next-sentence": {"task": "next-sentence"},
     "pretraining": {"task": "pretraining"},
+    "rotary": ROTARY | {"task": "token-classification", "dense_size": 10, "has_dense_norm": True},
+    "rotary-pruned": ROTARY
+    | {"layers": ((1, 8, 5), (0, 8, 40), (3, 8, 0)), "windows": (5, 0, 2), "rotary_bases": (10.0,) * 3},
     "pruned": {"layers": ((1, 8, 5), (0, 8, 40), (3, 8, 0), (0, 8, 0))},
     "shared-layers": {"repeats": 2},
     "position-bias": {"layers": ((1, 8, 5), (0, 8, 40), (3, 8, 0)), "max_relative_distance": 9},

@@ -207,6 +207,36 @@ BENCHMARK_KERNEL(linear_f32) {
   }
 }
 
+BENCHMARK_KERNEL(rotate) {
+  const int head_dim = shape.hidden / shape.heads, stride = row_stride(head_dim / 2), width = 3 * shape.hidden;
+  for (const int rows : kRows) {
+    Array<float> qkv(static_cast<size_t>(rows) * width), table_of(static_cast<size_t>(rows) * 2 * stride);
+    std::vector<int32_t> positions(rows);
+    for (int i = 0; i < rows; ++i) positions[i] = i;
+    const RotateArgs args{qkv.get(),
+                          width,
+                          shape.heads,
+                          head_dim,
+                          positions.data(),
+                          table_of.get(),
+                          table_of.get() + static_cast<size_t>(rows) * stride};
+    const double seconds = shortest(kSeconds, [&] { table.rotate(args, 0, rows); });
+    report.bytes(of_rows(shape, rows), seconds, 16.0 * rows * shape.hidden);
+  }
+}
+
+BENCHMARK_KERNEL(gate) {
+  const int width = shape.intermediate;
+  for (const int rows : kRows) {
+    Array<float> x(static_cast<size_t>(rows) * row_stride(2 * width)), inv_smooth(width);
+    Codes codes(rows, width);
+    const GateArgs args{x.get(), row_stride(2 * width), width,       Epilogue::kGeluErf,
+                        true,    inv_smooth.get(),      codes.view()};
+    const double seconds = shortest(kSeconds, [&] { table.gate(args, 0, rows); });
+    report.bytes(of_rows(shape, rows), seconds, 13.0 * rows * width);
+  }
+}
+
 // Both attention kernels: every head of one sequence.
 template <class Kernel>
 void time_attention(Kernel attend, const char* precision, const Shape& shape, const Report& report) {

@@ -34,7 +34,7 @@ def linear_shape(spec: EncoderSpec, layer: int, linear: str) -> tuple[int, int]:
     return {
         "qkv": (spec.hidden_size, 3 * sizes.attention_size),
         "attention_output": (sizes.attention_size, spec.hidden_size),
-        "ffn_up": (spec.hidden_size, sizes.intermediate_size),
+        "ffn_up": (spec.hidden_size, sizes.intermediate_size * (2 if spec.is_gated else 1)),
         "ffn_down": (sizes.intermediate_size, spec.hidden_size),
     }[linear]
 
@@ -73,7 +73,8 @@ def weight_tensors(spec: EncoderSpec) -> dict[str, TensorSpec]:
         tensors[f"{prefix}.bias"] = ("f32", (outputs,))
 
     table("word", spec.vocab_size)
-    table("position", spec.num_positions)
+    if spec.has_position_table:
+        table("position", spec.num_positions)
     if spec.num_token_types:
         table("token_type", spec.num_token_types)
     layer_norm("embeddings.layer_norm", embedding)
@@ -85,9 +86,11 @@ def weight_tensors(spec: EncoderSpec) -> dict[str, TensorSpec]:
             if name == "qkv" and layer.num_heads and spec.max_relative_distance:
                 shape = (layer.num_heads, 2 * spec.max_relative_distance + 1)
                 tensors[position_bias_name(i)] = ("f32", shape)
-            if name == "attention_output":
+            if name == "attention_output" and layer.has_attention_norm:
                 layer_norm(f"layer.{i}.attention.layer_norm", hidden)
         layer_norm(f"layer.{i}.ffn.layer_norm", hidden)
+    if spec.is_pre_norm:
+        layer_norm("final.layer_norm", hidden)
     for head in sorted(spec.heads, key=lambda head: head.is_per_token):
         width = hidden
         for step in head.steps:

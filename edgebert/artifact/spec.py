@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from edgebert.errors import ModelFormatError
 
 SPEC_VERSION = 1
@@ -40,6 +43,9 @@ class LayerSpec:
 
     `num_heads == 0` or `intermediate_size == 0` is legal: that sub-block is then only its bias and the residual.
     `smoothed` names the linears that multiply their input by a per-channel `inv_smooth` before making codes.
+    A token attends to the `window` tokens on each side and to itself; 0: to its whole sequence. With a `rotary_base`
+    queries and keys are turned by their positions; 0: they are not. Only of a pre-norm model's first layer may the
+    attention lack its norm: the embeddings' is right before it.
     """
 
     num_heads: int
@@ -51,6 +57,9 @@ class LayerSpec:
     ffn_down: str = "f32"
     smoothed: tuple[str, ...] = ()
     repeats: int = 1  # how many times it runs, one after the other, with the same weights (ALBERT)
+    window: int = 0
+    rotary_base: float = 0.0
+    has_attention_norm: bool = True
 
     @property
     def attention_size(self) -> int:
@@ -60,6 +69,17 @@ class LayerSpec:
     def dtype(self, linear: str) -> str:
         """Weight dtype, "f32" or "s8", of one of LINEARS."""
         return str(getattr(self, linear))
+
+
+def rotary_frequencies(head_dim: int, base: float) -> NDArray[np.float32]:
+    """By how much one position turns each pair of a head, f32 [head_dim / 2]: base ** (-2 j / head_dim).
+
+    Rounded to f32 after the power and after its inverse, as in transformers (Su et al., arXiv 2104.09864, section 3.2).
+    """
+    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+    powers = (np.float64(base) ** exponents.astype(np.float64)).astype(np.float32)
+    frequencies: NDArray[np.float32] = np.float32(1.0) / powers
+    return frequencies
 
 
 class Step(NamedTuple):
@@ -99,10 +119,13 @@ class EncoderSpec:
     vocab_size: int
     hidden_size: int
     embedding_size: int
-    num_positions: int  # rows of the position table
+    num_positions: int  # rows of the position table; without one, the longest sequence
     num_token_types: int  # rows of the token type table; 0: no table; 1: its row is added to every token
     layers: tuple[LayerSpec, ...]
     activation: str = "gelu_erf"
+    is_gated: bool = False  # ffn_up gives two values a neuron: the activation of the first times the second
+    is_pre_norm: bool = False  # a sub-block's norm is before it, not after its residual; one more after the last layer
+    has_position_table: bool = True
     layer_norm_eps: float = 1e-12
     position_offset: int = 0  # row of the position table that the first token takes (RoBERTa: 2)
     has_padding_position: bool = False  # pad_token_id takes the row before, and others count up without it (RoBERTa)
@@ -114,6 +137,7 @@ class EncoderSpec:
     normalize: bool = False
     dense_size: int = 0  # 0: no dense layer between pooling and output
     dense_activation: str = "identity"
+    has_dense_norm: bool = False  # a LayerNorm after the dense layer
     mlm_activation: str = "identity"
     labels: tuple[str, ...] = ()
     problem_type: str = "single_label_classification"
@@ -140,7 +164,7 @@ class EncoderSpec:
 
     @property
     def usable_positions(self) -> int:
-        """Longest sequence, in tokens, that the position table can hold."""
+        """Longest sequence, in tokens, that there are positions for."""
         return self.num_positions - self.position_offset
 
     @property
@@ -163,9 +187,10 @@ class EncoderSpec:
     @cached_property
     def heads(self) -> tuple[Head, ...]:
         """The file's outputs, in order. Everything that computes, stores or describes an output reads this table."""
-        pooled = [Step("pool", self.hidden_size, self.pooling)]
-        if self.dense_size:
-            pooled.append(Step("linear", self.dense_size, self.dense_activation, "head.dense"))
+        dense = [Step("linear", self.dense_size, self.dense_activation, "head.dense")] * bool(self.dense_size)
+        if dense and self.has_dense_norm:
+            dense.append(Step("layer_norm", self.dense_size, weights="head.layer_norm"))
+        pooled = [Step("pool", self.hidden_size, self.pooling), *dense]
         sentence = [*pooled, Step("normalize", pooled[-1].width)] if self.normalize else pooled
         labels = Step("linear", len(self.labels), weights="head.out", drops_input=True)
         span = Step("linear", 2, weights="head.out")
@@ -178,10 +203,10 @@ class EncoderSpec:
             "embedding": {"last_hidden_state": ()}
             | ({} if self.pooling == "none" else {"sentence_embedding": sentence}),
             "text-classification": {"logits": (*pooled, labels)},
-            "token-classification": {"logits": (labels,)},
+            "token-classification": {"logits": (*dense, labels)},
             "question-answering": {
-                "start_logits": (span, Step("column", 0, column=0)),
-                "end_logits": (span, Step("column", 0, column=1)),
+                "start_logits": (*dense, span, Step("column", 0, column=0)),
+                "end_logits": (*dense, span, Step("column", 0, column=1)),
             },
             "fill-mask": {"logits": words},
             "next-sentence": {"logits": (*pooled, labels)},
@@ -278,6 +303,21 @@ class EncoderSpec:
             size(f"layers[{i}].attention size", layer.attention_size, 0, MAX_INNER_SIZE // 3)
             size(f"layers[{i}].intermediate_size", layer.intermediate_size, 0, MAX_INNER_SIZE)
             size(f"layers[{i}].repeats", layer.repeats, 1, MAX_LAYERS)
+            size(f"layers[{i}].window", layer.window, 0, 2**20)
+            base = layer.rotary_base
+            if not isinstance(base, float) or not (base == 0 or 1 < base <= 1e9):
+                raise ModelFormatError(f"edgebert.spec: layers[{i}].rotary_base must be 0 or in (1, 1e9], got {base!r}")
+            if base and (layer.head_dim % 2 or self.position_offset or self.has_padding_position):
+                raise ModelFormatError(
+                    f"edgebert.spec: layers[{i}] has rotary positions: head_dim must be even, positions count from 0"
+                )
+            is_first = i == 0 and layer.repeats == 1
+            if layer.has_attention_norm is not True and (layer.has_attention_norm is not False or not is_first):
+                raise ModelFormatError(
+                    f"edgebert.spec: layers[{i}].has_attention_norm must be true, but in a first layer without repeats"
+                )
+            if not layer.has_attention_norm and not self.is_pre_norm:
+                raise ModelFormatError("edgebert.spec: the attention may lack its norm in a pre-norm model only")
             for name in LINEARS:
                 choice(f"layers[{i}].{name}", layer.dtype(name), DTYPES)
             for name in layer.smoothed:
@@ -287,7 +327,15 @@ class EncoderSpec:
         size("sum of the layers' repeats", sum(layer.repeats for layer in self.layers), 0, MAX_LAYERS)
         if not isinstance(self.family, str):
             raise ModelFormatError(f"edgebert.spec: family must be a string, got {self.family!r:.100}")
-        for name in ("has_padding_position", "normalize", "portable"):
+        for name in (
+            "has_padding_position",
+            "normalize",
+            "portable",
+            "is_gated",
+            "is_pre_norm",
+            "has_position_table",
+            "has_dense_norm",
+        ):
             if not isinstance(getattr(self, name), bool):
                 raise ModelFormatError(f"edgebert.spec: {name} must be true or false, got {getattr(self, name)!r}")
         if not isinstance(self.prompts, dict) or not all(isinstance(prompt, str) for prompt in self.prompts.values()):
@@ -301,8 +349,8 @@ class EncoderSpec:
         if self.task == "embedding" and self.labels:
             raise ModelFormatError(f"edgebert.spec: an embedding has no labels, got {len(self.labels)}")
         if self.task in ("text-classification", "next-sentence", "pretraining"):
-            if self.pooling != "cls":
-                raise ModelFormatError(f"edgebert.spec: {self.task} reads the first token, pooling must be cls")
+            if self.pooling not in (("cls", "mean") if self.task == "text-classification" else ("cls",)):
+                raise ModelFormatError(f"edgebert.spec: {self.task} does not pool by {self.pooling!r}, expected cls")
             if self.task != "text-classification" and len(self.labels) != 2:
                 raise ModelFormatError(f"edgebert.spec: {self.task} has 2 labels, got {len(self.labels)}")
         if self.task in ("text-classification", "token-classification"):

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from edgebert.artifact.names import ONNX_DTYPES, linear_name, position_bias_name, weight_tensors
 from edgebert.artifact.reader import DTYPES, hash_graph
-from edgebert.artifact.spec import EncoderSpec, Head, Step
+from edgebert.artifact.spec import EncoderSpec, Head, Step, rotary_frequencies
 from edgebert.errors import ModelFormatError, UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -129,10 +129,10 @@ class _Graph:
         name = output or self._unique(f"{self.scope}/{op}")
         return self._append(op, inputs, [name], attributes)[0]
 
-    def split(self, x: str, parts: int) -> list[str]:
-        """Append an even split of the columns of `x` [rows, columns]."""
+    def split(self, x: str, parts: int, axis: int = 1) -> list[str]:
+        """Append an even split of `x`, by default of the columns of [rows, columns]."""
         outputs = [self._unique(f"{self.scope}/Split") for _ in range(parts)]
-        return self._append("Split", [x], outputs, {"axis": 1})
+        return self._append("Split", [x], outputs, {"axis": axis})
 
     def constant(self, name: str, value: object, dtype: type[np.generic] = np.float32) -> str:
         """Name of a small constant of the graph's own."""
@@ -163,8 +163,25 @@ def _build_encoder(g: _Graph, spec: EncoderSpec) -> None:
     padding = g.add("Unsqueeze", padding, g.constant("mask_axes", [1, 2], np.int64))  # [batch, 1, 1, sequence]
     distances = _distances(g, spec, ids_shape) if spec.max_relative_distance else ""
     x = _embed(g, spec, ids_shape)
+
+    # what layers have in common is appended once
+    @cache
+    def masked(window: int) -> str:
+        g.scope = "inputs"
+        return _mask_window(g, padding, ids_shape, window) if window else padding
+
+    @cache
+    def rotation(head_dim: int, base: float) -> tuple[str, str]:
+        g.scope = "inputs"
+        return _rotary_table(g, ids_shape, head_dim, base)
+
     for i in spec.layer_order:
-        x = _build_layer(g, spec, i, x, padding, distances, ids_shape)
+        layer = spec.layers[i]
+        turn = rotation(layer.head_dim, layer.rotary_base) if layer.rotary_base and layer.num_heads else None
+        x = _build_layer(g, spec, i, x, (padding, masked(layer.window)), distances, turn, ids_shape)
+    if spec.is_pre_norm:
+        g.scope = "final"
+        x = _layer_norm(g, spec, x, "final.layer_norm")
     _build_heads(g, spec, x, mask, ids_shape)
 
 
@@ -187,6 +204,40 @@ def _restore(g: _Graph, x: str, ids_shape: str, inner: list[int], output: str | 
     if inner:
         shape = g.add("Concat", shape, g.constant("shape_" + "_".join(map(str, inner)), inner, np.int64), axis=0)
     return g.add("Reshape", x, shape, output=output)
+
+
+def _places(g: _Graph, ids_shape: str) -> str:
+    """0, 1, … for the tokens of a padded sequence, int64 [sequence]; with padding on the left it begins earlier."""
+    length = g.add("Gather", ids_shape, g.constant("index_one", 1, np.int64))
+    return g.add("Range", g.constant("index_zero", 0, np.int64), length, g.constant("index_one", 1, np.int64))
+
+
+def _mask_window(g: _Graph, padding: str, ids_shape: str, window: int) -> str:
+    """`padding`, and the same for keys more than `window` tokens away: f32 [batch, 1, sequence, sequence]."""
+    places = _places(g, ids_shape)
+    last_axis, first_axis = (g.constant(f"{name}_axis", [i], np.int64) for name, i in (("last", -1), ("first", 0)))
+    distance = g.add("Abs", g.add("Sub", g.add("Unsqueeze", places, last_axis), g.add("Unsqueeze", places, first_axis)))
+    is_far = g.add("Greater", distance, g.constant(f"window_{window}", window, np.int64))
+    is_far = g.add("Cast", is_far, to=ONNX_DTYPES["f32"])
+    return g.add("Add", padding, g.add("Mul", is_far, g.constant("masked", _MASKED)))
+
+
+def _rotary_table(g: _Graph, ids_shape: str, head_dim: int, base: float) -> tuple[str, str]:
+    """Cosines and sines of `numpy_ops.rotary_table`, f32 [sequence, head_dim], for both halves of a head."""
+    frequencies = np.tile(rotary_frequencies(head_dim, base), 2)
+    places = g.add("Unsqueeze", _places(g, ids_shape), g.constant("last_axis", [-1], np.int64))
+    names = g.constant(f"rotary_{head_dim}_{base:g}", frequencies)
+    angles = g.add("Mul", g.add("Cast", places, to=ONNX_DTYPES["f32"]), names)
+    return g.add("Cos", angles), g.add("Sin", angles)
+
+
+def _rotate(g: _Graph, x: str, axis: int, turn: tuple[str, str]) -> str:
+    """x * cos + (-second half, first half) * sin, where `axis` is that of head_dim."""
+    if axis == 2:  # keys are transposed
+        turn = (g.add("Transpose", turn[0], perm=[1, 0]), g.add("Transpose", turn[1], perm=[1, 0]))
+    first, second = g.split(x, 2, axis)
+    turned = g.add("Concat", g.add("Neg", second), first, axis=axis)
+    return g.add("Add", g.add("Mul", x, turn[0]), g.add("Mul", turned, turn[1]))
 
 
 def _embed(g: _Graph, spec: EncoderSpec, ids_shape: str) -> str:
@@ -212,9 +263,10 @@ def _embed(g: _Graph, spec: EncoderSpec, ids_shape: str) -> str:
     elif spec.num_token_types:
         row = "embeddings.token_type.weight"
         x = g.add("Add", x, dequantize(row, "embeddings.token_type.scale") if is_s8 else row)
+    positions = None
     if spec.has_padding_position:
         positions = look_up("position", _position_ids(g, spec))
-    else:  # they count up from the offset, so their rows are a slice of the table
+    elif spec.has_position_table:  # they count up from the offset, so their rows are a slice of the table
         start = g.constant("position_offset", [spec.position_offset], np.int64)
         length = g.add("Gather", ids_shape, g.constant("sequence_axis", [1], np.int64))
         end = g.add("Add", length, start)
@@ -223,7 +275,7 @@ def _embed(g: _Graph, spec: EncoderSpec, ids_shape: str) -> str:
         if is_s8:
             scale = g.add("Slice", "embeddings.position.scale", start, end, first_axis)
             positions = dequantize(positions, column(scale))
-    x = _layer_norm(g, spec, g.add("Add", x, positions), "embeddings.layer_norm")
+    x = _layer_norm(g, spec, g.add("Add", x, positions) if positions else x, "embeddings.layer_norm")
     x = g.add("Reshape", x, g.constant("embedding_rows", [-1, spec.embedding_size], np.int64))
     return _linear(g, x, "embeddings.projection") if spec.embedding_size != spec.hidden_size else x
 
@@ -237,7 +289,21 @@ def _position_ids(g: _Graph, spec: EncoderSpec) -> str:
     return g.add("Add", g.add("Mul", counts, is_counted), before)
 
 
-def _build_layer(g: _Graph, spec: EncoderSpec, i: int, x: str, padding: str, distances: str, ids_shape: str) -> str:
+def _build_layer(
+    g: _Graph,
+    spec: EncoderSpec,
+    i: int,
+    x: str,
+    masks: tuple[str, str],
+    distances: str,
+    turn: tuple[str, str] | None,
+    ids_shape: str,
+) -> str:
+    """Layer i after the hidden states x.
+
+    `masks` are added to scores: for padding [batch, 1, 1, sequence], and all there is. `distances` are those of
+    `_distances`, `turn` the cosines and sines of its rotary positions, where it has any.
+    """
     layer = spec.layers[i]
 
     def linear(values: str, name: str, inputs: int) -> str:
@@ -249,24 +315,38 @@ def _build_layer(g: _Graph, spec: EncoderSpec, i: int, x: str, padding: str, dis
         inv_smooth = f"{g.scope}.inv_smooth" if name in layer.smoothed else None
         return _linear_s8(g, _quantize_rows(g, values, inv_smooth), g.scope)
 
+    def norm(values: str, name: str) -> str:
+        g.scope = f"layer.{i}.{name}"
+        return _layer_norm(g, spec, values, f"layer.{i}.{name}.layer_norm")
+
     context = ""
     if layer.num_heads:
-        qkv = linear(x, "qkv", spec.hidden_size)
+        is_normed = spec.is_pre_norm and layer.has_attention_norm
+        qkv = linear(norm(x, "attention") if is_normed else x, "qkv", spec.hidden_size)
         g.scope = f"layer.{i}.attention"
         attention = _attention_s8 if spec.attention_dtype == "s8" else _attention
-        heads = _split_heads(g, qkv, layer.num_heads, layer.head_dim, ids_shape)
+        query, key, value = _split_heads(g, qkv, layer.num_heads, layer.head_dim, ids_shape)
+        if turn:
+            query = _rotate(g, query, 3, turn)
+            key = _rotate(g, key, 2, turn)
+        heads = query, key, value
         bias = g.add("Gather", position_bias_name(i), distances, axis=1) if distances else ""
-        context = attention(g, heads, layer.head_dim, padding, bias)
+        context = attention(g, heads, layer.head_dim, masks, bias)
         rows = g.constant(f"attention_rows_{layer.attention_size}", [-1, layer.attention_size], np.int64)
         context = g.add("Reshape", g.add("Transpose", context, perm=[0, 2, 1, 3]), rows)
     out = linear(context, "attention_output", layer.attention_size)
-    x = _layer_norm(g, spec, g.add("Add", out, x), f"layer.{i}.attention.layer_norm")
+    x = g.add("Add", out, x)
+    x = x if spec.is_pre_norm else norm(x, "attention")
     up = ""
     if layer.intermediate_size:
-        up = linear(x, "ffn_up", spec.hidden_size)
-        up = _activate(g, up, spec.activation)
-    down = linear(up, "ffn_down", layer.intermediate_size)
-    return _layer_norm(g, spec, g.add("Add", down, x), f"layer.{i}.ffn.layer_norm")
+        up = linear(norm(x, "ffn") if spec.is_pre_norm else x, "ffn_up", spec.hidden_size)
+        if spec.is_gated:
+            up, gate = g.split(up, 2)
+            up = g.add("Mul", _activate(g, up, spec.activation), gate)
+        else:
+            up = _activate(g, up, spec.activation)
+    x = g.add("Add", linear(up, "ffn_down", layer.intermediate_size), x)
+    return x if spec.is_pre_norm else norm(x, "ffn")
 
 
 def _split_heads(g: _Graph, qkv: str, num_heads: int, head_dim: int, ids_shape: str) -> tuple[str, str, str]:
@@ -279,20 +359,21 @@ def _split_heads(g: _Graph, qkv: str, num_heads: int, head_dim: int, ids_shape: 
     )
 
 
-def _attention(g: _Graph, heads: tuple[str, str, str], head_dim: int, padding: str, bias: str) -> str:
-    """softmax(q kᵀ / sqrt(head_dim) + bias + padding) v; the bias, [heads, sequence, sequence], only if it is named."""
+def _attention(g: _Graph, heads: tuple[str, str, str], head_dim: int, masks: tuple[str, str], bias: str) -> str:
+    """softmax(q kᵀ / sqrt(head_dim) + bias + mask) v; the bias, [heads, sequence, sequence], only if it is named."""
     query, key, value = heads
     factor = g.constant(f"attention_scale_{head_dim}", 1.0 / math.sqrt(head_dim))
     scores = g.add("Mul", g.add("MatMul", query, key), factor)
     if bias:
         scores = g.add("Add", scores, bias)
-    weights = g.add("Softmax", g.add("Add", scores, padding), axis=-1)
+    weights = g.add("Softmax", g.add("Add", scores, masks[1]), axis=-1)
     return g.add("MatMul", weights, value)
 
 
-def _attention_s8(g: _Graph, heads: tuple[str, str, str], head_dim: int, padding: str, bias: str) -> str:
+def _attention_s8(g: _Graph, heads: tuple[str, str, str], head_dim: int, masks: tuple[str, str], bias: str) -> str:
     """`quant.attention_u8s8_f32` in nodes."""
     query, key, value = heads
+    padding, mask = masks
     middle, levels = g.constant("u8_middle", 128, np.uint8), g.constant("levels", 255.0)
     # padding is 0 for a token and far below 0 for none: what is not there must not set the scale of the values
     is_token = g.add("Cast", g.add("Equal", padding, g.constant("zero", 0.0)), to=ONNX_DTYPES["f32"])
@@ -305,7 +386,7 @@ def _attention_s8(g: _Graph, heads: tuple[str, str, str], head_dim: int, padding
     scores = g.add("Mul", g.add("Mul", g.add("Mul", sums, key_scale), query_scale), factor)
     if bias:
         scores = g.add("Add", scores, bias)
-    scores = g.add("Add", scores, padding)
+    scores = g.add("Add", scores, mask)
     weights = g.add("Exp", g.add("Sub", scores, g.add("ReduceMax", scores, axes=[3], keepdims=1)))
     codes = g.add(
         "QuantizeLinear", g.add("Mul", weights, levels), g.constant("one", 1.0), g.constant("u8_zero", 0, np.uint8)

@@ -59,11 +59,27 @@ class EncoderOps(Protocol):
     ) -> F32:
         """activation(x @ weight + bias) + residual; x holds codes where the weight is s8."""
 
-    def attention_varlen(self, qkv: F32, cu_seqlens: I32, num_heads: int, position_bias: F32 | None) -> F32:
-        """Self-attention inside each sequence, with a bias of the scores by distance if there is one."""
+    def gate(self, x: F32, activation: str) -> F32:
+        """activation(first half of each row) * second half."""
 
-    def attention_varlen_u8s8(self, qkv: F32, cu_seqlens: I32, num_heads: int, position_bias: F32 | None) -> F32:
+    def rotate(self, qkv: F32, cu_seqlens: I32, num_heads: int, base: float) -> F32:
+        """Queries and keys turned by their positions."""
+
+    def attention_varlen(
+        self, qkv: F32, cu_seqlens: I32, num_heads: int, position_bias: F32 | None, window: int
+    ) -> F32:
+        """Self-attention inside each sequence, with a bias of the scores by distance if there is one.
+
+        A token attends to `window` tokens on either side; 0: to all.
+        """
+
+    def attention_varlen_u8s8(
+        self, qkv: F32, cu_seqlens: I32, num_heads: int, position_bias: F32 | None, window: int
+    ) -> F32:
         """The same with both products in int8, for `attention_dtype` s8."""
+
+    def add_row(self, x: F32, row: F32) -> F32:
+        """`row` added to every row of x."""
 
     def add_layernorm(self, x: F32, residual: F32 | None, norm: LayerNorm) -> F32:
         """LayerNorm of x + residual, rows or one row for all."""
@@ -76,6 +92,104 @@ class EncoderOps(Protocol):
 
     def column(self, x: F32, index: int) -> F32:
         """One column of x."""
+
+
+class _Tensors:
+    """The weights of a file, as ops take them."""
+
+    def __init__(self, ops: EncoderOps, spec: EncoderSpec, tensors: Tensors, capture: Capture | None = None) -> None:
+        self._ops, self._tensors, self._eps, self._capture = ops, tensors, spec.layer_norm_eps, capture
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        return self._tensors[name]
+
+    def norm(self, prefix: str) -> LayerNorm:
+        return LayerNorm(self[f"{prefix}.weight"], self[f"{prefix}.bias"], self._eps)
+
+    def table(self, name: str) -> Table:
+        return Table(self[f"embeddings.{name}.weight"], self._tensors.get(f"embeddings.{name}.scale"))
+
+    def decoder(self, prefix: str) -> Linear:
+        word = self.table("word")
+        colsum = self._tensors.get(f"{prefix}.colsum")
+        return Linear(word.weight.T, self[f"{prefix}.bias"], word.scale, colsum)
+
+    def apply(self, x: F32, linear: Linear, activation: str = "identity", residual: F32 | None = None) -> F32:
+        rows = x if linear.scale is None else self._ops.quantize_rows(x, linear.inv_smooth)
+        return self._ops.linear(rows, linear, activation, residual)
+
+    def linear(self, prefix: str, x: F32, activation: str = "identity", residual: F32 | None = None) -> F32:
+        fields = {field: self._tensors.get(f"{prefix}.{field}") for field in Linear._fields}
+        return self.apply(x, Linear(**fields), activation, residual)  # type: ignore[arg-type]
+
+    def layer_linear(
+        self, layer: int, name: str, x: F32, activation: str = "identity", residual: F32 | None = None
+    ) -> F32:
+        prefix = linear_name(layer, name)
+        if self._capture is not None:
+            self._capture(prefix, x)
+        return self.linear(prefix, x, activation, residual)
+
+
+def embed(ops: EncoderOps, spec: EncoderSpec, tensors: Tensors, batch: PackedBatch) -> F32:
+    """The input of the first layer, f32 [total_tokens, hidden_size]."""
+    weights = _Tensors(ops, spec, tensors)
+    lookups = [(weights.table("word"), batch.input_ids)]
+    if spec.num_token_types:
+        types = batch.token_type_ids if spec.has_token_types else np.zeros_like(batch.token_type_ids)
+        lookups.append((weights.table("token_type"), types))
+    if spec.has_position_table:
+        position_ids = batch.position_ids(spec.position_offset, spec.position_padding_id)
+        lookups.append((weights.table("position"), position_ids))
+    x = ops.embed_layernorm(lookups, weights.norm("embeddings.layer_norm"))
+    if spec.embedding_size != spec.hidden_size:
+        x = weights.linear("embeddings.projection", x)
+    return x
+
+
+def run_layer(
+    ops: EncoderOps,
+    spec: EncoderSpec,
+    tensors: Tensors,
+    i: int,
+    batch: PackedBatch,
+    x: F32,
+    capture: Capture | None = None,
+) -> F32:
+    """The output of layer i for the hidden states x, f32 [total_tokens, hidden_size]; `capture` as of `run_encoder`."""
+    weights = _Tensors(ops, spec, tensors, capture)
+    layer = spec.layers[i]
+    attention_norm, ffn_norm = f"layer.{i}.attention.layer_norm", f"layer.{i}.ffn.layer_norm"
+
+    def before(x: F32, norm: str) -> F32:
+        return ops.add_layernorm(x, None, weights.norm(norm)) if spec.is_pre_norm else x
+
+    def after(x: F32, bias: F32 | None, norm: str) -> F32:
+        """`bias` is what a pruned-away sub-block leaves."""
+        if not spec.is_pre_norm:
+            return ops.add_layernorm(x, bias, weights.norm(norm))
+        return x if bias is None else ops.add_row(x, bias)
+
+    if layer.num_heads:
+        qkv = weights.layer_linear(i, "qkv", before(x, attention_norm) if layer.has_attention_norm else x)
+        if layer.rotary_base:
+            qkv = ops.rotate(qkv, batch.cu_seqlens, layer.num_heads, layer.rotary_base)
+        attention = ops.attention_varlen_u8s8 if spec.attention_dtype == "s8" else ops.attention_varlen
+        bias = tensors.get(position_bias_name(i))
+        context = attention(qkv, batch.cu_seqlens, layer.num_heads, bias, layer.window)
+        x = weights.layer_linear(i, "attention_output", context, residual=x)
+        x = after(x, None, attention_norm)
+    else:
+        x = after(x, weights[f"layer.{i}.attention.output.bias"], attention_norm)
+    if not layer.intermediate_size:
+        return after(x, weights[f"layer.{i}.ffn.down.bias"], ffn_norm)
+    inner = weights.layer_linear(
+        i, "ffn_up", before(x, ffn_norm), activation="identity" if spec.is_gated else spec.activation
+    )
+    if spec.is_gated:
+        inner = ops.gate(inner, spec.activation)
+    x = weights.layer_linear(i, "ffn_down", inner, residual=x)
+    return after(x, None, ffn_norm)
 
 
 def run_encoder(
@@ -106,55 +220,12 @@ def run_encoder(
         raise UnsupportedModelError(
             f"attention_dtype {spec.attention_dtype!r} is not supported, only 'f32' and 's8': re-export the model"
         )
-
-    def norm(prefix: str) -> LayerNorm:
-        return LayerNorm(tensors[f"{prefix}.weight"], tensors[f"{prefix}.bias"], spec.layer_norm_eps)
-
-    def table(name: str) -> Table:
-        return Table(tensors[f"embeddings.{name}.weight"], tensors.get(f"embeddings.{name}.scale"))
-
-    def apply(x: F32, linear: Linear, activation: str = "identity", residual: F32 | None = None) -> F32:
-        rows = x if linear.scale is None else ops.quantize_rows(x, linear.inv_smooth)
-        return ops.linear(rows, linear, activation, residual)
-
-    def linear(prefix: str, x: F32, activation: str = "identity", residual: F32 | None = None) -> F32:
-        fields = {field: tensors.get(f"{prefix}.{field}") for field in Linear._fields}
-        return apply(x, Linear(**fields), activation, residual)  # type: ignore[arg-type]
-
-    def layer_linear(layer: int, name: str, x: F32, activation: str = "identity", residual: F32 | None = None) -> F32:
-        prefix = linear_name(layer, name)
-        if capture is not None:
-            capture(prefix, x)
-        return linear(prefix, x, activation, residual)
-
-    attention = ops.attention_varlen_u8s8 if spec.attention_dtype == "s8" else ops.attention_varlen
-    lookups = [(table("word"), batch.input_ids)]
-    if spec.num_token_types:
-        types = batch.token_type_ids if spec.has_token_types else np.zeros_like(batch.token_type_ids)
-        lookups.append((table("token_type"), types))
-    lookups.append((table("position"), batch.position_ids(spec.position_offset, spec.position_padding_id)))
-    x = ops.embed_layernorm(lookups, norm("embeddings.layer_norm"))
-    if spec.embedding_size != spec.hidden_size:
-        x = linear("embeddings.projection", x)
-
+    weights = _Tensors(ops, spec, tensors)
+    x = embed(ops, spec, tensors, batch)
     for i in spec.layer_order:
-        layer = spec.layers[i]
-        # a pruned-away sub-block leaves its bias
-        bias: F32 | None = None
-        if layer.num_heads:
-            qkv = layer_linear(i, "qkv", x)
-            context = attention(qkv, batch.cu_seqlens, layer.num_heads, tensors.get(position_bias_name(i)))
-            x = layer_linear(i, "attention_output", context, residual=x)
-        else:
-            bias = tensors[f"layer.{i}.attention.output.bias"]
-        x = ops.add_layernorm(x, bias, norm(f"layer.{i}.attention.layer_norm"))
-        bias = None
-        if layer.intermediate_size:
-            inner = layer_linear(i, "ffn_up", x, activation=spec.activation)
-            x = layer_linear(i, "ffn_down", inner, residual=x)
-        else:
-            bias = tensors[f"layer.{i}.ffn.down.bias"]
-        x = ops.add_layernorm(x, bias, norm(f"layer.{i}.ffn.layer_norm"))
+        x = run_layer(ops, spec, tensors, i, batch, x, capture)
+    if spec.is_pre_norm:
+        x = ops.add_layernorm(x, None, weights.norm("final.layer_norm"))
 
     @cache
     def after(steps: tuple[Step, ...]) -> F32:
@@ -165,15 +236,14 @@ def run_encoder(
         if step.op == "pool":
             return ops.pool(rows, batch.cu_seqlens, step.kind)
         if step.op == "layer_norm":
-            return ops.add_layernorm(rows, None, norm(step.weights))
+            return ops.add_layernorm(rows, None, weights.norm(step.weights))
         if step.op == "decoder":
-            word, bias = table("word"), tensors[f"{step.weights}.bias"]
-            return apply(rows, Linear(word.weight.T, bias, word.scale, tensors.get(f"{step.weights}.colsum")))
+            return weights.apply(rows, weights.decoder(step.weights))
         if step.op == "normalize":
             return ops.normalize(rows)
         if step.op == "column":
             return ops.column(rows, step.column)
-        return linear(step.weights, rows, step.kind)
+        return weights.linear(step.weights, rows, step.kind)
 
     steps = {head.name: head.steps for head in spec.heads}
     return {name: after(steps[name]) for name in outputs}

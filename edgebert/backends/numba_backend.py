@@ -159,6 +159,7 @@ class _Workspace:
             return
         self._sizes = sizes
         self._memory.clear()
+        self._rotary_tables = self._program.reserve_positions(sizes[0])
         for index in range(1 + self._threads):
             rows = sizes[1:3] if index == 0 else sizes[3:5]
             self._place(index, self._threads if index == 0 else 1, sizes[0], *rows)

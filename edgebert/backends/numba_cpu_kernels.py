@@ -85,7 +85,8 @@ Record = Any  # of one of the dtypes below; kernels get its address
 
 # What an instruction does: see the kernel of that name in KERNELS.
 EMBED, QUANTIZE, LINEAR_S8, LINEAR_F32, LAYERNORM, ATTENTION, ATTENTION_S8, POOL, NORMALIZE, COPY = range(10)
-NUM_OPS = 10
+ROTATE, GATE = range(10, 12)
+NUM_OPS = 12
 
 ACTIVATIONS = ("identity", "gelu_erf", "gelu_tanh", "relu", "tanh")
 
@@ -95,15 +96,18 @@ def _record(integers: str, **others: str) -> np.dtype[Any]:
 
 
 # One step of a program. Buffers are named by number (-1: none), arrays of weights by address (0: none).
-#   width    of a row of x; of attention, of q, k or v
+#   width    of a row of x; of attention, of q, k or v; ROTATE: of a head; GATE: of half a row
 #   codes    buffer in which QUANTIZE and LAYERNORM put codes
 #   row      LAYERNORM: a residual that is the same for all rows
 #   bias     attention: of the scores by distance, f32 [heads, 2 * distance + 1]
-#   option   activation; attention: heads; POOL: whether mean; COPY: which output; EMBED: lookups
+#   weight   ROTATE: cosines and sines of each position, each padded to 16, one after the other
+#   option   activation; attention: heads; ROTATE: of queries and keys; POOL: whether mean; COPY: output; EMBED: lookups
+#   window   attention: tokens on each side; 0: all
 #   column   COPY: first column
 #   per_sequence   COPY: a row a sequence
 INSTRUCTION = _record(
-    "op x residual out codes width outputs weight scale colsum bias smooth row option column distance per_sequence",
+    "op x residual out codes width outputs weight scale colsum bias smooth row option column distance window "
+    "per_sequence",
     eps="f4",
 )
 # One embedding lookup: f32 rows, or codes with a scale a row; `ids` is a row of the batch's ids.
@@ -287,6 +291,34 @@ def _add_layernorm(s: Record, call: Record) -> None:
         _normalize_row(out, width, sums, s.weight, s.bias, s.eps, s.smooth, call.codes + row * call.codes_stride)
 
 
+def _rotate(s: Record, call: Record) -> None:
+    """Turn queries and keys by their positions, in place: (a, b) becomes (a cos - b sin, b cos + a sin)."""
+    s, call = _instruction(s), _call(call)
+    run, half = _run(call.run), s.width // 2
+    padded = (half + 15) // 16 * 64
+    for row in range(call.rows):
+        position = load_i32_scalar(run.ids + 4 * (2 * run.num_tokens + call.token + call.first + row))
+        cosines = s.weight + 2 * padded * np.int64(position)
+        for head in range(s.option):
+            x = call.x + row * call.x_stride + 4 * s.width * head
+            for c in range(0, half, 16):
+                first, second = x + 4 * c, x + 4 * (half + c)
+                cosine, sine = load(cosines + 4 * c), load(cosines + padded + 4 * c)
+                a, b = load_first(first, half - c), load_first(second, half - c)
+                store_first(first, a * cosine - b * sine, half - c)
+                store_first(second, b * cosine + a * sine, half - c)
+
+
+def _gate(s: Record, call: Record) -> None:
+    """activation(first half) * second half of each row, in place of the first."""
+    s, call = _instruction(s), _call(call)
+    for row in range(call.rows):
+        x = call.x + row * call.x_stride
+        for c in range(0, s.width, 16):
+            y = _activate(load_first(x + 4 * c, s.width - c), s.option)
+            store_first(x + 4 * c, y * load_first(x + 4 * (s.width + c), s.width - c), s.width - c)
+
+
 @_inline
 def _table_lanes(lookup: Record, row: int, width: int, c: int) -> V:
     if lookup.scale:
@@ -430,6 +462,22 @@ def _tile_vectors(columns: int) -> int:
 
 
 @_inline
+def _key_range(row: int, rows: int, length: int, window: int) -> tuple[int, int]:
+    """The keys that rows [row, row + rows) attend to: all, or `window` on each side of a row."""
+    reach = window if window else length
+    return max(0, row - reach), min(length, row + rows + reach)
+
+
+@_inline
+def _keep_keys(scores: int, begin: int, end: int, first: int, last: int, fill: F) -> None:
+    """Of the scores of the keys from `begin`, a multiple of 16, to `end` leave those of [first, last)."""
+    for j in range(begin, first):
+        store(scores + 4 * (j - begin), fill)
+    for j in range(last, (end + 15) // 16 * 16):
+        store(scores + 4 * (j - begin), fill)
+
+
+@_inline
 def _softmax_row(scores: int, length: int, scale2: F) -> F:
     """Replaces scores by 2**(scale2 * (score - the largest)); returns 1 / their sum."""
     top = splat_wide(_LOWEST)
@@ -500,21 +548,29 @@ def _attention_varlen(s: Record, call: Record) -> None:
     bias = _lay_out_bias(s, call, length, scores + FMA_ROWS * scores_stride) if s.bias else 0
     for i in range(0, length, FMA_ROWS):
         rows = min(FMA_ROWS, length - i)
-        at = 0
-        while at < length:
-            num = _tile_vectors(length - at)
-            to = scores + 4 * at
+        begin, end = _key_range(i, rows, length, s.window)
+        begin = begin // 16 * 16
+        at = begin
+        while at < end:
+            num = _tile_vectors(end - at)
+            to = scores + 4 * (at - begin)
             _fma_tile(rows, num, q + i * stride, stride, keys + 4 * at, scores_stride, head_dim, to, scores_stride)
             at += 16 * num
         for m in range(rows):
             row = scores + m * scores_stride
+            first, last = _key_range(i + m, 1, length, s.window)
+            skipped = (first - begin) // 16 * 16  # whole vectors: a key's lane does not depend on the tile
             if bias:
-                _add_bias_row(row, length, scale2, bias - 4 * (i + m))
-            store(inv_sums + 4 * m, _softmax_row(row, length, _ONE if bias else scale2))
+                _add_bias_row(row, end - begin, scale2, bias + 4 * (begin - i - m))
+            _keep_keys(row, begin, end, first, last, _LOWEST)
+            inv_sum = _softmax_row(row + 4 * skipped, last - begin - skipped, _ONE if bias else scale2)
+            _keep_keys(row, begin, end, first, last, _ZERO)
+            store(inv_sums + 4 * m, inv_sum)
         at = 0
         while at < head_dim:
             num = _tile_vectors(head_dim - at)
-            _fma_tile(rows, num, scores, scores_stride, v + 4 * at, stride, length, tile, tile_stride)
+            values = v + begin * stride + 4 * at
+            _fma_tile(rows, num, scores, scores_stride, values, stride, end - begin, tile, tile_stride)
             for m in range(rows):
                 inv_sum = load_f32_scalar(inv_sums + 4 * m)
                 for c in range(0, min(16 * num, head_dim - at), 16):
@@ -552,9 +608,21 @@ def _pack4(a: V, b: V, c: V, d: V) -> V:
 
 @_inline
 def _pack_lanes(
-    x: int, stride: int, valid: int, rows: int, codes: int, codes_stride: int, scale: int, start: int, start_factor: F
+    x: int,
+    stride: int,
+    valid: int,
+    rows: int,
+    codes: int,
+    codes_stride: int,
+    scale: int,
+    start: int,
+    start_stride: int,
+    start_factor: F,
 ) -> None:
-    """Symmetric codes [rows / 4][lane][4] of the `valid` lanes at x over `rows` rows; a scale and a start a lane."""
+    """Symmetric codes [rows / 4][lane][4] of the `valid` lanes at x over `rows` rows; a scale and a start a lane.
+
+    With a `start_stride` there is a start for the rows before each 16th, and the last is that of all.
+    """
     top = splat(_TINY)
     for row in range(rows):
         top = maximum(top, absolute(keep(load(x + row * stride), valid, _ZERO)))
@@ -562,6 +630,8 @@ def _pack_lanes(
     r = splat(_LIMIT) / top
     sums = splat(_ZERO)
     for row in range(0, rows, 4):
+        if start_stride and row % 16 == 0:
+            store(start + row // 16 * start_stride, to_i32(sums * start_factor))
         a = rint(keep(load(x + row * stride), valid, _ZERO) * r)
         b, c, d = splat(_ZERO), splat(_ZERO), splat(_ZERO)
         if row + 1 < rows:
@@ -572,7 +642,7 @@ def _pack_lanes(
             d = rint(keep(load(x + (row + 3) * stride), valid, _ZERO) * r)
         sums = sums + a + b + c + d
         store(codes + row // 4 * codes_stride, _pack4(a, b, c, d))
-    store(start, to_i32(sums * start_factor))
+    store(start + (rows + 15) // 16 * start_stride, to_i32(sums * start_factor))
 
 
 @_inline
@@ -606,7 +676,7 @@ def _attention_varlen_u8s8(s: Record, call: Record) -> None:
     key_start = key_scale + keys_stride
     value_scale = key_start + keys_stride
     value_start = value_scale + values_stride
-    keys = value_start + values_stride
+    keys = value_start + ((length + 15) // 16 + 1) * values_stride
     values = keys + (head_dim + 3) // 4 * keys_stride
     scores = values + (length + 3) // 4 * values_stride
     query_codes = scores + DOT_ROWS * keys_stride
@@ -617,7 +687,9 @@ def _attention_varlen_u8s8(s: Record, call: Record) -> None:
         for d in range(0, head_dim, 16):
             transpose_block(k + j * stride + 4 * d, stride, block + 64 * d, 64)
         at = 4 * j
-        _pack_lanes(block, 64, length - j, head_dim, keys + at, keys_stride, key_scale + at, key_start + at, _KEY_START)
+        _pack_lanes(
+            block, 64, length - j, head_dim, keys + at, keys_stride, key_scale + at, key_start + at, 0, _KEY_START
+        )
     for d in range(0, head_dim, 16):
         at = 4 * d
         _pack_lanes(
@@ -629,12 +701,16 @@ def _attention_varlen_u8s8(s: Record, call: Record) -> None:
             values_stride,
             value_scale + at,
             value_start + at,
+            values_stride,
             _VALUE_START,
         )
     tile, inv_sums, tile_stride = stack_space(STACK_TILE), stack_space(64), np.int64(TILE_BYTES)
+    tile_start = stack_space(TILE_BYTES)
     scale2 = _LOG2_E / np.float32(math.sqrt(np.float32(head_dim)))
     for i in range(0, length, DOT_ROWS):
         rows = min(DOT_ROWS, length - i)
+        begin, end = _key_range(i, rows, length, s.window)
+        begin = begin // 16 * 16
         for m in range(rows):
             x = q + (i + m) * stride
             top = splat(_TINY)
@@ -646,9 +722,9 @@ def _attention_varlen_u8s8(s: Record, call: Record) -> None:
                 codes = rint(keep(load(x + 4 * c), head_dim - c, _ZERO) * r) + _HALF_RANGE
                 store_codes(query_codes + m * values_stride // 4 + c, codes)
             store(inv_sums + 4 * m, largest / _LIMIT)  # the query's scale, until the softmax has used it
-        at = 0
-        while at < length:
-            num = _tile_vectors(length - at)
+        at = begin
+        while at < end:
+            num = _tile_vectors(end - at)
             _dot_tile(
                 rows,
                 num,
@@ -658,35 +734,41 @@ def _attention_varlen_u8s8(s: Record, call: Record) -> None:
                 keys_stride,
                 (head_dim + 3) // 4,
                 key_start + 4 * at,
-                scores + 4 * at,
+                scores + 4 * (at - begin),
                 keys_stride,
             )
             at += 16 * num
         for m in range(rows):
             row = scores + m * keys_stride
             row_scale2 = scale2 * load_f32_scalar(inv_sums + 4 * m)
-            for c in range(0, length, 16):
-                store(row + 4 * c, to_f32(load_i32(row + 4 * c)) * load(key_scale + 4 * c))
+            for c in range(0, end - begin, 16):
+                store(row + 4 * c, to_f32(load_i32(row + 4 * c)) * load(key_scale + 4 * (begin + c)))
             if bias:
-                _add_bias_row(row, length, row_scale2, bias - 4 * (i + m))
+                _add_bias_row(row, end - begin, row_scale2, bias + 4 * (begin - i - m))
                 row_scale2 = _ONE
+            first, last = _key_range(i + m, 1, length, s.window)
+            _keep_keys(row, begin, end, first, last, _LOWEST)
             top = splat(_LOWEST)
-            for c in range(0, length, 16):
-                top = maximum(top, keep(load(row + 4 * c), length - c, _LOWEST))
-            inv_sum = _softmax_codes(row, length, reduce_max(top), row_scale2, score_codes + m * keys_stride // 4)
+            for c in range(0, end - begin, 16):
+                top = maximum(top, load(row + 4 * c))
+            inv_sum = _softmax_codes(row, end - begin, reduce_max(top), row_scale2, score_codes + m * keys_stride // 4)
             store(inv_sums + 4 * m, inv_sum)
         at = 0
         while at < head_dim:
             num = _tile_vectors(head_dim - at)
+            for c in range(0, 64 * num, 64):
+                start = value_start + 4 * at + c
+                before, after = begin // 16 * values_stride, (end + 15) // 16 * values_stride
+                store(tile_start + c, load_i32(start + after) - load_i32(start + before))
             _dot_tile(
                 rows,
                 num,
                 score_codes,
                 keys_stride // 4,
-                values + 4 * at,
+                values + begin // 4 * values_stride + 4 * at,
                 values_stride,
-                (length + 3) // 4,
-                value_start + 4 * at,
+                (min(length, (end + 15) // 16 * 16) - begin + 3) // 4,
+                tile_start,
                 tile,
                 tile_stride,
             )
@@ -844,6 +926,8 @@ KERNELS: dict[int, Callable[..., None]] = {
     POOL: _pool,
     NORMALIZE: _normalize,
     COPY: _copy,
+    ROTATE: _rotate,
+    GATE: _gate,
 }
 
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from edgebert.artifact.spec import EncoderSpec
 from edgebert.backends import numba_cpu_kernels as kernels
+from edgebert.backends import numpy_ops
 from edgebert.backends.encoder_loop import LayerNorm, Linear, Table, run_encoder
 from edgebert.backends.numba_cpu_kernels import BLOCK_ROWS, DOT_ROWS, OVER_HEADS, OVER_SEQUENCES, OVER_TOKENS, ROW_ALIGN
 from edgebert.backends.numba_cpu_vectors import TILE
@@ -48,12 +49,28 @@ class Program(NamedTuple):
     num_steps: int
     head_dim: int  # the largest
     keep: list[Array]
+    rotations: dict[int, tuple[int, float]]  # head_dim and base of each instruction that turns rows
     slack_rows: int = kernels.SLACK_ROWS  # of a buffer, beyond its last row
     run_fields: tuple[str, ...] = tuple(kernels.RUN.names or ())  # int64 each
 
     def scratch_bytes(self, max_seqlen: int) -> int:
         """Bytes that attention needs for one head of a sequence of that length."""
         return kernels.attention_scratch_bytes(max_seqlen, self.head_dim)
+
+    def reserve_positions(self, count: int) -> list[Array]:
+        """Tables of rotary positions for sequences of up to `count` tokens; they must live as long as they are used."""
+        tables = {rotation: _rotary_rows(count, *rotation) for rotation in set(self.rotations.values())}
+        for i, rotation in self.rotations.items():
+            self.program["weight"][i] = tables[rotation].ctypes.data
+        return list(tables.values())
+
+
+def _rotary_rows(count: int, head_dim: int, base: float) -> Array:
+    """Cosines, then sines of each position, padded to 16 each."""
+    half = head_dim // 2
+    rows = np.zeros((count, 2, -(-half // 16) * 16), np.float32)
+    rows[:, 0, :half], rows[:, 1, :half] = numpy_ops.rotary_table(count, head_dim, base)
+    return rows
 
 
 class WeightStore:
@@ -117,7 +134,7 @@ def record_program(
     Raises:
         UnsupportedModelError: see `run_encoder`.
     """
-    recorder = _Recorder(weights)
+    recorder = _Recorder(spec, weights)
     batch = PackedBatch.from_lists([[0]])  # the ops look at no ids
     results = run_encoder(recorder, spec, tensors, batch, outputs)  # type: ignore[arg-type]
     for index, name in enumerate(outputs):
@@ -129,8 +146,10 @@ def record_program(
 class _Recorder:
     """The ops of `EncoderOps`; `Rows` stand for arrays."""
 
-    def __init__(self, weights: WeightStore) -> None:
+    def __init__(self, spec: EncoderSpec, weights: WeightStore) -> None:
+        self._spec = spec
         self._weights = weights
+        self._rotations: dict[int, tuple[int, float]] = {}
         self._keep: list[Array] = []
         self._instructions: list[dict[str, Any]] = []
         self._kinds: list[int] = []  # of each instruction: what it runs over
@@ -143,7 +162,8 @@ class _Recorder:
     # ---- The ops
 
     def embed_layernorm(self, lookups: Sequence[tuple[Table, I32]], norm: LayerNorm) -> Rows:
-        numbers = (0, 1, 2) if len(lookups) == 3 else (0, 2)  # rows of the ids: word, token type, position
+        spec = self._spec  # rows of the ids: word, token type, position
+        numbers = [0, *[1] * bool(spec.num_token_types), *[2] * spec.has_position_table]
         for (table, _), number in zip(lookups, numbers, strict=True):
             self._lookups.append((self._address(table.weight), self._address(table.scale), number))
         width = len(norm.weight)
@@ -179,18 +199,35 @@ class _Recorder:
             option=kernels.ACTIVATIONS.index(activation),
         )
 
-    def attention_varlen(self, qkv: Rows, cu_seqlens: I32, num_heads: int, position_bias: Array | None) -> Rows:
-        return self._attention(kernels.ATTENTION, qkv, num_heads, position_bias)
+    def gate(self, x: Rows, activation: str) -> Rows:
+        """In place: the rows keep their buffer."""
+        option = kernels.ACTIVATIONS.index(activation)
+        self._append(kernels.GATE, self._domains[x.number], x=x.number, width=x.width // 2, option=option)
+        return Rows(x.number, x.width // 2)
 
-    def attention_varlen_u8s8(self, qkv: Rows, cu_seqlens: I32, num_heads: int, position_bias: Array | None) -> Rows:
-        return self._attention(kernels.ATTENTION_S8, qkv, num_heads, position_bias)
+    def rotate(self, qkv: Rows, cu_seqlens: I32, num_heads: int, base: float) -> Rows:
+        """In place; the address of the table is filled in when it is known how many positions there are."""
+        head_dim = qkv.width // 3 // num_heads
+        self._rotations[len(self._instructions)] = (head_dim, base)
+        self._append(kernels.ROTATE, OVER_TOKENS, x=qkv.number, width=head_dim, option=2 * num_heads)
+        return qkv
 
-    def _attention(self, op: int, qkv: Rows, num_heads: int, position_bias: Array | None) -> Rows:
+    def attention_varlen(
+        self, qkv: Rows, cu_seqlens: I32, num_heads: int, position_bias: Array | None, window: int
+    ) -> Rows:
+        return self._attention(kernels.ATTENTION, qkv, num_heads, position_bias, window)
+
+    def attention_varlen_u8s8(
+        self, qkv: Rows, cu_seqlens: I32, num_heads: int, position_bias: Array | None, window: int
+    ) -> Rows:
+        return self._attention(kernels.ATTENTION_S8, qkv, num_heads, position_bias, window)
+
+    def _attention(self, op: int, qkv: Rows, num_heads: int, position_bias: Array | None, window: int) -> Rows:
         size = qkv.width // 3
         self._head_dim = max(self._head_dim, size // num_heads)
-        fields = {}
+        fields = {"window": window}
         if position_bias is not None:
-            fields = {"bias": self._address(position_bias), "distance": position_bias.shape[1] // 2}
+            fields |= {"bias": self._address(position_bias), "distance": position_bias.shape[1] // 2}
         return self._record(op, OVER_HEADS, size, x=qkv.number, width=size, option=num_heads, **fields)
 
     def add_layernorm(self, x: Rows, residual: Rows | Array | None, norm: LayerNorm) -> Rows:
@@ -208,6 +245,10 @@ class _Recorder:
             **fields,
             **self._norm(norm),
         )
+
+    def add_row(self, x: Rows, row: Array) -> Rows:
+        """A linear of nothing, whose bias is the row and whose residual is x."""
+        return self.linear(Rows(x.number, 1), Linear(np.zeros((1, len(row)), np.float32), row), residual=x)
 
     def pool(self, x: Rows, cu_seqlens: I32, pooling: str) -> Rows:
         is_mean = int(pooling == "mean")
@@ -300,6 +341,7 @@ class _Recorder:
             2 + len(program),
             self._head_dim,
             self._keep,
+            self._rotations,
         )
 
     def _find_segments(self) -> list[tuple[int, int, int]]:

@@ -35,6 +35,17 @@ class NumbaCudaBackend(Backend):
             raise UnsupportedModelError(
                 "the CUDA kernels run f32 files only: export without --int8, or use device='cpu'"
             )
+        layers = spec.layers
+        if (
+            spec.is_pre_norm
+            or spec.is_gated
+            or not spec.has_position_table
+            or any(layer.window or layer.rotary_base for layer in layers)
+        ):
+            raise UnsupportedModelError(
+                "the model has rotary positions, windows of attention, gates or norms before its sub-blocks, which the "
+                "CUDA kernels do not run: use device='cpu' (native, numba, onnxruntime and numpy run it)"
+            )
         from numba import cuda
 
         from edgebert.backends.numba_cuda_ops import CudaOps
@@ -53,7 +64,7 @@ class NumbaCudaBackend(Backend):
             name = getattr(cuda.get_current_device(), "name", "simulated")
         self.detail = f"numba CUDA, {name.decode() if isinstance(name, bytes) else name}"
         self._tensors = tensors
-        self._ops = CudaOps()
+        self._ops: Any = CudaOps()  # without the ops of what was refused
         self._lock = threading.Lock()
         self._pid = os.getpid()
 

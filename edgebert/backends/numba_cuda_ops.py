@@ -250,8 +250,13 @@ class CudaOps:
         linear_f32[grid, (TILE, TILE)](x, weight, bias, ACTIVATIONS.index(activation), added, has_residual, out)
         return out
 
-    def attention_varlen(self, qkv: Device, cu_seqlens: I32, num_heads: int, position_bias: Array | None) -> Device:
-        """Self-attention inside each sequence, with a bias of the scores by distance if there is one."""
+    def attention_varlen(
+        self, qkv: Device, cu_seqlens: I32, num_heads: int, position_bias: Array | None, window: int = 0
+    ) -> Device:
+        """Self-attention inside each sequence, with a bias of the scores by distance if there is one.
+
+        Windows are refused when a model is loaded.
+        """
         size = qkv.shape[1] // 3
         head_dim = size // num_heads
         if head_dim > MAX_HEAD_DIM:

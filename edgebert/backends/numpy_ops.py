@@ -8,20 +8,24 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from edgebert.artifact.spec import rotary_frequencies
 from edgebert.backends.encoder_loop import LayerNorm, Linear, QuantizedRows, Table
 from edgebert.batch import I32
-from edgebert.quant import F32, attention_u8s8_f32, linear_u8s8_f32, quantize_rows
+from edgebert.quant import F32, attention_u8s8_f32, linear_u8s8_f32, mask_window, quantize_rows
 
 __all__ = [
     "add_layernorm",
+    "add_row",
     "attention_varlen",
     "attention_varlen_u8s8",
     "column",
     "embed_layernorm",
+    "gate",
     "linear",
     "normalize",
     "pool",
     "quantize_rows",
+    "rotate",
 ]
 
 
@@ -85,7 +89,49 @@ def activate(x: F32, activation: str) -> F32:
     return np.tanh(x) if activation == "tanh" else x
 
 
-def attention_varlen(qkv: F32, cu_seqlens: I32, num_heads: int, position_bias: F32 | None = None) -> F32:
+def gate(x: F32, activation: str) -> F32:
+    """activation(first half) * second half of each row (arXiv 2002.05202). f32 [tokens, 2 N] -> [tokens, N]."""
+    first, second = np.split(x, 2, axis=1)
+    return activate(first, activation) * second
+
+
+def rotary_table(length: int, head_dim: int, base: float) -> tuple[F32, F32]:
+    """Cosines and sines of the angles by which positions turn the pairs of a head, f32 [length, head_dim / 2] each.
+
+    The angle of position t and pair j is the f32 product of t and `rotary_frequencies(head_dim, base)[j]`.
+    """
+    angles = np.arange(length, dtype=np.float32)[:, None] * rotary_frequencies(head_dim, base)
+    angles = angles.astype(np.float64)
+    return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+
+
+def rotate(qkv: F32, cu_seqlens: I32, num_heads: int, base: float) -> F32:
+    """Queries and keys turned by their positions: (a, b) becomes (a cos - b sin, b cos + a sin).
+
+    Column j of the first half of a head makes a pair with column j of the second half.
+
+    Args:
+        qkv: f32 [tokens, 3 * num_heads * head_dim]: all heads' queries, then keys, then values.
+        cu_seqlens: int32 [n + 1].
+        num_heads: heads of this layer.
+        base: as of `rotary_table`.
+
+    Returns:
+        f32, the same shape.
+    """
+    tokens, size = len(qkv), qkv.shape[1] // 3
+    half = size // num_heads // 2
+    lengths = np.diff(cu_seqlens)
+    positions = np.concatenate([np.arange(length) for length in lengths])
+    cos, sin = (table[positions][:, None] for table in rotary_table(int(lengths.max()), 2 * half, base))
+    a, b = np.split(qkv[:, : 2 * size].reshape(tokens, 2 * num_heads, 2 * half), 2, axis=2)
+    turned = np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=2)
+    return np.hstack([turned.reshape(tokens, 2 * size), qkv[:, 2 * size :]])
+
+
+def attention_varlen(
+    qkv: F32, cu_seqlens: I32, num_heads: int, position_bias: F32 | None = None, window: int = 0
+) -> F32:
     """softmax(Q Kᵀ / sqrt(head_dim) + bias) V of each sequence and head (Vaswani et al., arXiv 1706.03762, 3.2.1).
 
     Args:
@@ -94,33 +140,38 @@ def attention_varlen(qkv: F32, cu_seqlens: I32, num_heads: int, position_bias: F
         num_heads: heads of this layer.
         position_bias: f32 [num_heads, 2 * d + 1] or None: of query i and key j the score gets column d + (j - i), or
             the last on its side if they are farther apart (Raffel et al., arXiv 1910.10683, section 2.1).
+        window: tokens on each side that a token attends to; 0: all.
 
     Returns:
         f32 [tokens, num_heads * head_dim].
     """
-    return _attend(_attention_f32, qkv, cu_seqlens, num_heads, position_bias)
+    return _attend(_attention_f32, qkv, cu_seqlens, num_heads, position_bias, window)
 
 
-def attention_varlen_u8s8(qkv: F32, cu_seqlens: I32, num_heads: int, position_bias: F32 | None = None) -> F32:
+def attention_varlen_u8s8(
+    qkv: F32, cu_seqlens: I32, num_heads: int, position_bias: F32 | None = None, window: int = 0
+) -> F32:
     """`attention_varlen` with `quant.attention_u8s8_f32` for each sequence and head; the same shapes."""
-    return _attend(attention_u8s8_f32, qkv, cu_seqlens, num_heads, position_bias)
+    return _attend(attention_u8s8_f32, qkv, cu_seqlens, num_heads, position_bias, window)
 
 
-def _attention_f32(query: F32, key: F32, value: F32, bias: F32 | None) -> F32:
+def _attention_f32(query: F32, key: F32, value: F32, bias: F32 | None, window: int) -> F32:
     scores = (query @ key.T) * np.float32(1.0 / math.sqrt(query.shape[1]))
     if bias is not None:
         scores = scores + bias
+    scores = mask_window(scores, window)
     scores = np.exp(scores - scores.max(axis=1, keepdims=True))
     context: F32 = (scores / scores.sum(axis=1, keepdims=True)) @ value
     return context
 
 
 def _attend(
-    attention: Callable[[F32, F32, F32, F32 | None], F32],
+    attention: Callable[[F32, F32, F32, F32 | None, int], F32],
     qkv: F32,
     cu_seqlens: I32,
     num_heads: int,
     position_bias: F32 | None,
+    window: int,
 ) -> F32:
     size = qkv.shape[1] // 3
     head_dim = size // num_heads
@@ -133,7 +184,7 @@ def _attend(
                 places = np.arange(last - first)
                 farthest = position_bias.shape[1] // 2
                 bias = position_bias[head, farthest + np.clip(places - places[:, None], -farthest, farthest)]
-            context[first:last, head * head_dim :][:, :head_dim] = attention(query, key, value, bias)
+            context[first:last, head * head_dim :][:, :head_dim] = attention(query, key, value, bias, window)
     return context
 
 
@@ -154,6 +205,11 @@ def add_layernorm(x: F32, residual: F32 | None, norm: LayerNorm) -> F32:
     variance = (centred * centred).mean(axis=1, keepdims=True)
     normed: F32 = centred / np.sqrt(variance + np.float32(norm.eps)) * norm.weight + norm.bias
     return normed
+
+
+def add_row(x: F32, row: F32) -> F32:
+    """`row` f32 [width] added to every row of f32 [tokens, width]."""
+    return x + row
 
 
 def pool(x: F32, cu_seqlens: I32, pooling: str) -> F32:

@@ -92,8 +92,9 @@ def count_operations(spec: EncoderSpec, lengths: Sequence[int]) -> int:
     layers = [spec.layers[i] for i in spec.layer_order]
     for i, layer in enumerate(layers, 1):
         rows = len(lengths) if reads_first and i == len(layers) else tokens
-        products += tokens * hidden * 3 * layer.attention_size + 2 * squares * layer.attention_size
-        products += rows * hidden * (layer.attention_size + 2 * layer.intermediate_size)
+        pairs = sum(n * min(n, 2 * layer.window + 1) for n in lengths) if layer.window else squares
+        products += tokens * hidden * 3 * layer.attention_size + 2 * pairs * layer.attention_size
+        products += rows * hidden * (layer.attention_size + (2 + spec.is_gated) * layer.intermediate_size)
     weights: dict[str, int] = {}
     for head in answers:
         for before, step in zip((None, *head.steps), head.steps, strict=False):

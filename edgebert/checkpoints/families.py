@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from edgebert.errors import UnsupportedModelError
 
 
 @dataclass(frozen=True)
@@ -13,7 +15,7 @@ class Family:
 
     `class_prefix` begins the names of its classes in transformers. `encoder` names are below `prefix`, which a
     checkpoint of the bare encoder leaves out; `dense` (of the classification head), `classifier` and the `mlm` names
-    are given in full.
+    are given in full. `qkv` in `encoder` stands for `q`, `k` and `v` one below the other.
     """
 
     class_prefix: str
@@ -21,9 +23,13 @@ class Family:
     encoder: Mapping[str, str]
     classifier: str
     dense: str
-    dense_activation: str
+    dense_activation: str | None  # as mlm_activation
     mlm: tuple[str, str, str, str]  # dense, layer norm, decoder, the name of the bias
-    mlm_activation: str | None  # None: the config's hidden_act
+    mlm_activation: str | None  # None: the config's `head_act`
+    head_act: str = "hidden_act"
+    span_classifier: str = "qa_outputs"
+    token_dense: bool = False  # heads over tokens have the classification head's dense layer too
+    dense_norm: str | None = None  # its LayerNorm
     config: Mapping[str, str] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
     fixed: Mapping[str, Any] = field(default_factory=dict)  # what its code fixes, whatever the config says
@@ -32,6 +38,11 @@ class Family:
     has_position_bias: bool = False  # of attention's scores by distance, in buckets, one table for all layers
     has_embedding_size: bool = False  # embeddings may be of another width than the layers
     drops_pooled: bool = False  # in training, the classification head drops before its dense layer too
+    # part of a tensor's name -> the config's key that says whether it has a bias; the first one counts
+    biases: Mapping[str, str] = field(default_factory=dict)
+    spec: Mapping[str, Any] = field(default_factory=dict)  # fields of EncoderSpec that its code fixes
+    # fields of each LayerSpec, from the config and the number of layers
+    layers: Callable[[Mapping[str, Any], int], list[dict[str, Any]]] = lambda config, count: [{}] * count
 
 
 _BERT_ENCODER = {
@@ -84,6 +95,52 @@ _DISTILBERT_ENCODER = {
     "ffn_down": "transformer.layer.{i}.ffn.lin2",
     "ffn.layer_norm": "transformer.layer.{i}.output_layer_norm",
 }
+
+
+_MODERNBERT_ENCODER = {
+    "word": "embeddings.tok_embeddings",
+    "embeddings.layer_norm": "embeddings.norm",
+    "qkv": "layers.{i}.attn.Wqkv",
+    "attention_output": "layers.{i}.attn.Wo",
+    "attention.layer_norm": "layers.{i}.attn_norm",
+    "ffn_up": "layers.{i}.mlp.Wi",
+    "ffn_down": "layers.{i}.mlp.Wo",
+    "ffn.layer_norm": "layers.{i}.mlp_norm",
+    "final.layer_norm": "final_norm",
+}
+
+
+def _modernbert_layers(config: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
+    """Global layers and local ones in turn, which count their positions in other units; the first has no norm.
+
+    Release 5 of transformers lists kinds and bases, release 4 states a period and two bases.
+    """
+    period = config.get("global_attn_every_n_layers") or 3
+    kinds = config.get("layer_types") or ["sliding_attention" if i % period else "full_attention" for i in range(count)]
+    global_base = config.get("global_rope_theta") or 160_000.0
+    local_base = config.get("local_rope_theta", 10_000.0) or global_base
+    window = (128 if config.get("local_attention") is None else config["local_attention"]) // 2
+    stated = {"full_attention": global_base, "sliding_attention": local_base}
+    if window < 1 or len(kinds) != count or any(kind not in stated for kind in kinds):
+        raise UnsupportedModelError(
+            f"expected {count} layer_types, each of {' and '.join(stated)}, and a local_attention of at least 2, "
+            f"got {kinds!r:.200} and {config.get('local_attention')!r}"
+        )
+    bases = {}
+    for kind, base in stated.items():
+        rotary = (config.get("rope_parameters") or {}).get(kind) or {}
+        rotary = {"rope_type": "default", "rope_theta": base} | rotary | (config.get("rope_scaling") or {})
+        if rotary["rope_type"] != "default" or rotary.get("type", "default") != "default":
+            raise UnsupportedModelError(f"rotary positions of {rotary!r:.100} are not supported; supported: default")
+        bases[kind] = float(rotary["rope_theta"])
+    return [
+        {
+            "window": window if kind == "sliding_attention" else 0,
+            "rotary_base": bases[kind],
+            "has_attention_norm": i > 0,
+        }
+        for i, kind in enumerate(kinds)
+    ]
 
 
 def _roberta(class_prefix: str) -> Family:
@@ -183,5 +240,40 @@ FAMILY_TABLES = {
         mlm_activation="gelu_erf",
         has_embedding_size=True,
         drops_pooled=True,
+    ),
+    "modernbert": Family(
+        class_prefix="ModernBert",
+        prefix="model.",
+        encoder=_MODERNBERT_ENCODER,
+        classifier="classifier",
+        dense="head.dense",
+        dense_activation=None,
+        dense_norm="head.norm",
+        token_dense=True,
+        span_classifier="classifier",
+        mlm=("head.dense", "head.norm", "decoder", "decoder.bias"),
+        mlm_activation=None,
+        head_act="classifier_activation",
+        config={"hidden_act": "hidden_activation", "layer_norm_eps": "norm_eps"},
+        defaults={
+            "pad_token_id": 50283,
+            "layer_norm_eps": 1e-5,
+            "classifier_activation": "gelu",
+            "norm_bias": False,
+            "attention_bias": False,
+            "mlp_bias": False,
+            "classifier_bias": False,
+            "decoder_bias": True,
+        },
+        fixed={"type_vocab_size": 0},
+        biases={
+            "norm": "norm_bias",
+            ".attn.": "attention_bias",
+            ".mlp.": "mlp_bias",
+            "head.dense": "classifier_bias",
+            "decoder": "decoder_bias",
+        },
+        spec={"is_gated": True, "is_pre_norm": True, "has_position_table": False},
+        layers=_modernbert_layers,
     ),
 }

@@ -19,8 +19,8 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from edgebert.artifact.names import linear_name, position_bias_name, weight_tensors
-from edgebert.artifact.spec import POOLINGS, PROBLEM_TYPES, TASKS, EncoderSpec, LayerSpec
+from edgebert.artifact.names import linear_name, linear_shape, position_bias_name, weight_tensors
+from edgebert.artifact.spec import LINEARS, POOLINGS, PROBLEM_TYPES, TASKS, EncoderSpec, LayerSpec
 from edgebert.checkpoints.families import FAMILY_TABLES, Family
 from edgebert.checkpoints.files import find_checkpoint_folder, read_json, read_object, read_weights
 from edgebert.checkpoints.tokenizer import CheckpointTokenizer, read_plain_tokenizer, read_tokenizer
@@ -78,6 +78,7 @@ _DEFAULTS = {
     "layer_norm_eps": 1e-12,
     "hidden_act": "gelu",
     "pad_token_id": 0,
+    "classifier_pooling": "cls",
 }
 # What the values of config.json must be, beside those that `_body_spec` reads as sizes; null counts as absent.
 _TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {
@@ -91,7 +92,21 @@ _TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {
     "id2label": (dict, "an object of names by number"),
     "num_labels": (int, "a whole number"),
     "layer_norm_eps": ((int, float), "a number"),
+    "norm_eps": ((int, float), "a number"),
+    "hidden_activation": (str, "a name"),
+    "classifier_activation": (str, "a name"),
+    "classifier_pooling": (str, "a name"),
+    "layer_types": (list, "a list of names"),
+    "local_attention": (int, "a whole number"),
+    "global_attn_every_n_layers": (int, "a whole number"),
+    "global_rope_theta": ((int, float), "a number"),
+    "local_rope_theta": ((int, float), "a number"),
+    "rope_parameters": (dict, "an object"),
+    "rope_scaling": (dict, "an object"),
 }
+
+
+_TOPS = ("embeddings.", "encoder.", "transformer.", "layers.", "final_norm.")  # what encoders' names begin with
 
 
 @dataclass
@@ -146,7 +161,7 @@ def load_checkpoint(source: str | Path, task: str | None = None, family: str | N
     table = FAMILY_TABLES[family]
     task, pooling = choose_task(config, table, task, has_modules=bool(modules))
     spec = _body_spec(config, table, family, task)
-    raw = _Weights(read_weights(folder), table)
+    raw = _Weights(read_weights(folder), table, config)
     head, dense = sentence_head(root, modules) if modules and task == "embedding" and pooling is None else ({}, None)
     if task == "embedding" and not head:
         pooling = pooling or "mean"
@@ -223,9 +238,10 @@ def _source_files(root: Path, folder: Path, modules: list[tuple[str, str]]) -> d
 class _Weights:
     """A checkpoint's tensors by the full names of transformers, whichever way they were saved."""
 
-    def __init__(self, raw: dict[str, F32], table: Family) -> None:
+    def __init__(self, raw: dict[str, F32], table: Family, config: dict[str, Any]) -> None:
         self._table = table
-        tops = ("embeddings.", "encoder.", "transformer.", "embeddings_project.", "pooler.")
+        self._has_bias = {part: bool(_value(config, table, key)) for part, key in table.biases.items()}
+        tops = (*_TOPS, "embeddings_project.", "pooler.")
         self._tensors: dict[str, F32] = {}
         for name, tensor in raw.items():
             for old, new in ((".gamma", ".weight"), (".beta", ".bias")):
@@ -252,14 +268,25 @@ class _Weights:
             raise UnsupportedModelError(f"tensor {name} has shape {tensor.shape}, the config asks for {shape}")
         return tensor
 
+    def bias(self, module: str, width: int) -> F32:
+        """The bias of a module, zeros where the config says that it has none."""
+        if not next((has for part, has in self._has_bias.items() if part in module), True):
+            return np.zeros(width, np.float32)
+        return self.get(f"{module}.bias", (width,))
+
+    def norm(self, module: str, width: int) -> dict[str, F32]:
+        """Weight and bias of a LayerNorm."""
+        return {"weight": self.get(f"{module}.weight", (width,)), "bias": self.bias(module, width)}
+
     def encoder(self, key: str, suffix: str, shape: tuple[int, ...], i: int = 0) -> F32:
         """A tensor of the encoder by its key in the family's table."""
-        return self.get(f"{self._table.prefix}{self._table.encoder[key].format(i=i)}.{suffix}", shape)
+        module = self._table.prefix + self._table.encoder[key].format(i=i)
+        return self.bias(module, *shape) if suffix == "bias" else self.get(f"{module}.{suffix}", shape)
 
     def check_encoder_used(self) -> None:
         """Refuse tensors inside the encoder that were not read: they would change what the model computes."""
         ignored = ("position_ids", "token_type_ids")
-        inside = tuple(self._table.prefix + top for top in ("embeddings.", "encoder.", "transformer."))
+        inside = tuple(self._table.prefix + top for top in _TOPS)
         unknown = sorted(
             name for name in self._tensors.keys() - self._used if name.startswith(inside) and not name.endswith(ignored)
         )
@@ -341,34 +368,19 @@ def _body_spec(config: dict[str, Any], table: Family, family: str, task: str) ->
     if config.get("pruned_heads"):
         raise UnsupportedModelError("the config has pruned_heads: save the checkpoint unpruned, or prune with EdgeBERT")
 
-    def value(key: str) -> Any:
-        if key in table.fixed:
-            return table.fixed[key]
-        defaults = {**_DEFAULTS, **table.defaults}
-        key_in_config = table.config.get(key, key)
-        found = config.get(key_in_config)
-        if found is None:
-            if key not in defaults:
-                raise ModelFormatError(f"config.json has no {key_in_config}")
-            return defaults[key]
-        return found
-
     def size(key: str) -> int:
-        found = value(key)
+        found = _value(config, table, key)
         if not isinstance(found, int) or isinstance(found, bool) or found < 0:
             raise ModelFormatError(f"config.json: {table.config.get(key, key)} must be a whole number, got {found!r}")
         return found
 
-    act = value("hidden_act")
-    if act not in HIDDEN_ACTS:
-        _refuse("hidden_act", act, HIDDEN_ACTS)
     hidden_size, num_heads = size("hidden_size"), size("num_attention_heads")
     if num_heads == 0 or hidden_size % num_heads:
         raise UnsupportedModelError(f"hidden size {hidden_size} is not a multiple of the {num_heads} attention heads")
     embedding_size = size("embedding_size") if table.has_embedding_size else hidden_size
     layer = LayerSpec(num_heads, hidden_size // num_heads, size("intermediate_size"))
     count = size("num_hidden_layers")
-    layers = (layer,) * count
+    layers = tuple(replace(layer, **fields) for fields in table.layers(config, count))
     if table.shares_layers:
         groups, inner = size("num_hidden_groups"), size("inner_group_num")
         if inner != 1 or not 1 <= groups <= max(count, 1):
@@ -389,17 +401,39 @@ def _body_spec(config: dict[str, Any], table: Family, family: str, task: str) ->
         num_positions=num_positions,
         num_token_types=num_token_types,
         layers=layers,
-        activation=HIDDEN_ACTS[act],
-        layer_norm_eps=float(value("layer_norm_eps")),
+        activation=_activation(config, table, "hidden_act"),
+        layer_norm_eps=float(_value(config, table, "layer_norm_eps")),
         position_offset=position_offset,
         has_padding_position=table.has_padding_position,
         max_relative_distance=_MAX_BUCKETED_DISTANCE if table.has_position_bias else 0,
         max_length=num_positions - position_offset,
         pad_token_id=size("pad_token_id"),
-        mlm_activation=(table.mlm_activation or HIDDEN_ACTS[act])
+        mlm_activation=(table.mlm_activation or _activation(config, table, table.head_act))
         if task in ("fill-mask", "pretraining")
         else "identity",
+        **table.spec,
     )
+
+
+def _value(config: dict[str, Any], table: Family, key: str) -> Any:
+    """A value of config.json by the name that most families have for it, or what the family takes in its place."""
+    if key in table.fixed:
+        return table.fixed[key]
+    defaults = {**_DEFAULTS, **table.defaults}
+    key_in_config = table.config.get(key, key)
+    found = config.get(key_in_config)
+    if found is None:
+        if key not in defaults:
+            raise ModelFormatError(f"config.json has no {key_in_config}")
+        return defaults[key]
+    return found
+
+
+def _activation(config: dict[str, Any], table: Family, key: str) -> str:
+    name = _value(config, table, key)
+    if name not in HIDDEN_ACTS:
+        _refuse(table.config.get(key, key), name, HIDDEN_ACTS)
+    return HIDDEN_ACTS[name]
 
 
 def _task_head(config: dict[str, Any], table: Family, task: str, raw: _Weights) -> dict[str, Any]:
@@ -408,8 +442,8 @@ def _task_head(config: dict[str, Any], table: Family, task: str, raw: _Weights) 
     hidden_size = config[table.config.get("hidden_size", "hidden_size")]
     if task in ("text-classification", "token-classification"):
         head["labels"] = read_labels(config)
+    head |= dense_head(config, table, task)
     if task == "text-classification":
-        head |= {"pooling": "cls", "dense_size": hidden_size, "dense_activation": table.dense_activation}
         head["problem_type"] = read_problem_type(config, len(head["labels"]))
     if task in ("next-sentence", "pretraining"):
         head |= {
@@ -417,6 +451,22 @@ def _task_head(config: dict[str, Any], table: Family, task: str, raw: _Weights) 
             "dense_size": hidden_size,
             "dense_activation": "tanh",
             "labels": NEXT_SENTENCE_LABELS,
+        }
+    return head
+
+
+def dense_head(config: dict[str, Any], table: Family, task: str) -> dict[str, Any]:
+    """Spec fields of what a classification head has between the hidden states and its classifier."""
+    head: dict[str, Any] = {}
+    if task == "text-classification":
+        head["pooling"] = _value(config, table, "classifier_pooling")
+        if head["pooling"] not in ("cls", "mean"):
+            _refuse("classifier_pooling", head["pooling"], ("cls", "mean"))
+    if task == "text-classification" or (table.token_dense and task in ("token-classification", "question-answering")):
+        head |= {
+            "dense_size": _value(config, table, "hidden_size"),
+            "dense_activation": table.dense_activation or _activation(config, table, table.head_act),
+            "has_dense_norm": table.dense_norm is not None,
         }
     return head
 
@@ -620,38 +670,46 @@ def _canonical_tensors(spec: EncoderSpec, table: Family, raw: _Weights, dense: d
 
     def head_linear(name: str, source: str) -> None:
         shape = expected[f"{name}.weight"][1][::-1]
-        linear(name, raw.get(f"{source}.weight", shape), raw.get(f"{source}.bias", shape[:1]))
+        linear(name, raw.get(f"{source}.weight", shape), raw.bias(source, shape[0]))
 
     def layer_norm(name: str, key: str, width: int, i: int = 0) -> None:
-        for part in ("weight", "bias"):
-            tensors[f"{name}.{part}"] = raw.encoder(key, part, (width,), i)
+        for part, value in raw.norm(table.prefix + table.encoder[key].format(i=i), width).items():
+            tensors[f"{name}.{part}"] = value
 
     tensors["embeddings.word.weight"] = raw.encoder("word", "weight", (spec.vocab_size, embedding))
-    tensors["embeddings.position.weight"] = raw.encoder("position", "weight", (spec.num_positions, embedding))
+    if spec.has_position_table:
+        tensors["embeddings.position.weight"] = raw.encoder("position", "weight", (spec.num_positions, embedding))
     if spec.num_token_types:
         tensors["embeddings.token_type.weight"] = raw.encoder("token_type", "weight", (spec.num_token_types, embedding))
     layer_norm("embeddings.layer_norm", "embeddings.layer_norm", embedding)
     if embedding != hidden:
         encoder_linear("embeddings.projection", ("projection",), embedding, hidden)
     for i, layer in enumerate(spec.layers):
-        encoder_linear(linear_name(i, "qkv"), ("q", "k", "v"), hidden, layer.attention_size, i)
+        keys = ("qkv",) if "qkv" in table.encoder else ("q", "k", "v")
+        for name in LINEARS:
+            inputs, outputs = linear_shape(spec, i, name)
+            parts = keys if name == "qkv" else (name,)
+            encoder_linear(linear_name(i, name), parts, inputs, outputs // len(parts), i)
         if spec.max_relative_distance:
             buckets = raw.encoder("position_bias", "weight", (_NUM_BUCKETS, layer.num_heads))
             tensors[position_bias_name(i)] = buckets[_distance_buckets()].T
-        encoder_linear(linear_name(i, "attention_output"), ("attention_output",), layer.attention_size, hidden, i)
-        layer_norm(f"layer.{i}.attention.layer_norm", "attention.layer_norm", hidden, i)
-        encoder_linear(linear_name(i, "ffn_up"), ("ffn_up",), hidden, layer.intermediate_size, i)
-        encoder_linear(linear_name(i, "ffn_down"), ("ffn_down",), layer.intermediate_size, hidden, i)
+        if layer.has_attention_norm:
+            layer_norm(f"layer.{i}.attention.layer_norm", "attention.layer_norm", hidden, i)
         layer_norm(f"layer.{i}.ffn.layer_norm", "ffn.layer_norm", hidden, i)
+    if spec.is_pre_norm:
+        layer_norm("final.layer_norm", "final.layer_norm", hidden)
 
     if dense is not None:
         tensors["head.dense.weight"], tensors["head.dense.bias"] = dense["weight"], dense["bias"]
     elif "head.dense.weight" in expected:
         source = table.dense if spec.task != "embedding" else f"{table.prefix}{table.encoder['pooler']}"
         head_linear("head.dense", source)
+    if spec.has_dense_norm:
+        for part, value in raw.norm(str(table.dense_norm), spec.dense_size).items():
+            tensors[f"head.layer_norm.{part}"] = value
     if "head.out.weight" in expected:
         sources = {"text-classification": table.classifier, "token-classification": "classifier"}
-        sources["question-answering"] = "qa_outputs"
+        sources["question-answering"] = table.span_classifier
         head_linear("head.out", sources.get(spec.task, "cls.seq_relationship"))
     if spec.has_decoder:
         _add_mlm_head(tensors, spec, table, raw)
@@ -684,10 +742,10 @@ def _add_mlm_head(tensors: dict[str, F32], spec: EncoderSpec, table: Family, raw
     dense, norm, decoder, bias = table.mlm
     width = spec.embedding_size
     tensors["mlm.dense.weight"] = raw.get(f"{dense}.weight", (width, spec.hidden_size)).T
-    tensors["mlm.dense.bias"] = raw.get(f"{dense}.bias", (width,))
-    for part in ("weight", "bias"):
-        tensors[f"mlm.layer_norm.{part}"] = raw.get(f"{norm}.{part}", (width,))
-    tensors["mlm.bias"] = raw.get(bias if bias in raw else f"{decoder}.bias", (spec.vocab_size,))
+    tensors["mlm.dense.bias"] = raw.bias(dense, width)
+    for part, value in raw.norm(norm, width).items():
+        tensors[f"mlm.layer_norm.{part}"] = value
+    tensors["mlm.bias"] = raw.bias((bias if bias in raw else f"{decoder}.bias").removesuffix(".bias"), spec.vocab_size)
     tied = {f"{decoder}.weight": tensors["embeddings.word.weight"], f"{decoder}.bias": tensors["mlm.bias"]}
     for name, value in tied.items():
         if name in raw and not np.array_equal(raw.get(name, value.shape), value):

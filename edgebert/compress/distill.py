@@ -136,7 +136,7 @@ def _largest_units(checkpoint: Checkpoint, i: int, share: Fraction) -> Units:
 
     qkv = weight("qkv", spec.hidden_size, 3, layer.num_heads, layer.head_dim)
     outputs = weight("attention_output", layer.num_heads, layer.head_dim, spec.hidden_size)
-    up = weight("ffn_up", spec.hidden_size, layer.intermediate_size)
+    up = weight("ffn_up", spec.hidden_size * (1 + spec.is_gated), layer.intermediate_size)  # a gate's rows count too
     down = weight("ffn_down", layer.intermediate_size, spec.hidden_size)
     heads = np.linalg.norm(qkv[:, 2], axis=(0, 2)) * np.linalg.norm(outputs, axis=(1, 2))
     neurons = np.linalg.norm(up, axis=0) * np.linalg.norm(down, axis=1)

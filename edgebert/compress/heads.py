@@ -12,7 +12,7 @@ import numpy as np
 from edgebert.artifact.names import weight_tensors
 from edgebert.artifact.spec import EncoderSpec
 from edgebert.checkpoints.families import FAMILY_TABLES
-from edgebert.checkpoints.loading import Checkpoint, load_checkpoint
+from edgebert.checkpoints.loading import Checkpoint, dense_head, load_checkpoint
 from edgebert.compress.data import Dataset
 from edgebert.errors import InvalidInputError, UnsupportedModelError
 from edgebert.quant import F32
@@ -86,9 +86,8 @@ def load_for_task(
     except UnsupportedModelError:  # nor a pooler
         body = load_checkpoint(source, "embedding:none", family)
     head: dict[str, Any] = {"pooling": "none", "dense_size": 0, "dense_activation": "identity"}
+    head |= dense_head(body.config, FAMILY_TABLES[body.spec.family], task)
     if task == "text-classification":
-        activation = FAMILY_TABLES[body.spec.family].dense_activation
-        head = {"pooling": "cls", "dense_size": body.spec.hidden_size, "dense_activation": activation}
         head["problem_type"] = dataset.problem_type
     spec = body.spec.replace(
         task=task,

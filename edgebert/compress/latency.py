@@ -148,7 +148,7 @@ def measure_model(spec: EncoderSpec, tokens: int = 128, batch: int = 1, threads:
 def _as_measured(spec: EncoderSpec, int8: bool) -> EncoderSpec:
     """The spec with one layer as large as its largest, the dtypes of the file to be, and a small word table."""
     largest = _shaped(
-        spec.layers[0],
+        replace(spec.layers[0], has_attention_norm=True),
         max(layer.num_heads for layer in spec.layers),
         max(layer.intermediate_size for layer in spec.layers),
     )

@@ -56,16 +56,17 @@ class Flops:
     hidden_size: int
     head_dim: int
     length: int = 128
+    is_gated: bool = False
 
     @classmethod
     def of(cls, spec: EncoderSpec, length: int = 128) -> Flops:
         """Those of a model's layers."""
-        return cls(spec.hidden_size, spec.layers[0].head_dim, length)
+        return cls(spec.hidden_size, spec.layers[0].head_dim, length, spec.is_gated)
 
     def layer(self, num_heads: int, intermediate_size: int) -> float:
         """Of one layer of that shape."""
         attention = num_heads * self.head_dim * (4 * self.hidden_size + 2 * self.length)
-        return 2.0 * (attention + 2 * self.hidden_size * intermediate_size)
+        return 2.0 * (attention + (3 if self.is_gated else 2) * self.hidden_size * intermediate_size)
 
     def predict(self, spec: EncoderSpec) -> float:
         """Of all layers."""
@@ -311,11 +312,12 @@ def remove_units(
     for i, (layer, units) in enumerate(zip(spec.layers, kept, strict=True)):
         inner = (units.heads[:, None] * layer.head_dim + np.arange(layer.head_dim)).ravel()
         qkv = np.concatenate([part * layer.attention_size + inner for part in range(3)])
-        for up, down, outputs, inputs in (
+        up = np.concatenate([part * layer.intermediate_size + units.neurons for part in range(1 + spec.is_gated)])
+        for before, after, outputs, inputs in (
             ("qkv", "attention_output", qkv, inner),
-            ("ffn_up", "ffn_down", units.neurons, units.neurons),
+            ("ffn_up", "ffn_down", up, units.neurons),
         ):
-            first, second = linear_name(i, up), linear_name(i, down)
+            first, second = linear_name(i, before), linear_name(i, after)
             if not len(inputs):
                 for name in (f"{first}.weight", f"{first}.bias", f"{second}.weight"):
                     new.pop(name, None)
@@ -353,7 +355,11 @@ def take_layers(checkpoint: Checkpoint, layers: Sequence[int]) -> Checkpoint:
             if name.startswith(prefix)
         }
     spec = checkpoint.spec.replace(layers=tuple(checkpoint.spec.layers[i] for i in layers))
-    config = {**checkpoint.config, "num_hidden_layers": len(layers)}
+    # lists with an entry a layer, as newer configs have them
+    per_layer = {
+        k: [v[i] for i in layers] for k, v in checkpoint.config.items() if isinstance(v, list) and len(v) == count
+    }
+    config = {**checkpoint.config, **per_layer, "num_hidden_layers": len(layers)}
     return replace(checkpoint, spec=spec, tensors=tensors, config=config)
 
 

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from edgebert.artifact.names import linear_name, position_bias_name, weight_tensors
 from edgebert.artifact.spec import EncoderSpec, Step
+from edgebert.backends.numpy_ops import rotary_table
 from edgebert.checkpoints.families import FAMILY_TABLES
 from edgebert.errors import InvalidInputError, UnsupportedModelError
 from edgebert.quant import F32
@@ -118,6 +119,8 @@ class TorchEncoder(nn.Module):
             x = self.add(i, "ffn_down", inner if neuron_masks is None else inner * neuron_masks[i], x)
             kept_qkv.append(qkv)
             hidden_states.append(x)
+        if spec.is_pre_norm:
+            x = self._layer_norm("final.layer_norm", x)
         outputs: dict[str, Any] = self._heads(x, mask, only)
         if keep_hidden:
             outputs |= {"hidden_states": tuple(hidden_states), "qkv": tuple(kept_qkv)}
@@ -137,8 +140,16 @@ class TorchEncoder(nn.Module):
         layer = self.spec.layers[i]
         if not layer.num_heads:
             return x[..., :0], None
+        if self.spec.is_pre_norm and layer.has_attention_norm:
+            x = self._layer_norm(f"layer.{i}.attention.layer_norm", x)
         qkv = self._linear(linear_name(i, "qkv"), x).view(*x.shape[:2], 3, layer.num_heads, layer.head_dim)
         query, key, value = qkv.transpose(1, 3).unbind(2)  # [B, num_heads, S, head_dim] each
+        if layer.rotary_base:
+            query, key = _rotate(query, layer.rotary_base), _rotate(key, layer.rotary_base)
+        if layer.window:
+            places = torch.arange(x.shape[1], device=x.device)
+            is_near = (places[:, None] - places).abs() <= layer.window
+            attention_bias = is_near if attention_bias is None else attention_bias & is_near
         if self.spec.max_relative_distance:
             bias = self._position_bias(i, x.shape[1]).to(query.dtype)
             attention_bias = bias if attention_bias is None else bias.where(attention_bias, -math.inf)
@@ -164,7 +175,14 @@ class TorchEncoder(nn.Module):
         """The input of layer i's ffn_down, [B, S, intermediate_size]."""
         if not self.spec.layers[i].intermediate_size:
             return x[..., :0]
-        return _ACTIVATIONS[self.spec.activation](self._linear(linear_name(i, "ffn_up"), x))
+        if self.spec.is_pre_norm:
+            x = self._layer_norm(f"layer.{i}.ffn.layer_norm", x)
+        activation = _ACTIVATIONS[self.spec.activation]
+        up = self._linear(linear_name(i, "ffn_up"), x)
+        if not self.spec.is_gated:
+            return activation(up)
+        up, gate = up.chunk(2, dim=-1)
+        return activation(up) * gate
 
     def output(self, i: int, name: str, inner: Tensor) -> Tensor:
         """Layer i's "attention_output" or "ffn_down" of its input; where that has no width, the bias."""
@@ -173,7 +191,9 @@ class TorchEncoder(nn.Module):
         return self._linear(linear_name(i, name), inner)
 
     def add(self, i: int, name: str, inner: Tensor, x: Tensor) -> Tensor:
-        """The hidden states after a sub-block: LayerNorm of x + output."""
+        """The hidden states after a sub-block: LayerNorm of x + output; in a pre-norm model x + output."""
+        if self.spec.is_pre_norm:
+            return x + self._drop(self.output(i, name, inner))
         norm = f"layer.{i}.{'ffn' if name == 'ffn_down' else 'attention'}.layer_norm"
         return self._layer_norm(norm, x + self._drop(self.output(i, name, inner)))
 
@@ -187,14 +207,15 @@ class TorchEncoder(nn.Module):
                 x = x + self._rows("token_type", types[0])
             else:
                 x = x + self._rows("token_type", functional.embedding(token_type_ids, types))
-        positions = self.tensor("embeddings.position.weight")
-        first = spec.position_offset
-        if spec.has_padding_position:
-            is_counted = (input_ids != spec.pad_token_id).long()
-            rows = functional.embedding(is_counted.cumsum(1) * is_counted + first - 1, positions)
-        else:
-            rows = positions[first : first + input_ids.shape[1]]
-        x = x + self._rows("position", rows)
+        if spec.has_position_table:
+            positions = self.tensor("embeddings.position.weight")
+            first = spec.position_offset
+            if spec.has_padding_position:
+                is_counted = (input_ids != spec.pad_token_id).long()
+                rows = functional.embedding(is_counted.cumsum(1) * is_counted + first - 1, positions)
+            else:
+                rows = positions[first : first + input_ids.shape[1]]
+            x = x + self._rows("position", rows)
         x = self._drop(self._layer_norm("embeddings.layer_norm", x))
         return x if spec.embedding_size == spec.hidden_size else self._linear("embeddings.projection", x)
 
@@ -246,6 +267,14 @@ class TorchEncoder(nn.Module):
 def _attribute(name: str) -> str:
     """The name of a canonical tensor as torch's modules allow it."""
     return name.replace(".", "/")
+
+
+def _rotate(x: Tensor, base: float) -> Tensor:
+    """`numpy_ops.rotate` of [B, num_heads, S, head_dim]."""
+    tables = rotary_table(x.shape[2], x.shape[3], base)
+    cos, sin = (torch.from_numpy(table).to(x.device, x.dtype) for table in tables)
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
 
 
 def _mean_pool(x: Tensor, mask: Tensor) -> Tensor:

@@ -7,7 +7,6 @@ smaller output error. Layers are taken in order, each fed what the quantized lay
 
 from __future__ import annotations
 
-import types
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -19,7 +18,7 @@ from edgebert import quant
 from edgebert.artifact.names import LINEAR_NAMES, linear_name
 from edgebert.artifact.spec import LINEARS, EncoderSpec
 from edgebert.backends import numpy_ops
-from edgebert.backends.encoder_loop import Capture, Tensors, run_encoder
+from edgebert.backends.encoder_loop import Capture, Tensors, embed, run_layer
 from edgebert.batch import PackedBatch
 from edgebert.errors import InvalidInputError, UnsupportedModelError
 from edgebert.quant import F32, S8
@@ -90,7 +89,7 @@ def quantize(
         new["mlm.colsum"] = quant.column_sums(new["embeddings.word.weight"].T)
 
     spec = spec.replace(embedding_dtype="s8", portable=portable)
-    hidden_states = [_embed(spec, new, batch) for batch in batches]
+    hidden_states = [embed(numpy_ops, spec, new, batch) for batch in batches]
     linears: dict[str, dict[str, Any]] = {}
     for i in range(spec.num_layers):
         inputs = _capture_inputs(spec, new, i, batches, hidden_states)
@@ -108,7 +107,7 @@ def quantize(
         layer = replace(spec.layers[i], smoothed=smoothed, **dtypes)
         spec = spec.replace(layers=(*spec.layers[:i], layer, *spec.layers[i + 1 :]))
         if i + 1 < spec.num_layers:
-            hidden_states = [_run_layer(spec, new, i, *pair) for pair in zip(batches, hidden_states, strict=True)]
+            hidden_states = _run_layer(spec, new, i, batches, hidden_states)
     report = {"calibration_tokens": sum(batch.total_tokens for batch in batches), "linears": linears}
     return spec, new, report
 
@@ -126,7 +125,7 @@ def settle_smoothing(
     """
     new: dict[str, Array] = dict(tensors)
     smooth: dict[str, F32] = {}
-    hidden_states = [_embed(spec, new, batch) for batch in batches]
+    hidden_states = [embed(numpy_ops, spec, new, batch) for batch in batches]
     for i in range(spec.num_layers):
         inputs = _capture_inputs(spec, new, i, batches, hidden_states)
         if "attention_output" in inputs:
@@ -134,38 +133,27 @@ def settle_smoothing(
         for name in sorted({"qkv", "ffn_up"} & inputs.keys()):
             prefix = linear_name(i, name)
             smooth[prefix] = smoothing_factors(inputs[name], new[f"{prefix}.weight"])
-        hidden_states = [_run_layer(spec, new, i, *pair) for pair in zip(batches, hidden_states, strict=True)]
+        hidden_states = _run_layer(spec, new, i, batches, hidden_states)
     return new, smooth
 
 
 # Running one layer of the oracle
 
 
-def _embed(spec: EncoderSpec, tensors: Tensors, batch: PackedBatch) -> F32:
-    """The input of the first layer, f32 [tokens, hidden_size]."""
-    body = spec.replace(task="embedding", pooling="none", dense_size=0, labels=(), layers=())
-    return run_encoder(numpy_ops, body, tensors, batch, body.outputs)["last_hidden_state"]
-
-
 def _run_layer(
-    spec: EncoderSpec, tensors: Tensors, i: int, batch: PackedBatch, x: F32, capture: Capture | None = None
-) -> F32:
-    """Layer i alone on hidden states f32 [tokens, hidden_size]; `capture` gets the short names of its linears."""
-    body = spec.replace(
-        task="embedding",
-        pooling="none",
-        dense_size=0,
-        labels=(),
-        layers=(spec.layers[i],),
-        embedding_size=spec.hidden_size,
-    )
-    names = {linear_name(0, name): name for name in LINEARS}
-    prefix = f"layer.{i}."
-    alone = {f"layer.0.{name.removeprefix(prefix)}": t for name, t in tensors.items() if name.startswith(prefix)}
-    alone |= {name: t for name, t in tensors.items() if name.startswith("embeddings.")}
-    ops: Any = types.SimpleNamespace(**vars(numpy_ops) | {"embed_layernorm": lambda *_: x})
-    short = None if capture is None else (lambda name, value: capture(names[name], value))
-    return run_encoder(ops, body, alone, batch, body.outputs, short)["last_hidden_state"]
+    spec: EncoderSpec,
+    tensors: Tensors,
+    i: int,
+    batches: Sequence[PackedBatch],
+    hidden_states: Sequence[F32],
+    capture: Capture | None = None,
+) -> list[F32]:
+    """Layer i alone, as often as it repeats, on the hidden states f32 [tokens, hidden_size] of each batch."""
+    hidden_states = list(hidden_states)
+    for _ in range(spec.layers[i].repeats):
+        pairs = zip(batches, hidden_states, strict=True)
+        hidden_states = [run_layer(numpy_ops, spec, tensors, i, batch, x, capture) for batch, x in pairs]
+    return hidden_states
 
 
 def _capture_inputs(
@@ -173,8 +161,8 @@ def _capture_inputs(
 ) -> dict[str, F32]:
     """Inputs of layer i's linears, f32 [tokens, K] each, over all batches."""
     parts: dict[str, list[F32]] = {}
-    for batch, x in zip(batches, hidden_states, strict=True):
-        _run_layer(spec, tensors, i, batch, x, lambda name, value: parts.setdefault(name, []).append(value))
+    names = {linear_name(i, name): name for name in LINEARS}
+    _run_layer(spec, tensors, i, batches, hidden_states, lambda name, x: parts.setdefault(names[name], []).append(x))
     return {name: np.concatenate(values) for name, values in parts.items()}
 
 

@@ -2,18 +2,20 @@
 // embedding to output; those left over when every thread has had equally many run on all threads together.
 //
 // Between two attentions each row is computed by itself: context, output linear, LayerNorm, the two linears of the FFN,
-// LayerNorm, the next layer's qkv. A block of rows goes through all of these at once, its wide activations in a buffer
-// of the thread's own. Threads share out the blocks and wait for one another twice a layer; where there are too few
-// rows for that, they share out the columns of each linear instead.
+// LayerNorm, the next layer's qkv, turned by its position where positions are rotary. A block of rows goes through all
+// of these at once, its wide activations in a buffer of the thread's own. Threads share out the blocks and wait for one
+// another twice a layer; where there are too few rows for that, they share out the columns of each linear instead.
 #include "engine/encoder.h"
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <cstring>
 #include <functional>
 #include <map>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/arena.h"
@@ -76,11 +78,24 @@ struct Linear {
   int outputs() const { return takes_codes() ? s8.outputs : f32.outputs; }
 };
 
+// Cosines and sines of the angles by which positions turn the pairs of a head, [position][row_stride(head_dim / 2)].
+struct RotaryTable {
+  double base;
+  int head_dim;
+  int positions = 0;  // so many are there
+  AlignedBytes memory;
+
+  int stride() const { return row_stride(head_dim / 2); }
+  const float* cosines() const { return reinterpret_cast<const float*>(memory.get()); }
+  const float* sines() const { return cosines() + static_cast<size_t>(positions) * stride(); }
+};
+
 struct Layer {
-  int num_heads, head_dim, attention_size, intermediate_size;
+  int num_heads, head_dim, attention_size, intermediate_size, window;
+  int rotary_table;  // in Desk::rotary_tables; -1: none
   Linear qkv, attention_output, ffn_up, ffn_down;
-  LayerNormWeights attention_norm, ffn_norm;
-  const float* position_bias;  // of AttentionArgs
+  LayerNormWeights attention_norm, ffn_norm;  // a width of 0: none
+  const float* position_bias;                 // of AttentionArgs
 
   size_t weight_bytes() const {
     return qkv.weight_bytes() + attention_output.weight_bytes() + ffn_up.weight_bytes() + ffn_down.weight_bytes();
@@ -100,10 +115,10 @@ struct Workspace {
   size_t capacity = 0;  // bytes
   int tokens = 0, sequences = 0, max_seqlen = 0;
 
-  float *hidden, *qkv, *context;  // [tokens]
-  float *projected, *ffn;         // [threads * kBlockRows]
-  CodeRows codes;                 // [threads * kBlockRows]
-  float* head[2];                 // [kHeadRows], before and after a step
+  float *hidden, *qkv, *context;    // [tokens]
+  float *projected, *ffn, *normed;  // [threads * kBlockRows]
+  CodeRows codes;                   // [threads * kBlockRows]
+  float* head[2];                   // [kHeadRows], before and after a step
   int32_t *cu_seqlens, *position_ids;
   float* scratch;  // of attention, [threads][scratch_stride]
   size_t scratch_stride;
@@ -113,6 +128,7 @@ struct Workspace {
 struct Rows {
   int first, count;
   float *projected, *ffn;
+  float* normed;  // in a pre-norm model, what a sub-block reads instead of the hidden states
   CodeRows codes;
 };
 
@@ -140,6 +156,7 @@ class Encoder::Impl {
   struct Desk {
     std::vector<Workspace> workspaces;  // the team's, then each thread's own
     std::vector<Slice> slices;
+    std::vector<RotaryTable> rotary_tables;  // for positions up to that of the longest sequence so far
   };
   // All that changes of a model: what runs of several threads at once need.
   struct Workplace {
@@ -147,13 +164,17 @@ class Encoder::Impl {
 
     ThreadPool pool;
     std::vector<std::unique_ptr<Desk>> desks;  // by the place of a turn
-    std::atomic<size_t> bytes{0};              // of all workspaces
+    std::atomic<size_t> bytes{0};              // of all workspaces and rotary tables
   };
 
   Workplace& workplace() {
     return workplace_.get([this] { return std::make_unique<Workplace>(num_threads_); });
   }
   void place(Workspace& workspace, const eb_batch& batch, const Slice& slice) const;
+  static size_t bytes_of(const RotaryTable& table, int positions) {
+    return 2 * sizeof(float) * static_cast<size_t>(positions) * table.stride();
+  }
+  void reserve(RotaryTable& table, int positions);
   void reserve(Workspace& workspace, int tokens, int sequences, int max_seqlen, int threads);
 
   const EncoderSpec spec_;
@@ -163,12 +184,14 @@ class Encoder::Impl {
   EmbedArgs embed_{};
   Linear projection_;
   std::vector<Layer> layers_;
-  std::map<std::string, Linear> head_linears_;  // by the name of their tensors
+  LayerNormWeights final_norm_{};
+  std::vector<std::pair<double, int>> rotations_;  // base and head_dim of each table
+  std::map<std::string, Linear> head_linears_;     // by the name of their tensors
   std::map<std::string, LayerNormWeights> head_norms_;
   int head_widths_[2] = {0, 0};  // of Workspace::head
   PerProcess<Workplace> workplace_;
   int max_width_ = 0;  // widest row that is ever quantized
-  int max_intermediate_size_ = 0;
+  int max_ffn_width_ = 0;
   int few_rows_ = kFewRows;  // a thread
 };
 
@@ -237,6 +260,16 @@ struct Encoder::Impl::Loader {
     return found ? copy_f32(*found, found->num_bytes / sizeof(float), to.arena_) : nullptr;
   }
 
+  // Layers of one base share a table.
+  int rotary_table(const LayerSpec& layer) const {
+    if (layer.rotary_base == 0 || layer.num_heads == 0) return -1;
+    const std::pair<double, int> rotation{layer.rotary_base, layer.head_dim};
+    const auto found = std::find(to.rotations_.begin(), to.rotations_.end(), rotation);
+    const auto index = found - to.rotations_.begin();
+    if (found == to.rotations_.end()) to.rotations_.push_back(rotation);
+    return static_cast<int>(index);
+  }
+
   EmbeddingTable table(const std::string& name) const {
     const TensorView& weight = tensor("embeddings." + name + ".weight");
     const size_t rows = static_cast<size_t>(weight.shape[0]), width = static_cast<size_t>(weight.shape[1]);
@@ -247,29 +280,32 @@ struct Encoder::Impl::Loader {
   void load() {
     const EncoderSpec& spec = to.spec_;
     to.embed_.word = table("word");
-    to.embed_.position = table("position");
+    if (spec.has_position_table) to.embed_.position = table("position");
     to.embed_.num_token_types = spec.num_token_types;
     if (spec.num_token_types) to.embed_.token_type = table("token_type");
     to.embed_.norm = layer_norm("embeddings.layer_norm");
     to.projection_ = linear("embeddings.projection");
     for (size_t i = 0; i < spec.layers.size(); ++i) {
       const LayerSpec& sizes = spec.layers[i];
-      to.max_intermediate_size_ = std::max(to.max_intermediate_size_, sizes.intermediate_size);
+      to.max_ffn_width_ = std::max(to.max_ffn_width_, sizes.intermediate_size * (spec.is_gated ? 2 : 1));
       const std::string prefix = "layer." + std::to_string(i) + ".";
       const Layer layer{sizes.num_heads,
                         sizes.head_dim,
                         sizes.attention_size(),
                         sizes.intermediate_size,
+                        sizes.window,
+                        rotary_table(sizes),
                         linear(prefix + "attention.qkv"),
                         linear(prefix + "attention.output"),
                         linear(prefix + "ffn.up"),
                         linear(prefix + "ffn.down"),
-                        layer_norm(prefix + "attention.layer_norm"),
+                        sizes.has_attention_norm ? layer_norm(prefix + "attention.layer_norm") : LayerNormWeights{},
                         layer_norm(prefix + "ffn.layer_norm"),
                         position_bias(prefix + "attention.position_bias")};
       to.layers_.insert(to.layers_.end(), sizes.repeats, layer);
       if (to.layers_.back().weight_bytes() > kLargeLayer) to.few_rows_ = kFewRowsOfLargeLayers;
     }
+    if (spec.is_pre_norm) to.final_norm_ = layer_norm("final.layer_norm");
     for (const Head& head : spec.heads) {
       int at = 0;  // each step that makes new rows writes to the other buffer
       for (const HeadStep& step : head.steps) {
@@ -315,7 +351,8 @@ void Encoder::Impl::reserve(Workspace& workspace, int tokens, int sequences, int
   const size_t at_head[2] = {rows(kHeadRows, head_widths_[0]), rows(kHeadRows, head_widths_[1])};
   const size_t block_rows = static_cast<size_t>(threads) * kBlockRows;
   const int codes_stride = round_up(max_width_, 64);
-  const size_t at_projected = rows(block_rows, projected), at_ffn = rows(block_rows, max_intermediate_size_),
+  const size_t at_projected = rows(block_rows, projected), at_ffn = rows(block_rows, max_ffn_width_),
+               at_normed = rows(spec_.is_pre_norm ? block_rows : 0, spec_.hidden_size),
                at_codes = place(block_rows * codes_stride), at_scale = place(block_rows * sizeof(float)),
                at_zero = place(block_rows * sizeof(int32_t)), at_seqlens = place((sequences + 1) * sizeof(int32_t)),
                at_positions = place(tokens * sizeof(int32_t));
@@ -343,12 +380,36 @@ void Encoder::Impl::reserve(Workspace& workspace, int tokens, int sequences, int
   workspace.context = floats(at_context);
   workspace.projected = floats(at_projected);
   workspace.ffn = floats(at_ffn);
+  workspace.normed = floats(at_normed);
   for (int i = 0; i < 2; ++i) workspace.head[i] = floats(at_head[i]);
   workspace.codes = {base + at_codes, codes_stride, floats(at_scale), ints(at_zero)};
   workspace.cu_seqlens = ints(at_seqlens);
   workspace.position_ids = ints(at_positions);
   workspace.scratch = floats(at_scratch);
   workspace.scratch_stride = scratch_stride;
+}
+
+// Room for `positions`, whose values do not depend on how many there are: numpy_ops.rotary_table is their oracle.
+void Encoder::Impl::reserve(RotaryTable& table, int positions) {
+  if (positions <= table.positions) return;
+  positions = round_up(positions, 512);  // so that texts that are longer and longer make it grow seldom
+  AlignedBytes memory = allocate_aligned(bytes_of(table, positions), 64);
+  const int stride = table.stride();
+  auto* const cosines = reinterpret_cast<float*>(memory.get());
+  float* const sines = cosines + static_cast<size_t>(positions) * stride;
+  std::memset(cosines, 0, bytes_of(table, positions));
+  for (int j = 0; j < table.head_dim / 2; ++j) {
+    const float exponent = static_cast<float>(2 * j) / static_cast<float>(table.head_dim);
+    const float frequency = 1.0f / static_cast<float>(std::pow(table.base, static_cast<double>(exponent)));
+    for (int t = 0; t < positions; ++t) {
+      const double angle = static_cast<float>(t) * frequency;
+      cosines[static_cast<size_t>(t) * stride + j] = static_cast<float>(std::cos(angle));
+      sines[static_cast<size_t>(t) * stride + j] = static_cast<float>(std::sin(angle));
+    }
+  }
+  workplace().bytes += bytes_of(table, positions) - bytes_of(table, table.positions);
+  table.memory = std::move(memory);
+  table.positions = positions;
 }
 
 // Where each sequence of the slice begins, and each token's row of the position table.
@@ -368,6 +429,7 @@ struct Encoder::Impl::Pass {
   const Impl& model;
   Team& team;
   Workspace& w;
+  const std::vector<RotaryTable>& rotary_tables;
   const eb_batch& batch;
   const Slice slice;
   const eb_output* outputs;
@@ -417,10 +479,14 @@ struct Encoder::Impl::Pass {
 
   Rows rows_at(int first, int count, int rank) const {
     const size_t block = static_cast<size_t>(rank) * kBlockRows;
-    return {first, count, w.projected + block * row_stride(std::max(spec.hidden_size, spec.embedding_size)),
-            w.ffn + block * ffn_stride(), offset_rows(w.codes, rank * kBlockRows)};
+    return {first,
+            count,
+            w.projected + block * row_stride(std::max(spec.hidden_size, spec.embedding_size)),
+            w.ffn + block * ffn_stride(),
+            w.normed + block * hidden_stride,
+            offset_rows(w.codes, rank * kBlockRows)};
   }
-  int ffn_stride() const { return row_stride(model.max_intermediate_size_); }
+  int ffn_stride() const { return row_stride(model.max_ffn_width_); }
   float* hidden(const Rows& r) const { return w.hidden + static_cast<size_t>(r.first) * hidden_stride; }
 
   void embed(Team& t, const Rows& r) {
@@ -435,15 +501,24 @@ struct Encoder::Impl::Pass {
     if (model.projection_.has_weight())
       linear(t, model.projection_, r.codes, args.out, args.out_stride, r.count, Epilogue::kBias, hidden(r),
              hidden_stride);
-    if (!model.layers_.empty()) quantize_for(t, r, model.layers_[0].qkv, hidden(r), hidden_stride);
+    if (spec.is_pre_norm && (model.layers_.empty() || model.layers_[0].attention_norm.width > 0))
+      norm_first(t, r);
+    else if (!model.layers_.empty())
+      quantize_for(t, r, model.layers_[0].qkv, hidden(r), hidden_stride);
   }
 
-  // The rows' codes are those of the hidden states.
+  // The rows' codes are those of what the sub-block reads.
   void qkv(Team& t, const Rows& r, const Layer& l) {
     if (!l.num_heads) return;
     const int stride = row_stride(3 * l.attention_size);
-    linear(t, l.qkv, r.codes, hidden(r), hidden_stride, r.count, Epilogue::kBias,
-           w.qkv + static_cast<size_t>(r.first) * stride, stride);
+    float* const out = w.qkv + static_cast<size_t>(r.first) * stride;
+    const float* const x = spec.is_pre_norm && l.attention_norm.width > 0 ? r.normed : hidden(r);
+    linear(t, l.qkv, r.codes, x, hidden_stride, r.count, Epilogue::kBias, out, stride);
+    if (l.rotary_table < 0) return;
+    const RotaryTable& table = rotary_tables[l.rotary_table];
+    const RotateArgs args{out,          stride, l.num_heads, l.head_dim, w.position_ids + r.first, table.cosines(),
+                          table.sines()};
+    t.share(r.count, [&](int begin, int end) { kernels.rotate(args, begin, end); });
   }
 
   void attention(const Layer& l) {
@@ -455,7 +530,8 @@ struct Encoder::Impl::Pass {
                              w.context,
                              row_stride(l.attention_size),
                              l.position_bias,
-                             spec.max_relative_distance};
+                             spec.max_relative_distance,
+                             l.window};
     float* scratch = w.scratch + w.scratch_stride * team.rank();
     const auto attend = spec.is_attention_s8 ? kernels.attention_varlen_u8s8 : kernels.attention_varlen;
     team.share(slice.num_sequences * l.num_heads, [&](int begin, int end) {
@@ -471,15 +547,27 @@ struct Encoder::Impl::Pass {
       quantize_for(t, r, l.attention_output, context, stride);
       linear(t, l.attention_output, r.codes, context, stride, r.count, Epilogue::kBias, r.projected, hidden_stride);
     }
-    add_layernorm(t, r, l.attention_output, l.attention_norm, &l.ffn_up);
+    add_layernorm(t, r, l.attention_output, spec.is_pre_norm ? l.ffn_norm : l.attention_norm, &l.ffn_up);
     if (l.intermediate_size) {
-      linear(t, l.ffn_up, r.codes, hidden(r), hidden_stride, r.count, epilogue_of(spec.activation), r.ffn,
-             ffn_stride());
-      quantize_for(t, r, l.ffn_down, r.ffn, ffn_stride());
+      const Epilogue activation = epilogue_of(spec.activation);
+      linear(t, l.ffn_up, r.codes, spec.is_pre_norm ? r.normed : hidden(r), hidden_stride, r.count,
+             spec.is_gated ? Epilogue::kBias : activation, r.ffn, ffn_stride());
+      if (spec.is_gated)
+        gate(t, r, l, activation);
+      else
+        quantize_for(t, r, l.ffn_down, r.ffn, ffn_stride());
       linear(t, l.ffn_down, r.codes, r.ffn, ffn_stride(), r.count, Epilogue::kBias, r.projected, hidden_stride);
     }
     const Layer* next = &l == &model.layers_.back() ? nullptr : &l + 1;
-    add_layernorm(t, r, l.ffn_down, l.ffn_norm, next ? &next->qkv : nullptr);
+    const LayerNormWeights& norm = !spec.is_pre_norm ? l.ffn_norm : next ? next->attention_norm : model.final_norm_;
+    add_layernorm(t, r, l.ffn_down, norm, next ? &next->qkv : nullptr);
+  }
+
+  // Both halves of a row become one, and its codes if the next linear takes codes.
+  void gate(Team& t, const Rows& r, const Layer& l, Epilogue activation) {
+    const GateArgs args{
+        r.ffn, ffn_stride(), l.intermediate_size, activation, l.ffn_down.takes_codes(), l.ffn_down.inv_smooth, r.codes};
+    t.share(r.count, [&](int begin, int end) { kernels.gate(args, begin, end); });
   }
 
   // Codes of x for `next`, if it takes codes.
@@ -504,18 +592,40 @@ struct Encoder::Impl::Pass {
   }
 
   // hidden = LayerNorm(hidden + what `from` wrote to `projected`, or its bias), and codes for `next` if it takes codes.
+  // In a pre-norm model hidden keeps the sum, and normed gets its LayerNorm; after the last layer it is hidden again.
   void add_layernorm(Team& t, const Rows& r, const Linear& from, const LayerNormWeights& norm, const Linear* next) {
-    const bool quantize = next && next->takes_codes();
+    const bool quantize = next && next->takes_codes(), keeps_sum = spec.is_pre_norm && next;
     const bool is_bias_only = from.kind == Linear::Kind::kBiasOnly;
     const AddLayerNormArgs args{is_bias_only ? from.bias_row : r.projected,
                                 is_bias_only ? 0 : hidden_stride,
                                 hidden(r),
                                 hidden_stride,
                                 norm,
-                                hidden(r),
+                                keeps_sum ? hidden(r) : nullptr,
+                                hidden_stride,
+                                keeps_sum ? r.normed : hidden(r),
                                 hidden_stride,
                                 quantize,
                                 quantize ? next->inv_smooth : nullptr,
+                                r.codes};
+    t.share(r.count, [&](int begin, int end) { kernels.add_layernorm(args, begin, end); });
+  }
+
+  // The norm before the first layer of a pre-norm model, or the last one where there is no layer.
+  void norm_first(Team& t, const Rows& r) {
+    const Layer* first = model.layers_.empty() ? nullptr : &model.layers_[0];
+    const bool quantize = first && first->qkv.takes_codes();
+    const AddLayerNormArgs args{hidden(r),
+                                hidden_stride,
+                                nullptr,
+                                0,
+                                first ? first->attention_norm : model.final_norm_,
+                                nullptr,
+                                0,
+                                first ? r.normed : hidden(r),
+                                hidden_stride,
+                                quantize,
+                                quantize ? first->qkv.inv_smooth : nullptr,
                                 r.codes};
     t.share(r.count, [&](int begin, int end) { kernels.add_layernorm(args, begin, end); });
   }
@@ -605,13 +715,14 @@ struct Encoder::Impl::Pass {
         case HeadStep::Op::kLinear:
         case HeadStep::Op::kDecoder: {
           const Linear& l = model.head_linears_.at(step.weights);
-          quantize_for(team, {0, rows, nullptr, nullptr, w.codes}, l, x, stride);
+          quantize_for(team, {0, rows, nullptr, nullptr, nullptr, w.codes}, l, x, stride);
           linear(team, l, w.codes, x, stride, rows, epilogue_of(step.activation), y, row_stride(step.width));
           break;
         }
         case HeadStep::Op::kLayerNorm: {
-          const AddLayerNormArgs args{x, stride, nullptr, 0,       model.head_norms_.at(step.weights),
-                                      x, stride, false,   nullptr, w.codes};
+          const AddLayerNormArgs args{x,       stride, nullptr, 0,      model.head_norms_.at(step.weights),
+                                      nullptr, 0,      x,       stride, false,
+                                      nullptr, w.codes};
           team.share(rows, [&](int begin, int end) { kernels.add_layernorm(args, begin, end); });
           continue;
         }
@@ -674,6 +785,11 @@ void Encoder::Impl::run(const eb_batch& batch, const eb_output* outputs, int num
     largest_tokens = std::max(largest_tokens, slices.back().num_tokens);
     largest_sequences = std::max(largest_sequences, slices.back().num_sequences);
   }
+  while (desk.rotary_tables.size() < rotations_.size()) {
+    const auto& [base, head_dim] = rotations_[desk.rotary_tables.size()];
+    desk.rotary_tables.push_back({base, head_dim, 0, {}});
+  }
+  for (RotaryTable& table : desk.rotary_tables) reserve(table, max_seqlen);
   // Each thread gets equally many slices of its own; the rest becomes one slice for the whole team.
   const int num_alone = static_cast<int>(slices.size()) / threads * threads;
   Slice together{batch.num_sequences, 0, batch.cu_seqlens[batch.num_sequences], 0};
@@ -695,10 +811,11 @@ void Encoder::Impl::run(const eb_batch& batch, const eb_output* outputs, int num
       Workspace& workspace = workspaces[1 + team.rank()];
       for (int i = begin; i < end; ++i) {
         place(workspace, batch, slices[i]);
-        Pass{*this, alone, workspace, batch, slices[i], outputs, num_outputs}.run();
+        Pass{*this, alone, workspace, desk.rotary_tables, batch, slices[i], outputs, num_outputs}.run();
       }
     });
-    if (together.num_sequences) Pass{*this, team, workspaces[0], batch, together, outputs, num_outputs}.run();
+    if (together.num_sequences)
+      Pass{*this, team, workspaces[0], desk.rotary_tables, batch, together, outputs, num_outputs}.run();
   };
   turn.run(std::cref(body));  // a reference: a copy would be allocated
 }

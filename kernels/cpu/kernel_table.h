@@ -34,7 +34,8 @@ struct LayerNormWeights {
 };
 
 // out[t] = LayerNorm((word[id] + type[type id]) + position[offset + position in its sequence])
-// An f32 table has `weight`; an s8 one `codes` and a `scale` a row. No type table: num_token_types 0.
+// An f32 table has `weight`; an s8 one `codes` and a `scale` a row. No type table: num_token_types 0; no table of
+// positions: neither weight nor codes.
 struct EmbeddingTable {
   const float* weight;
   const int8_t* codes;
@@ -95,6 +96,27 @@ struct LinearF32Args {
   int out_stride;
 };
 
+// Turns the pairs (column j of a head's first half, column j of its second) of a row's queries and keys by its
+// position: (a, b) = (a cos - b sin, b cos + a sin), one operation after another.
+struct RotateArgs {
+  float* qkv;  // rows [q | k | v]
+  int qkv_stride;
+  int num_heads, head_dim;
+  const int32_t* positions;
+  const float *cosines, *sines;  // [position][row_stride(head_dim / 2)]
+};
+
+// x[c] = activation(x[c]) * x[width + c]; with `quantize`, the codes of these too.
+struct GateArgs {
+  float* x;
+  int x_stride;
+  int width;
+  Epilogue activation;
+  bool quantize;
+  const float* inv_smooth;
+  CodeRows codes;
+};
+
 // context[i] = softmax(q_i K^T / sqrt(head_dim) + bias) V over the tokens of one sequence, for one head.
 struct AttentionArgs {
   const float* qkv;  // rows [q | k | v], each attention_size wide
@@ -107,20 +129,26 @@ struct AttentionArgs {
   // + d; keys farther away have the last one on their side.
   const float* position_bias;
   int max_distance;
+  int window;  // a token attends to so many on each side; 0: to all
 };
 // Floats of scratch that either attention kernel needs for a sequence of `length` tokens.
-constexpr int kAttentionRows = 8;  // at least the rows of any ISA's query tile
+constexpr int kAttentionRows = 32;   // at least the rows of any ISA's group of query tiles
+constexpr int kAttentionPanel = 64;  // at least the keys of any ISA's panel
 constexpr size_t attention_scratch(int length, int head_dim) {
-  return (static_cast<size_t>(round_up(length, 16)) + 16) * (round_up(head_dim, 16) + kAttentionRows + 4);
+  return (static_cast<size_t>(round_up(length, kAttentionPanel)) + 16) *
+         (2 * round_up(head_dim, 16) + kAttentionRows + 4);
 }
 
 // out = LayerNorm(x + residual); with `quantize`, its codes too. `residual` nullptr: none; `out` may be `residual`.
+// `sum` keeps x + residual and may be `residual`, `out` is another then; nullptr: it is not kept.
 struct AddLayerNormArgs {
   const float* x;
   int x_stride;
   const float* residual;
   int residual_stride;
   LayerNormWeights norm;
+  float* sum;
+  int sum_stride;
   float* out;
   int out_stride;
   bool quantize;

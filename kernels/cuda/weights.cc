@@ -26,7 +26,12 @@ void check_supported(const EncoderSpec& spec) {
     refuse("the model has rows of " + std::to_string(width) + " values, more than " +
            std::to_string(kMaxLayerNormWidth));
   }
+  if (spec.is_pre_norm) refuse("the model has a norm before each sub-block");
+  if (spec.is_gated) refuse("the model has a gated feed-forward part");
+  if (!spec.has_position_table) refuse("the model has no table of positions");
   for (const LayerSpec& layer : spec.layers) {
+    if (layer.rotary_base > 0) refuse("the model has rotary positions");
+    if (layer.window > 0) refuse("the model has layers with a window of attention");
     if (layer.num_heads > 0 && layer.head_dim > kMaxHeadDim) {
       refuse("the model has heads of " + std::to_string(layer.head_dim) + " values, more than " +
              std::to_string(kMaxHeadDim));

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <initializer_list>
 #include <limits>
 #include <string>
 #include <utility>
@@ -50,10 +51,21 @@ class Members : public JsonMembers {
     return has(name) ? take_size(name, low, high) : absent;
   }
 
-  bool take_bool(const std::string& name) {
-    const std::string_view text = has(name) ? take(name) : "false";
+  bool take_bool(const std::string& name, bool absent = false) {
+    const std::string_view text = has(name) ? take(name) : absent ? "true" : "false";
     if (text != "true" && text != "false") fail(where_ + name + " must be true or false, got " + quote(text));
     return text == "true";
+  }
+
+  double take_number(const std::string& name, double low, double high, double absent) {
+    if (!has(name)) return absent;
+    const std::string_view text = take(name);
+    const bool is_number = text.find_first_not_of("+-.0123456789eE") == std::string_view::npos;
+    const double value = is_number ? JsonCursor(text).read_number() : low;
+    if (!(value > low && value < high) && value != absent)
+      fail(where_ + name + " must be a number in (" + std::to_string(static_cast<int64_t>(low)) + ", " +
+           std::to_string(static_cast<int64_t>(high)) + "), got " + quote(text));
+    return value;
   }
 
   // The place of a string in `choices`; `absent` < 0: required.
@@ -119,6 +131,11 @@ LayerSpec parse_layer(std::string_view json, size_t index) {
     if (!found->is_s8) fail(where + smoothed + " is smoothed but its weight is not s8");
     found->is_smoothed = true;
   }
+  layer.window = members.take_size("window", 0, 1 << 20, 0);
+  layer.rotary_base = members.take_number("rotary_base", 1, 1e9, 0);
+  layer.has_attention_norm = members.take_bool("has_attention_norm", true);
+  if (!layer.has_attention_norm && (index > 0 || layer.repeats > 1))
+    fail(where + "has_attention_norm must be true, or false in a first layer without repeats");
   members.check_all_taken();
   return layer;
 }
@@ -137,16 +154,26 @@ std::vector<Head> take_heads(Members& members, EncoderSpec& spec) {
   spec.text.labels = members.take_strings("labels");
   const int num_labels = static_cast<int>(spec.text.labels.size());  // fits: the text is below 4 MiB
 
-  std::vector<HeadStep> pooled = {{pooling == 1 ? Op::kPoolMean : Op::kPoolCls, hidden, hidden, ""}};
-  if (dense_size > 0) pooled.push_back({Op::kLinear, hidden, dense_size, "head.dense", dense_activation});
-  const int width = pooled.back().width;
-  std::vector<HeadStep> sentence = pooled, classes = pooled;
+  std::vector<HeadStep> dense;
+  if (dense_size > 0) dense.push_back({Op::kLinear, hidden, dense_size, "head.dense", dense_activation});
+  if (members.take_bool("has_dense_norm") && dense_size > 0)
+    dense.push_back({Op::kLayerNorm, dense_size, dense_size, "head.layer_norm"});
+  const int width = dense_size > 0 ? dense_size : hidden;
+  // The steps after `first`, which may be none, and the dense layer.
+  const auto after_dense = [&](std::vector<HeadStep> first, std::initializer_list<HeadStep> last) {
+    first.insert(first.end(), dense.begin(), dense.end());
+    first.insert(first.end(), last);
+    return first;
+  };
+  const HeadStep pool{pooling == 1 ? Op::kPoolMean : Op::kPoolCls, hidden, hidden, ""};
+  std::vector<HeadStep> sentence = after_dense({pool}, {});
   if (normalizes) sentence.push_back({Op::kNormalize, width, width, ""});
-  classes.push_back({Op::kLinear, width, num_labels, "head.out"});
+  const HeadStep labels{Op::kLinear, width, num_labels, "head.out"};
+  const std::vector<HeadStep> classes = after_dense({pool}, {labels});
   const std::vector<HeadStep> words = {{Op::kLinear, hidden, embedding, "mlm.dense", mlm_activation},
                                        {Op::kLayerNorm, embedding, embedding, "mlm.layer_norm"},
                                        {Op::kDecoder, embedding, spec.vocab_size, "mlm"}};
-  const HeadStep span{Op::kLinear, hidden, 2, "head.out"};
+  const HeadStep span{Op::kLinear, width, 2, "head.out"};
   const auto column = [](int i) { return HeadStep{Op::kColumn, 2, 1, "", Activation::kIdentity, i}; };
   struct Choice {
     std::string task;
@@ -157,8 +184,12 @@ std::vector<Head> take_heads(Members& members, EncoderSpec& spec) {
   std::vector<Choice> choices = {
       {"embedding", 0, 0, {{"last_hidden_state", hidden, {}}, {"sentence_embedding", width, sentence}}},
       {"text-classification", 1, some, {{"logits", num_labels, classes}}},
-      {"token-classification", 1, some, {{"logits", num_labels, {{Op::kLinear, hidden, num_labels, "head.out"}}}}},
-      {"question-answering", 0, any, {{"start_logits", 1, {span, column(0)}}, {"end_logits", 1, {span, column(1)}}}},
+      {"token-classification", 1, some, {{"logits", num_labels, after_dense({}, {labels})}}},
+      {"question-answering",
+       0,
+       any,
+       {{"start_logits", 1, after_dense({}, {span, column(0)})},
+        {"end_logits", 1, after_dense({}, {span, column(1)})}}},
       {"fill-mask", 0, any, {{"logits", spec.vocab_size, words}}},
       {"next-sentence", 2, 2, {{"logits", num_labels, classes}}},
       {"pretraining",
@@ -176,7 +207,7 @@ std::vector<Head> take_heads(Members& members, EncoderSpec& spec) {
   const bool is_pooled = !chosen.heads.back().is_per_token();
   if (chosen.task == "embedding") {
     if (pooling == 0) chosen.heads.pop_back();
-  } else if (is_pooled && pooling != 2) {
+  } else if (is_pooled && pooling != 2 && (pooling == 0 || chosen.task != "text-classification")) {
     fail("the head reads the first token, pooling must be cls");
   }
   return chosen.heads;
@@ -254,6 +285,9 @@ EncoderSpec parse_encoder_spec(std::string_view json) {
       members.take_size("max_length", 1, spec.usable_positions(), std::min(512, spec.usable_positions()));
   spec.pad_token_id = members.take_size("pad_token_id", 0, spec.vocab_size - 1, 0);
   spec.activation = ffn_activations[members.take_choice("activation", {"gelu_erf", "gelu_tanh", "relu"}, 0)];
+  spec.is_gated = members.take_bool("is_gated");
+  spec.is_pre_norm = members.take_bool("is_pre_norm");
+  spec.has_position_table = members.take_bool("has_position_table", true);
   spec.heads = take_heads(members, spec);
   spec.is_embedding_s8 = members.take_choice("embedding_dtype", {"f32", "s8"}, 0) == 1;
   const size_t attention_dtype = members.take_choice("attention_dtype", {"f32", "s8", "bf16"}, 0);
@@ -266,11 +300,7 @@ EncoderSpec parse_encoder_spec(std::string_view json) {
       "problem_type", {"single_label_classification", "multi_label_classification", "regression"}, 0));
   members.take_bool("portable");
 
-  const std::string_view eps = members.has("layer_norm_eps") ? members.take("layer_norm_eps") : "1e-12";
-  const bool is_number = eps.find_first_not_of("+-.0123456789eE") == std::string_view::npos;
-  const double eps_value = is_number ? JsonCursor(eps).read_number() : 0;
-  if (!(eps_value > 0 && eps_value < 1)) fail("layer_norm_eps must be a number in (0, 1), got " + quote(eps));
-  spec.layer_norm_eps = static_cast<float>(eps_value);
+  spec.layer_norm_eps = static_cast<float>(members.take_number("layer_norm_eps", 0, 1, 1e-12));
 
   take_text(members, &spec.text);
 
@@ -281,6 +311,12 @@ EncoderSpec parse_encoder_spec(std::string_view json) {
     count += spec.layers.back().repeats;
     if (count > kMaxLayers) fail("layers has more than " + std::to_string(kMaxLayers) + " layers, repeats included");
   });
+  for (const LayerSpec& layer : spec.layers) {
+    if (!layer.has_attention_norm && !spec.is_pre_norm)
+      fail("layers[0].has_attention_norm must be true, unless is_pre_norm");
+    if (layer.rotary_base > 0 && (layer.head_dim % 2 != 0 || spec.position_offset > 0 || spec.has_padding_position))
+      fail("with a rotary_base, head_dim must be even and positions count from 0");
+  }
   members.check_all_taken();
   return spec;
 }

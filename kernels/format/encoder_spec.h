@@ -47,6 +47,9 @@ struct LayerSpec {
   int intermediate_size = 0;
   int repeats = 1;  // times that it runs, one after the other
   LinearSpec qkv, attention_output, ffn_up, ffn_down;
+  int window = 0;          // tokens on each side that a token attends to; 0: all
+  double rotary_base = 0;  // of the positions that turn queries and keys; 0: none does
+  bool has_attention_norm = true;
 
   int attention_size() const { return num_heads * head_dim; }
 };
@@ -79,6 +82,9 @@ struct EncoderSpec {
   int pad_token_id = 0;
   float layer_norm_eps = 0;
   Activation activation = Activation::kGeluErf;
+  bool is_gated = false;     // ffn_up gives activation's argument and a factor for each neuron
+  bool is_pre_norm = false;  // a sub-block's norm is before it; one more after the last layer
+  bool has_position_table = true;
   bool is_embedding_s8 = false;
   bool is_attention_s8 = false;
   std::vector<LayerSpec> layers;

@@ -48,7 +48,7 @@ class Checker {
   size_t check_all() {
     const int hidden = spec_.hidden_size, embedding = spec_.embedding_size;
     check_table("word", spec_.vocab_size);
-    check_table("position", spec_.num_positions);
+    if (spec_.has_position_table) check_table("position", spec_.num_positions);
     if (spec_.num_token_types > 0) check_table("token_type", spec_.num_token_types);
     check_layer_norm("embeddings.layer_norm", embedding);
     if (embedding != hidden) check_linear("embeddings.projection", embedding, hidden, {});
@@ -59,11 +59,12 @@ class Checker {
       if (spec_.max_relative_distance > 0 && layer.num_heads > 0)
         check(prefix + ".attention.position_bias", DType::kF32, {layer.num_heads, 2 * spec_.max_relative_distance + 1});
       check_linear(prefix + ".attention.output", layer.attention_size(), hidden, layer.attention_output);
-      check_layer_norm(prefix + ".attention.layer_norm", hidden);
-      check_linear(prefix + ".ffn.up", hidden, layer.intermediate_size, layer.ffn_up);
+      if (layer.has_attention_norm) check_layer_norm(prefix + ".attention.layer_norm", hidden);
+      check_linear(prefix + ".ffn.up", hidden, layer.intermediate_size * (spec_.is_gated ? 2 : 1), layer.ffn_up);
       check_linear(prefix + ".ffn.down", layer.intermediate_size, hidden, layer.ffn_down);
       check_layer_norm(prefix + ".ffn.layer_norm", hidden);
     }
+    if (spec_.is_pre_norm) check_layer_norm("final.layer_norm", hidden);
     std::set<std::string> seen;  // heads may share a step
     for (const Head& head : spec_.heads) {
       for (const HeadStep& step : head.steps) {

@@ -307,6 +307,53 @@ TEST_KERNEL(linear_f32) {
       }
 }
 
+TEST_KERNEL(rotate) {
+  for (const int head_dim : {2, 6, 32, 34, 64, 80}) {
+    const int heads = 2, size = heads * head_dim, half = head_dim / 2, stride = row_stride(half);
+    const std::vector<int32_t> positions{0, 1, 2, 0, 7, 500};
+    const int rows = static_cast<int>(positions.size());
+    std::vector<float> cosines(501 * stride, NAN), sines(501 * stride, NAN);
+    for (int t = 0; t <= 500; ++t)
+      for (int j = 0; j < half; ++j) {
+        cosines[t * stride + j] = std::cos(static_cast<float>(t) / (j + 1));
+        sines[t * stride + j] = std::sin(static_cast<float>(t) / (j + 1));
+      }
+    const Matrix x = random_matrix(rows, 3 * size);
+    Matrix got = x;
+    table.rotate({got.values.data(), got.stride, heads, head_dim, positions.data(), cosines.data(), sines.data()}, 0,
+                 rows);
+    for (int r = 0; r < rows; ++r)
+      for (int c = 0; c < 3 * size; ++c) {
+        const int d = c % head_dim, j = d % half;
+        const float cosine = cosines[positions[r] * stride + j], sine = sines[positions[r] * stride + j];
+        const float a = x.row(r)[c - d + j], b = x.row(r)[c - d + j + half];
+        const float turned = d < half ? a * cosine - b * sine : b * cosine + a * sine;
+        CHECK(got.row(r)[c] == (c < 2 * size ? turned : x.row(r)[c]));
+      }
+    bits.check(table, got, true);
+  }
+}
+
+TEST_KERNEL(gate) {
+  for (const int rows : {1, 4, 7})
+    for (const int width : {1, 15, 16, 17, 384, 385})
+      for (const Epilogue activation : kEpilogues) {
+        const Matrix x = random_matrix(rows, 2 * width);
+        const std::vector<float> inv_smooth = random_vector(width, 1, 0.2f);
+        Matrix got = x;
+        CodeBuffer codes(rows, width);
+        table.gate({got.values.data(), got.stride, width, activation, true, inv_smooth.data(), codes.rows}, 0, rows);
+        Matrix products(rows, width);
+        for (int r = 0; r < rows; ++r) std::copy(got.row(r), got.row(r) + width, products.row(r));
+        const auto want = [&](int r, int c) {
+          return activate(activation, x.row(r)[c]) * static_cast<double>(x.row(r)[width + c]);
+        };
+        expect_close(products, want, 3e-7, "gate", 1.0);
+        codes.check(reference_codes(products, inv_smooth.data()), width);
+        bits.check(table, products);
+      }
+}
+
 // Attention's bias of the scores by distance, or none.
 struct PositionBias {
   static constexpr int kMaxDistance = 20;
@@ -322,14 +369,19 @@ struct PositionBias {
   }
 };
 
-// Sizes of a head, and whether scores have a bias.
-const std::pair<int, bool> kAttentionCases[] = {{32, false}, {64, false}, {7, false}, {48, false},
-                                                {80, false}, {32, true},  {7, true}};
+struct AttentionCase {
+  int head_dim, window, longest;
+  bool is_biased;
+};
+constexpr AttentionCase kAttentionCases[] = {
+    {32, 0, 130, false},   {64, 0, 600, false}, {7, 0, 130, false},  {48, 0, 130, false},  {80, 0, 130, false},
+    {32, 0, 130, true},    {7, 0, 130, true},   {32, 1, 130, false}, {64, 64, 300, false}, {7, 17, 130, false},
+    {48, 200, 270, false}, {16, 5, 129, false}, {80, 9, 130, true}};
 
-// Scores, softmax and values in type T, in the plainest order.
+// Scores, softmax and values in type T, in the plainest order; a window of 0: all keys.
 template <class T>
 std::vector<T> naive_attention(const Matrix& qkv, int first, int length, int size, int head_dim, int head,
-                               const PositionBias& bias) {
+                               const PositionBias& bias, int window) {
   std::vector<T> out(static_cast<size_t>(length) * head_dim);
   std::vector<T> p(length);
   for (int i = 0; i < length; ++i) {
@@ -341,6 +393,7 @@ std::vector<T> naive_attention(const Matrix& qkv, int first, int length, int siz
       for (int d = 0; d < head_dim; ++d) p[j] += static_cast<T>(q[d]) * static_cast<T>(k[d]);
       p[j] /= std::sqrt(static_cast<T>(head_dim));
       p[j] += static_cast<T>(bias.at(head, j - i));
+      if (window > 0 && std::abs(i - j) > window) p[j] = -INFINITY;
       top = std::max(top, p[j]);
     }
     for (int j = 0; j < length; ++j) sum += p[j] = std::exp(p[j] - top);
@@ -353,25 +406,32 @@ std::vector<T> naive_attention(const Matrix& qkv, int first, int length, int siz
 
 // The error against f64 is at most twice that of naive f32 code, and two roundings of the largest value.
 TEST_KERNEL(attention_varlen) {
-  for (const auto& [head_dim, is_biased] : kAttentionCases) {
+  for (const auto& [head_dim, window, longest, is_biased] : kAttentionCases) {
     const int heads = 2, size = heads * head_dim;
     std::vector<int32_t> cu_seqlens{0};
-    for (const int length : {1, 2, 5, 63, 64, 65, 130, 3}) cu_seqlens.push_back(cu_seqlens.back() + length);
+    for (const int length : {1, 2, 5, 63, 64, 65, longest, 3}) cu_seqlens.push_back(cu_seqlens.back() + length);
     const int tokens = cu_seqlens.back();
     Matrix qkv = random_matrix(tokens, 3 * size, 1.5f);
     for (int c = 0; c < 3 * size; ++c) qkv.row(3)[c] *= 20.0f;  // a softmax with one large score
     Matrix context(tokens, size);
-    std::vector<float> scratch(attention_scratch(130, head_dim));
+    std::vector<float> scratch(attention_scratch(longest, head_dim), NAN);
     const PositionBias bias(heads, is_biased);
-    const AttentionArgs args{qkv.values.data(), qkv.stride,        size,
-                             head_dim,          cu_seqlens.data(), context.values.data(),
-                             context.stride,    bias.data(),       PositionBias::kMaxDistance};
+    const AttentionArgs args{qkv.values.data(),
+                             qkv.stride,
+                             size,
+                             head_dim,
+                             cu_seqlens.data(),
+                             context.values.data(),
+                             context.stride,
+                             bias.data(),
+                             PositionBias::kMaxDistance,
+                             window};
     for (size_t s = 0; s + 1 < cu_seqlens.size(); ++s)
       for (int head = 0; head < heads; ++head) {
         table.attention_varlen(args, static_cast<int>(s), head, scratch.data());
         const int first = cu_seqlens[s], length = cu_seqlens[s + 1] - first;
-        const auto exact = naive_attention<double>(qkv, first, length, size, head_dim, head, bias);
-        const auto naive = naive_attention<float>(qkv, first, length, size, head_dim, head, bias);
+        const auto exact = naive_attention<double>(qkv, first, length, size, head_dim, head, bias, window);
+        const auto naive = naive_attention<float>(qkv, first, length, size, head_dim, head, bias, window);
         double naive_error = 0, error = 0, largest_value = 0;
         for (int i = 0; i < length; ++i)
           for (int d = 0; d < head_dim; ++d) {
@@ -382,8 +442,8 @@ TEST_KERNEL(attention_varlen) {
             error = std::max(error, std::fabs(context.row(first + i)[head * head_dim + d] - want));
           }
         if (!(error <= 2 * naive_error + 1.2e-7 * largest_value)) {
-          std::fprintf(stderr, "attention_varlen %s head_dim %d length %d: error %g, naive f32 %g\n", table.isa,
-                       head_dim, length, error, naive_error);
+          std::fprintf(stderr, "attention_varlen %s head_dim %d window %d length %d: error %g, naive f32 %g\n",
+                       table.isa, head_dim, window, length, error, naive_error);
           std::exit(1);
         }
       }
@@ -394,18 +454,26 @@ TEST_KERNEL(attention_varlen) {
 // Attention by the contract of attention_dtype s8: edgebert/quant.py attention_u8s8_f32, written out. A code of
 // the softmax may fall one off where exp2 and std::exp differ in the last place: two such flips a row are allowed.
 TEST_KERNEL(attention_varlen_u8s8) {
-  for (const auto& [head_dim, is_biased] : kAttentionCases) {
+  for (const auto& [head_dim, window, longest, is_biased] : kAttentionCases) {
     const int heads = 2, size = heads * head_dim;
     std::vector<int32_t> cu_seqlens{0};
-    for (const int length : {1, 2, 5, 15, 16, 17, 63, 64, 65, 130}) cu_seqlens.push_back(cu_seqlens.back() + length);
+    for (const int length : {1, 2, 5, 15, 16, 17, 63, 64, 65, longest})
+      cu_seqlens.push_back(cu_seqlens.back() + length);
     Matrix qkv = random_matrix(cu_seqlens.back(), 3 * size, 1.0f);
     for (int c = 0; c < 3 * size; ++c) qkv.row(4)[c] = 0.0f;
     Matrix context(cu_seqlens.back(), size);
-    std::vector<float> scratch(attention_scratch(130, head_dim), NAN);
+    std::vector<float> scratch(attention_scratch(longest, head_dim), NAN);
     const PositionBias bias(heads, is_biased);
-    const AttentionArgs args{qkv.values.data(), qkv.stride,        size,
-                             head_dim,          cu_seqlens.data(), context.values.data(),
-                             context.stride,    bias.data(),       PositionBias::kMaxDistance};
+    const AttentionArgs args{qkv.values.data(),
+                             qkv.stride,
+                             size,
+                             head_dim,
+                             cu_seqlens.data(),
+                             context.values.data(),
+                             context.stride,
+                             bias.data(),
+                             PositionBias::kMaxDistance,
+                             window};
     for (size_t s = 0; s + 1 < cu_seqlens.size(); ++s)
       for (int head = 0; head < heads; ++head) {
         table.attention_varlen_u8s8(args, static_cast<int>(s), head, scratch.data());
@@ -434,6 +502,7 @@ TEST_KERNEL(attention_varlen_u8s8) {
             for (int d = 0; d < head_dim; ++d) acc += codes[0][i * head_dim + d] * codes[1][j * head_dim + d];
             score[j] = static_cast<double>(acc) * scale[1][j] * scale[0][i] / std::sqrt(static_cast<double>(head_dim));
             score[j] += bias.at(head, j - i);
+            if (window > 0 && std::abs(i - j) > window) score[j] = -INFINITY;
             top = std::max(top, score[j]);
           }
           double largest_value = 0;
@@ -494,6 +563,15 @@ TEST_KERNEL(add_layernorm) {
         expect_close(out, want, 2e-6, "add_layernorm");
         codes.check(reference_codes(out, inv_smooth.data()), width);  // fused codes = codes of its own output
         bits.check(table, out);
+        Matrix sum = residual, again(rows, width);  // the sums may be kept where the residual is
+        args.residual = adds ? sum.values.data() : nullptr;
+        args.sum = sum.values.data();
+        args.sum_stride = sum.stride;
+        args.out = again.values.data();
+        table.add_layernorm(args, 0, rows);
+        CHECK(same_bits(again, out));
+        for (int r = 0; r < rows; ++r)
+          for (int c = 0; c < width; ++c) CHECK(sum.row(r)[c] == x.row(r)[c] + (adds ? residual.row(r)[c] : 0.0f));
       }
     }
 }

@@ -1,9 +1,11 @@
 // attention_varlen: softmax(Q K^T / sqrt(head_dim) + bias) V for one head of one sequence, straight from the packed qkv
 // rows. Oracle: edgebert/backends/numpy_ops.py attention_varlen.
 //
-// K is transposed once into scratch; then for each tile of queries a whole row of scores fits the cache, so the softmax
-// needs no rescaling. Every score and every output is one chain of fused multiply-adds, ascending. A bias by distance
-// is laid out once for the sequence's length, so that each query's is a row of it.
+// K is transposed once into panels in scratch, and V copied beside it where many queries read it; then a group of query
+// tiles goes over them together. Of a query whole rows of scores are kept, so the softmax needs no rescaling. Every
+// score and every output is one chain of fused multiply-adds, ascending: neither depends on the group, nor on the keys
+// outside the query's window that its tile may compute, whose weight is 0. A bias by distance is laid out once for the
+// sequence's length, so that each query's is a row of it.
 #pragma once
 
 #include "cpu/generic/linear-inl.h"
@@ -20,14 +22,21 @@ inline void load_transposed(const float* x, int stride, int rows, int columns, F
   transpose_16x16(block);
 }
 
-// keys [head_dim][length padded to 16] = transpose of the length x head_dim block at k.
-inline void transpose_keys(const float* k, int stride, int length, int head_dim, float* keys, int keys_stride) {
-  for (int j = 0; j < length; j += 16)
+// Keys of a panel: what a tile computes at once.
+constexpr int kPanelKeys = 16 * kTileVectors;
+static_assert(kPanelKeys <= kAttentionPanel, "attention_scratch() is too small for a panel");
+
+// keys [panels][head_dim][kPanelKeys] = transpose of the length x head_dim block at k; head_dim padded to 16.
+inline void transpose_keys(const float* k, int stride, int length, int head_dim, float* keys) {
+  const int padded_dim = round_up(head_dim, 16);
+  for (int j = 0; j < length; j += 16) {
+    float* panel = keys + static_cast<size_t>(j / kPanelKeys) * padded_dim * kPanelKeys + j % kPanelKeys;
     for (int d = 0; d < head_dim; d += 16) {
       F32x16 block[16];
       load_transposed(k + static_cast<size_t>(j) * stride + d, stride, length - j, head_dim - d, block);
-      for (int i = 0; i < 16; ++i) store(keys + static_cast<size_t>(d + i) * keys_stride + j, block[i]);
+      for (int i = 0; i < 16; ++i) store(panel + (d + i) * kPanelKeys, block[i]);
     }
+  }
 }
 
 // A head's bias by distance for one sequence, in units of 2**x: row(i)[j] is that of query i and key j, for j up to
@@ -53,8 +62,19 @@ inline void add_bias_row(float* scores, int length, F32x16 scale2, const float* 
   for (int j = 0; j < length; j += 16) store(scores + j, fma(load(scores + j), scale2, load(bias + j)));
 }
 
-// Replaces scores[0 .. length) by 2**(scale2 * (score - the largest score)); returns 1 / their sum.
-inline float softmax_row(float* scores, int length, F32x16 scale2) {
+// The keys that rows [row, row + rows) attend to, all of them or `window` on each side of a row.
+struct KeyRange {
+  int begin, end;
+
+  KeyRange(int row, int rows, int length, int window)
+      : begin(window && row > window ? row - window : 0),
+        end(window && row + rows + window < length ? row + rows + window : length) {}
+};
+
+// Replaces scores[first .. length) by 2**(scale2 * (score - the largest score)); returns 1 / their sum. first < 16; the
+// scores before it become 0, and count for 2**-126 each in a sum of at least 1.
+inline float softmax_row(float* scores, int first, int length, F32x16 scale2) {
+  for (int j = 0; j < first; ++j) scores[j] = -3.0e38f;
   F32x16 top = set1(-3.0e38f);
   for_vectors(length, [&](int c, int lanes) { top = max(top, keep_lanes(load(scores + c), lanes, -3.0e38f)); });
   const F32x16 shift = mul(set1(-reduce_max(top)), scale2);
@@ -75,66 +95,134 @@ inline float softmax_row(float* scores, int length, F32x16 scale2) {
     store(at, p);
     sums = add(sums, p);
   });
+  for (int j = 0; j < first; ++j) scores[j] = 0.0f;
   return 1.0f / reduce_add(sums);
 }
 
-// scores[m][j] = q[m] k[j]: one tile of queries against all keys, at most kTileVectors vectors of keys at once.
-template <int kRows>
-inline void query_key_tile(const float* q, int stride, int head_dim, const float* keys, int keys_stride, int length,
-                           float* scores) {
-  for (int j = 0; j < length; j += 16 * kTileVectors) {
-    with_rows<kTileVectors>(min_of((length - j + 15) / 16, kTileVectors), [&](auto tag) {
-      fma_tile<kRows, decltype(tag)::value>(q, stride, keys + j, keys_stride, head_dim, NothingAhead(), scores + j,
-                                            keys_stride);
-    });
-  }
-}
+// One head of one sequence.
+struct HeadAttention {
+  static constexpr int kGroupRows = 4 * kTileRows;  // that read keys and values from the outer caches together
+  static_assert(kGroupRows <= kAttentionRows, "attention_scratch() is too small for a group");
+  static constexpr int kBlockKeys = 256;   // of values that stay in the inner cache while a group reads them
+  static constexpr int kFewKeys = 2 * 64;  // values of so many are read where they are
 
-// context[m][0 .. head_dim) = inv_sums[m] * sum over keys of scores[m][j] * v[j]
-template <int kRows>
-inline void score_value_tile(const float* scores, int scores_stride, const float* inv_sums, const float* v, int stride,
-                             int length, int head_dim, float* context, int context_stride) {
-  alignas(64) float tile[kRows * 16 * kTileVectors];
-  for (int d = 0; d < head_dim; d += 16 * kTileVectors) {
-    with_rows<kTileVectors>(min_of((head_dim - d + 15) / 16, kTileVectors), [&](auto tag) {
-      constexpr int kVectors = decltype(tag)::value;
-      fma_tile<kRows, kVectors>(scores, scores_stride, v + d, stride, length, NothingAhead(), tile, 16 * kVectors);
-      for (int m = 0; m < kRows; ++m)
-        for (int c = 0; c < kVectors; ++c) {
-          const int at = d + c * 16, lanes = min_of(16, head_dim - at);
-          const F32x16 y = mul(load(tile + (m * kVectors + c) * 16), set1(inv_sums[m]));
-          float* out = context + static_cast<size_t>(m) * context_stride + at;
-          lanes == 16 ? store(out, y) : store_n(out, y, lanes);
-        }
-    });
+  int length, head_dim, padded_dim, stride;
+  const float* q;
+  float* keys;
+  const float* values;
+  int value_stride;
+  float* scores;  // [kGroupRows][score_stride], from the first key on that the group attends to
+  int score_stride;
+  alignas(64) float sums[kGroupRows * kPanelKeys];
+
+  HeadAttention(const AttentionArgs& args, int first, int length, int head, float* scratch)
+      : length(length),
+        head_dim(args.head_dim),
+        padded_dim(round_up(head_dim, 16)),
+        stride(args.qkv_stride),
+        q(args.qkv + static_cast<size_t>(first) * stride + head * head_dim),
+        keys(scratch),
+        values(q + 2 * args.attention_size),
+        value_stride(stride),
+        score_stride(round_up(length, 16)) {
+    transpose_keys(q + args.attention_size, stride, length, head_dim, keys);
+    scratch += static_cast<size_t>(round_up(length, kPanelKeys)) * padded_dim;
+    if (length > kFewKeys) {
+      for (int j = 0; j < length; ++j)
+        for_vectors(head_dim, [&](int c, int lanes) {
+          const F32x16 v = load_lanes(values + static_cast<size_t>(j) * stride + c, lanes);
+          store(scratch + static_cast<size_t>(j) * padded_dim + c, v);
+        });
+      values = scratch;
+      value_stride = padded_dim;
+      scratch += static_cast<size_t>(length) * padded_dim;
+    }
+    scores = scratch;
   }
-}
+
+  // Calls run(first, Rows<n>()) for the tiles of a group.
+  template <class Run>
+  static void for_tiles(int rows, Run run) {
+    for (int t = 0; t < rows; t += kTileRows)
+      with_rows<kTileRows>(min_of(kTileRows, rows - t), [&](auto tag) { run(t, tag); });
+  }
+
+  // scores[m][j - begin] = q[row + m] k[j], for the keys from `begin`, a multiple of 16, to the vector of the last.
+  void multiply_keys(int row, int rows, int begin, int end) {
+    for (int j = begin, vectors; j < end; j += 16 * vectors) {
+      const int in_panel = j % kPanelKeys;
+      vectors = min_of((kPanelKeys - in_panel) / 16, (end - j + 15) / 16);
+      const float* panel = keys + static_cast<size_t>(j - in_panel) * padded_dim + in_panel;
+      with_rows<kTileVectors>(vectors, [&](auto columns) {
+        for_tiles(rows, [&](int t, auto tile_rows) {
+          fma_tile<decltype(tile_rows)::value, decltype(columns)::value>(
+              q + static_cast<size_t>(row + t) * stride, stride, panel, kPanelKeys, head_dim, NothingAhead(),
+              scores + static_cast<size_t>(t) * score_stride + (j - begin), score_stride);
+        });
+      });
+    }
+  }
+
+  // The softmax of one row of scores, over the keys of its window; others of the group's weigh 0. `bias` is that of the
+  // first key, or nullptr.
+  float softmax(int m, int begin, int end, const KeyRange& range, F32x16 scale2, const float* bias) {
+    float* row = scores + static_cast<size_t>(m) * score_stride;
+    const int skipped = (range.begin - begin) / 16 * 16;  // whole vectors, so that a lane's place is the key's own
+    const int last = round_up(range.end - begin, 16);
+    for (int j = 0; j < skipped; j += 16) store(row + j, set1(0.0f));
+    for (int j = last; j < end - begin; j += 16) store(row + j, set1(0.0f));
+    if (bias) {
+      add_bias_row(row + skipped, range.end - begin - skipped, scale2, bias + begin + skipped);
+      scale2 = set1(1.0f);
+    }
+    return softmax_row(row + skipped, range.begin - begin - skipped, range.end - begin - skipped, scale2);
+  }
+
+  // context[m] = inv_sums[m] * sum over the keys of scores[m][j - begin] * v[j]
+  void multiply_values(int rows, int begin, int end, const float* inv_sums, float* context, int context_stride) {
+    for (int d = 0; d < head_dim; d += kPanelKeys) {
+      with_rows<kTileVectors>(min_of((head_dim - d + 15) / 16, kTileVectors), [&](auto columns) {
+        constexpr int kVectors = decltype(columns)::value;
+        for (int j = begin; j < end; j += kBlockKeys) {
+          for_tiles(rows, [&](int t, auto tile_rows) {
+            fma_tile<decltype(tile_rows)::value, kVectors>(
+                scores + static_cast<size_t>(t) * score_stride + (j - begin), score_stride,
+                values + static_cast<size_t>(j) * value_stride + d, value_stride, min_of(kBlockKeys, end - j),
+                NothingAhead(), sums + t * 16 * kVectors, 16 * kVectors, j > begin);
+          });
+        }
+        for (int m = 0; m < rows; ++m)
+          for (int c = 0; c < kVectors; ++c) {
+            const int at = d + c * 16, lanes = min_of(16, head_dim - at);
+            const F32x16 y = mul(load(sums + (m * kVectors + c) * 16), set1(inv_sums[m]));
+            float* out = context + static_cast<size_t>(m) * context_stride + at;
+            lanes == 16 ? store(out, y) : store_n(out, y, lanes);
+          }
+      });
+    }
+  }
+};
 
 inline void attention_varlen(const AttentionArgs& args, int sequence, int head, float* scratch) {
   const int first = args.cu_seqlens[sequence], length = args.cu_seqlens[sequence + 1] - first;
-  const int head_dim = args.head_dim, stride = args.qkv_stride, padded = round_up(length, 16);
-  const float* q = args.qkv + static_cast<size_t>(first) * stride + head * head_dim;
-  const float* k = q + args.attention_size;
-  const float* v = k + args.attention_size;
-  float* context = args.context + static_cast<size_t>(first) * args.context_stride + head * head_dim;
-  float* keys = scratch;
-  float* scores = scratch + static_cast<size_t>(padded) * round_up(head_dim, 16);
-  const PositionBias bias(args, head, length, scores + static_cast<size_t>(kTileRows) * padded);
-  transpose_keys(k, stride, length, head_dim, keys, padded);
-  const F32x16 scale2 = set1(1.44269504f / __builtin_sqrtf(static_cast<float>(head_dim)));  // log2(e) / sqrt(d)
-  for (int i = 0; i < length; i += kTileRows) {
-    with_rows<kTileRows>(min_of(length - i, kTileRows), [&](auto tag) {
-      constexpr int kRows = decltype(tag)::value;
-      float inv_sums[kRows];
-      query_key_tile<kRows>(q + static_cast<size_t>(i) * stride, stride, head_dim, keys, padded, length, scores);
-      for (int m = 0; m < kRows; ++m) {
-        float* const row = scores + static_cast<size_t>(m) * padded;
-        if (bias) add_bias_row(row, length, scale2, bias.row(i + m));
-        inv_sums[m] = softmax_row(row, length, bias ? set1(1.0f) : scale2);
-      }
-      score_value_tile<kRows>(scores, padded, inv_sums, v, stride, length, head_dim,
-                              context + static_cast<size_t>(i) * args.context_stride, args.context_stride);
-    });
+  HeadAttention attention(args, first, length, head, scratch);
+  const PositionBias bias(args, head, length,
+                          attention.scores + static_cast<size_t>(HeadAttention::kGroupRows) * attention.score_stride);
+  float* context = args.context + static_cast<size_t>(first) * args.context_stride + head * args.head_dim;
+  const F32x16 scale2 = set1(1.44269504f / __builtin_sqrtf(static_cast<float>(args.head_dim)));  // log2(e) / sqrt(d)
+  // with a window, a group of more rows would compute more keys for each
+  const int group_rows = args.window ? kTileRows : HeadAttention::kGroupRows;
+  for (int i = 0, rows; i < length; i += rows) {
+    rows = min_of(group_rows, length - i);
+    const KeyRange keys(i, rows, length, args.window);
+    const int begin = keys.begin / 16 * 16;
+    float inv_sums[HeadAttention::kGroupRows];
+    attention.multiply_keys(i, rows, begin, keys.end);
+    for (int m = 0; m < rows; ++m)
+      inv_sums[m] = attention.softmax(m, begin, keys.end, KeyRange(i + m, 1, length, args.window), scale2,
+                                      bias ? bias.row(i + m) : nullptr);
+    attention.multiply_values(rows, begin, keys.end, inv_sums, context + static_cast<size_t>(i) * args.context_stride,
+                              args.context_stride);
   }
 }
 

@@ -2,7 +2,8 @@
 // Oracle: edgebert/quant.py attention_u8s8_f32, which states the rounding.
 //
 // K is quantized by key and V by column, over the sequence alone, so a text's result does not depend on its batch. An
-// ISA whose codes are stored less 128 (kCodeFlip) starts its sums where that makes them equal.
+// ISA whose codes are stored less 128 (kCodeFlip) starts its sums where that makes them equal. Keys outside a query's
+// window, which its tile may compute, get the code 0.
 #pragma once
 
 #include "cpu/generic/attention_varlen-inl.h"
@@ -22,13 +23,14 @@ inline float largest_magnitude(const float* x, int width) {
 // Scratch of one sequence and head; `length` padded to 16, head_dim to 16. Keys of the padding have a score of -3e38.
 struct PackedKeysValues {
   int length, head_dim, padded, padded_dim;
-  float *key_scale, *value_scale;    // [padded], [padded_dim]
-  int32_t *key_start, *value_start;  // where the sums of a key, of a column start
-  int8_t* keys;                      // [padded_dim / 4][padded][4]
-  int8_t* values;                    // [padded / 4][padded_dim][4]
-  uint8_t* query_codes;              // [kTileRows][padded_dim]
-  float* scores;                     // [kTileRows][padded]; then each row's codes, at its beginning
-  float* position_bias;              // [length - 1 + padded]
+  float *key_scale, *value_scale;  // [padded], [padded_dim]
+  int32_t* key_start;              // where the sums of a key start
+  int32_t* value_start;            // [padded / 16 + 1][padded_dim]: where a column's would with the keys before alone
+  int8_t* keys;                    // [panels][padded_dim / 4][kPanelKeys][4]
+  int8_t* values;                  // [padded / 4][padded_dim][4]
+  uint8_t* query_codes;            // [kTileRows][padded_dim]
+  float* scores;  // [kTileRows][padded], from the first key of a tile on; then each row's codes, at its beginning
+  float* position_bias;  // [length - 1 + padded]
 
   PackedKeysValues(int length, int head_dim, float* scratch)
       : length(length), head_dim(head_dim), padded(round_up(length, 16)), padded_dim(round_up(head_dim, 16)) {
@@ -41,13 +43,16 @@ struct PackedKeysValues {
     key_scale = take(padded);
     value_scale = take(padded_dim);
     key_start = reinterpret_cast<int32_t*>(take(padded));
-    value_start = reinterpret_cast<int32_t*>(take(padded_dim));
-    keys = reinterpret_cast<int8_t*>(take(product));
+    value_start = reinterpret_cast<int32_t*>(take(static_cast<size_t>(padded / 16 + 1) * padded_dim));
+    keys = reinterpret_cast<int8_t*>(take(static_cast<size_t>(round_up(length, kPanelKeys)) * padded_dim / 4));
     values = reinterpret_cast<int8_t*>(take(product));
     query_codes = reinterpret_cast<uint8_t*>(take(kTileRows * padded_dim / 4));
     scores = take(static_cast<size_t>(kTileRows) * padded);
     position_bias = scratch;
   }
+
+  // Where the panel of key j begins, in units of kPanelKeys bytes.
+  size_t panel_at(int j) const { return static_cast<size_t>(j / kPanelKeys) * padded_dim; }
 
   void pack_keys(const float* k, int stride) {
     for (int j = 0; j < padded; j += 16) {
@@ -66,7 +71,8 @@ struct PackedKeysValues {
           sums = add(sums, block[i]);
         }
         for (int i = 0; i < 16; i += 4)
-          store_i32(reinterpret_cast<int32_t*>(keys) + static_cast<size_t>(d + i) / 4 * padded + j,
+          store_i32(reinterpret_cast<int32_t*>(keys) + (panel_at(j) + static_cast<size_t>(d + i)) / 4 * kPanelKeys +
+                        j % kPanelKeys,
                     combine_s8(block[i], block[i + 1], block[i + 2], block[i + 3]));
       }
       const F32x16 start = kCodeFlip ? set1(0.0f) : mul(sums, set1(-128.0f));
@@ -85,7 +91,12 @@ struct PackedKeysValues {
       store(value_scale + d, div(top, set1(127.0f)));
       const F32x16 r = div(set1(127.0f), top);
       F32x16 sums = set1(0.0f);
+      const auto keep_start = [&](int j) {
+        store_i32(value_start + static_cast<size_t>(j) / 16 * padded_dim + d,
+                  kCodeFlip ? to_i32(mul(sums, set1(128.0f))) : zero_i32());
+      };
       for (int j = 0; j < padded; j += 4) {
+        if (j % 16 == 0) keep_start(j);
         F32x16 codes[4];
         for (int i = 0; i < 4; ++i) {
           codes[i] = round(mul(row(j + i), r));
@@ -94,7 +105,7 @@ struct PackedKeysValues {
         store_i32(reinterpret_cast<int32_t*>(values) + static_cast<size_t>(j) / 4 * padded_dim + d,
                   combine_s8(codes[0], codes[1], codes[2], codes[3]));
       }
-      store_i32(value_start + d, kCodeFlip ? to_i32(mul(sums, set1(128.0f))) : zero_i32());
+      keep_start(padded);
     }
   }
 
@@ -108,23 +119,24 @@ struct PackedKeysValues {
     return top / 127.0f;
   }
 
-  // scores[m][j] = (sum of codes) * key_scale[j]; top[m] is the largest of row m.
+  // scores[m][j - begin] = (sum of codes) * key_scale[j]; top[m] is the largest of row m. begin, end: multiples of 16.
   template <int kRows>
-  void multiply_keys(float* top) const {
+  void multiply_keys(int begin, int end, float* top) const {
     alignas(64) int32_t tile[kRows * 16 * kTileVectors];
     F32x16 tops[kRows];
     for (F32x16& t : tops) t = set1(-3.0e38f);
-    for (int j = 0; j < padded; j += 16 * kTileVectors) {
-      with_rows<kTileVectors>(min_of((padded - j) / 16, kTileVectors), [&](auto tag) {
+    for (int j = begin, vectors; j < end; j += 16 * vectors) {
+      const int in_panel = j % kPanelKeys;
+      vectors = min_of((kPanelKeys - in_panel) / 16, (end - j) / 16);
+      with_rows<kTileVectors>(vectors, [&](auto tag) {
         constexpr int kVectors = decltype(tag)::value;
-        dot_tile<kRows, kVectors>(query_codes, padded_dim, keys + 4 * static_cast<size_t>(j),
-                                  4 * static_cast<size_t>(padded), (head_dim + 3) / 4, key_start + j, NothingAhead(),
-                                  tile);
+        dot_tile<kRows, kVectors>(query_codes, padded_dim, keys + panel_at(j) * kPanelKeys + 4 * in_panel,
+                                  4 * kPanelKeys, (head_dim + 3) / 4, key_start + j, NothingAhead(), tile);
         for (int v = 0; v < kVectors; ++v) {
           const F32x16 scale = load(key_scale + j + 16 * v);
           for (int m = 0; m < kRows; ++m) {
             const F32x16 s = mul(to_f32(load_i32(tile + (m * kVectors + v) * 16)), scale);
-            store(scores + static_cast<size_t>(m) * padded + j + 16 * v, s);
+            store(scores + static_cast<size_t>(m) * padded + (j - begin) + 16 * v, s);
             tops[m] = max(tops[m], s);
           }
         }
@@ -135,20 +147,30 @@ struct PackedKeysValues {
 
   // The scores with their bias, in units of 2**x: scale2_of becomes 1, and top[m] the largest of row m once more.
   template <int kRows>
-  void add_bias(const PositionBias& bias, int first_query, float* scale2_of, float* top) const {
+  void add_bias(const PositionBias& bias, int first_query, int begin, int end, float* scale2_of, float* top) const {
     for (int m = 0; m < kRows; ++m) {
       float* const row = scores + static_cast<size_t>(m) * padded;
-      add_bias_row(row, padded, set1(scale2_of[m]), bias.row(first_query + m));
+      add_bias_row(row, end - begin, set1(scale2_of[m]), bias.row(first_query + m) + begin);
       F32x16 tops = set1(-3.0e38f);
-      for (int j = 0; j < padded; j += 16) tops = max(tops, load(row + j));
+      for (int j = 0; j < end - begin; j += 16) tops = max(tops, load(row + j));
       top[m] = reduce_max(tops);
       scale2_of[m] = 1.0f;
     }
   }
 
-  // Codes of the scores: round(255 * 2**(scale2[m] * (score - top[m]))); inv_sums[m] = 1 / their sum.
+  // Leaves of a row's scores, from `begin` to `end`, those of its keys; returns the largest.
+  float keep_keys(int m, int begin, int end, const KeyRange& range) const {
+    float* row = scores + static_cast<size_t>(m) * padded;
+    for (int j = begin; j < range.begin; ++j) row[j - begin] = -3.0e38f;
+    for (int j = range.end; j < end; ++j) row[j - begin] = -3.0e38f;
+    F32x16 top = set1(-3.0e38f);
+    for (int j = 0; j < end - begin; j += 16) top = max(top, load(row + j));
+    return reduce_max(top);
+  }
+
+  // Codes of `count` scores a row: round(255 * 2**(scale2[m] * (score - top[m]))); inv_sums[m] = 1 / their sum.
   template <int kRows>
-  void softmax_codes(const float* top, const float* scale2, float* inv_sums) const {
+  void softmax_codes(int count, const float* top, const float* scale2, float* inv_sums) const {
     for_row_groups<kRows>([&](int first, auto group) {
       constexpr int kWidth = decltype(group)::value;
       F32x16 shift[kWidth];
@@ -157,7 +179,7 @@ struct PackedKeysValues {
         shift[i] = set1(7.99435344f - top[first + i] * scale2[first + i]);  // log2(255)
         sums[i] = zero_i32();
       }
-      for (int j = 0; j < padded; j += 16) {
+      for (int j = 0; j < count; j += 16) {
         Wide<kWidth> p;
         for (int i = 0; i < kWidth; ++i)
           p.v[i] = fma(load(scores + static_cast<size_t>(first + i) * padded + j), set1(scale2[first + i]), shift[i]);
@@ -172,15 +194,22 @@ struct PackedKeysValues {
     });
   }
 
+  // context[m] = inv_sums[m] * (sum over the keys from `begin` to `end` of codes * values) * value_scale
   template <int kRows>
-  void multiply_values(const float* inv_sums, float* context, int context_stride) const {
-    alignas(64) int32_t tile[kRows * 16 * kTileVectors];
+  void multiply_values(int begin, int end, const float* inv_sums, float* context, int context_stride) const {
+    alignas(64) int32_t tile[kRows * 16 * kTileVectors], start[16 * kTileVectors];
+    const int32_t* const before = value_start + static_cast<size_t>(begin) / 16 * padded_dim;
+    const int32_t* const after = value_start + static_cast<size_t>(end) / 16 * padded_dim;
     for (int d = 0; d < head_dim; d += 16 * kTileVectors) {
       with_rows<kTileVectors>(min_of((head_dim - d + 15) / 16, kTileVectors), [&](auto tag) {
         constexpr int kVectors = decltype(tag)::value;
-        dot_tile<kRows, kVectors>(reinterpret_cast<uint8_t*>(scores), 4 * padded, values + 4 * d,
-                                  4 * static_cast<size_t>(padded_dim), (length + 3) / 4, value_start + d,
-                                  NothingAhead(), tile);
+        for (int v = 0; v < kVectors; ++v) {
+          const int at = d + 16 * v;
+          store_i32(start + 16 * v, add_i32(load_i32(after + at), mul_i32(load_i32(before + at), set1_i32(-1))));
+        }
+        dot_tile<kRows, kVectors>(
+            reinterpret_cast<uint8_t*>(scores), 4 * padded, values + static_cast<size_t>(begin) * padded_dim + 4 * d,
+            4 * static_cast<size_t>(padded_dim), (min_of(end, length) - begin + 3) / 4, start, NothingAhead(), tile);
         for (int v = 0; v < kVectors; ++v) {
           const int at = d + 16 * v, lanes = min_of(16, head_dim - at);
           const F32x16 scale = load(value_scale + at);
@@ -208,14 +237,18 @@ inline void attention_varlen_u8s8(const AttentionArgs& args, int sequence, int h
   for (int i = 0; i < length; i += kTileRows) {
     with_rows<kTileRows>(min_of(kTileRows, length - i), [&](auto tag) {
       constexpr int kRows = decltype(tag)::value;
+      const KeyRange keys(i, kRows, length, args.window);
+      const int begin = keys.begin / 16 * 16, end = round_up(keys.end, 16);
       float scale2_of[kRows], top[kRows], inv_sums[kRows];
       for (int m = 0; m < kRows; ++m)
         scale2_of[m] = scale2 * packed.quantize_query(q + static_cast<size_t>(i + m) * stride,
                                                       packed.query_codes + static_cast<size_t>(m) * packed.padded_dim);
-      packed.multiply_keys<kRows>(top);
-      if (bias) packed.add_bias<kRows>(bias, i, scale2_of, top);
-      packed.softmax_codes<kRows>(top, scale2_of, inv_sums);
-      packed.multiply_values<kRows>(inv_sums, context + static_cast<size_t>(i) * args.context_stride,
+      packed.multiply_keys<kRows>(begin, end, top);
+      if (bias) packed.add_bias<kRows>(bias, i, begin, end, scale2_of, top);
+      for (int m = 0; m < kRows && args.window; ++m)
+        top[m] = packed.keep_keys(m, begin, end, KeyRange(i + m, 1, length, args.window));
+      packed.softmax_codes<kRows>(end - begin, top, scale2_of, inv_sums);
+      packed.multiply_values<kRows>(begin, end, inv_sums, context + static_cast<size_t>(i) * args.context_stride,
                                     args.context_stride);
     });
   }

@@ -66,14 +66,15 @@ inline void dot_tile(const uint8_t* codes, int stride, const int8_t* columns, si
 }
 
 // The same in f32, one input a step: x [kRows][steps], columns of a step [16 * kVectors], `step_stride` floats apart.
+// With `continues`, sums start at what the tile holds.
 template <int kRows, int kVectors, class Ahead>
 inline void fma_tile(const float* x, int stride, const float* columns, size_t step_stride, int steps,
-                     const Ahead& ahead, float* tile, size_t tile_stride) {
+                     const Ahead& ahead, float* tile, size_t tile_stride, bool continues = false) {
   F32x16 acc[kRows][kVectors];
 #pragma GCC unroll 16
   for (int m = 0; m < kRows; ++m)
 #pragma GCC unroll 16
-    for (int v = 0; v < kVectors; ++v) acc[m][v] = set1(0.0f);
+    for (int v = 0; v < kVectors; ++v) acc[m][v] = continues ? load(tile + m * tile_stride + v * 16) : set1(0.0f);
 #pragma GCC unroll 1
   for (int k = 0; k < steps; ++k, columns += step_stride) {
     ahead.step(k);
@@ -188,22 +189,12 @@ inline void linear_f32_as(const LinearF32Args& args, const TileRange& range) {
   }
 }
 
-#define EB_BY_EPILOGUE(function)                         \
-  switch (args.epilogue) {                               \
-    case Epilogue::kBias:                                \
-      return function<Epilogue::kBias>(args, range);     \
-    case Epilogue::kGeluErf:                             \
-      return function<Epilogue::kGeluErf>(args, range);  \
-    case Epilogue::kGeluTanh:                            \
-      return function<Epilogue::kGeluTanh>(args, range); \
-    case Epilogue::kRelu:                                \
-      return function<Epilogue::kRelu>(args, range);     \
-    case Epilogue::kTanh:                                \
-      return function<Epilogue::kTanh>(args, range);     \
-  }
-inline void linear_u8s8_f32(const LinearU8S8Args& args, const TileRange& range) { EB_BY_EPILOGUE(linear_u8s8_f32_as) }
-inline void linear_f32(const LinearF32Args& args, const TileRange& range) { EB_BY_EPILOGUE(linear_f32_as) }
-#undef EB_BY_EPILOGUE
+inline void linear_u8s8_f32(const LinearU8S8Args& args, const TileRange& range) {
+  EB_BY_EPILOGUE(args.epilogue, linear_u8s8_f32_as, args, range)
+}
+inline void linear_f32(const LinearF32Args& args, const TileRange& range) {
+  EB_BY_EPILOGUE(args.epilogue, linear_f32_as, args, range)
+}
 
 }  // namespace EB_ISA
 }  // namespace edgebert

@@ -144,5 +144,20 @@ EB_INLINE Wide<N> activate(Wide<N> x) {
   return x;
 }
 
+// Calls function<epilogue>(...), where the epilogue is known only when it runs.
+#define EB_BY_EPILOGUE(epilogue, function, ...)          \
+  switch (epilogue) {                                    \
+    case Epilogue::kBias:                                \
+      return function<Epilogue::kBias>(__VA_ARGS__);     \
+    case Epilogue::kGeluErf:                             \
+      return function<Epilogue::kGeluErf>(__VA_ARGS__);  \
+    case Epilogue::kGeluTanh:                            \
+      return function<Epilogue::kGeluTanh>(__VA_ARGS__); \
+    case Epilogue::kRelu:                                \
+      return function<Epilogue::kRelu>(__VA_ARGS__);     \
+    case Epilogue::kTanh:                                \
+      return function<Epilogue::kTanh>(__VA_ARGS__);     \
+  }
+
 }  // namespace EB_ISA
 }  // namespace edgebert

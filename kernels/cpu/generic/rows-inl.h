@@ -1,4 +1,4 @@
-// Kernels over rows: embed_layernorm, add_layernorm, quantize_rows, pool.
+// Kernels over rows: embed_layernorm, add_layernorm, quantize_rows, rotate, gate, pool.
 // Oracle: edgebert/backends/numpy_ops.py and edgebert/quant.py. Sums run over 16 lanes, columns ascending, then one
 // tree.
 #pragma once
@@ -126,12 +126,53 @@ inline void add_layernorm(const AddLayerNormArgs& args, int row_begin, int row_e
         F32x16 v = load(x + static_cast<size_t>(i) * args.x_stride + c);
         if (residual) v = add(v, load(residual + static_cast<size_t>(i) * args.residual_stride + c));
         v = keep_lanes(v, lanes, 0.0f);
+        if (args.sum) store(args.sum + static_cast<size_t>(row + i) * args.sum_stride + c, v);
         store(out + static_cast<size_t>(i) * args.out_stride + c, v);
         sums[i] = add(sums[i], v);
       }
     });
     normalize_group<kRows>(out, args.out_stride, sums, args.norm, args.inv_smooth,
                            args.quantize ? &args.codes : nullptr, row);
+  });
+}
+
+inline void rotate(const RotateArgs& args, int row_begin, int row_end) {
+  const int half = args.head_dim / 2, table_stride = row_stride(half);
+  for (int row = row_begin; row < row_end; ++row) {
+    const size_t at = static_cast<size_t>(args.positions[row]) * table_stride;
+    float* x = args.qkv + static_cast<size_t>(row) * args.qkv_stride;
+    for (int head = 0; head < 2 * args.num_heads; ++head, x += args.head_dim) {
+      for_vectors(half, [&](int c, int lanes) {
+        const F32x16 cosine = load(args.cosines + at + c), sine = load(args.sines + at + c);
+        const F32x16 a = load_lanes(x + c, lanes), b = load_lanes(x + half + c, lanes);
+        const F32x16 first = sub(mul(a, cosine), mul(b, sine)), second = add(mul(b, cosine), mul(a, sine));
+        lanes == 16 ? store(x + c, first) : store_n(x + c, first, lanes);
+        lanes == 16 ? store(x + half + c, second) : store_n(x + half + c, second, lanes);
+      });
+    }
+  }
+}
+
+template <Epilogue kActivation>
+inline void gate_as(const GateArgs& args, int row_begin, int row_end) {
+  for_rows(row_begin, row_end, [&](int row, auto rows) {
+    constexpr int kRows = decltype(rows)::value;
+    float* x = args.x + static_cast<size_t>(row) * args.x_stride;
+    RowRange ranges[kRows];
+    for (RowRange& range : ranges) range = empty_range();
+    for_vectors(args.width, [&](int c, int lanes) {
+      const F32x16 smooth = args.inv_smooth ? load_lanes(args.inv_smooth + c, lanes) : set1(1.0f);
+      Wide<kRows> y;
+      for (int i = 0; i < kRows; ++i) y.v[i] = load_lanes(x + static_cast<size_t>(i) * args.x_stride + c, lanes);
+      y = activate<kActivation>(y);
+      for (int i = 0; i < kRows; ++i) {
+        float* at = x + static_cast<size_t>(i) * args.x_stride + c;
+        const F32x16 product = mul(y.v[i], load_lanes(at + args.width, lanes));
+        lanes == 16 ? store(at, product) : store_n(at, product, lanes);
+        if (args.quantize) ranges[i] = widen(ranges[i], args.inv_smooth ? mul(product, smooth) : product);
+      }
+    });
+    if (args.quantize) quantize_group<kRows>(x, args.x_stride, args.width, args.inv_smooth, ranges, args.codes, row);
   });
 }
 
@@ -150,12 +191,17 @@ inline void embed_layernorm(const EmbedArgs& args, int row_begin, int row_end) {
     for_vectors(width, [&](int c, int lanes) {
       F32x16 v = table_lanes(args.word, args.input_ids[row], width, c, lanes);
       if (args.num_token_types) v = add(v, table_lanes(args.token_type, type, width, c, lanes));
-      v = add(v, table_lanes(args.position, args.position_ids[row], width, c, lanes));
+      if (args.position.weight || args.position.codes)
+        v = add(v, table_lanes(args.position, args.position_ids[row], width, c, lanes));
       store(out + c, v);
       sums = add(sums, v);
     });
     normalize_group<1>(out, args.out_stride, &sums, args.norm, nullptr, nullptr, row);
   }
+}
+
+inline void gate(const GateArgs& args, int row_begin, int row_end) {
+  EB_BY_EPILOGUE(args.activation, gate_as, args, row_begin, row_end)
 }
 
 inline void pool(const PoolArgs& args, int sequence_begin, int sequence_end) {
