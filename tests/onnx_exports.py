@@ -58,7 +58,7 @@ def export_torch(
     ids = torch.randint(5, model.config.vocab_size, (2, 6))
     made = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
     free: dict[str, Any] = (
-        {"dynamic_shapes": ([{0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence")}] * len(inputs),)}
+        {"dynamic_shapes": (({0: torch.export.Dim.AUTO, 1: torch.export.Dim.AUTO},) * len(inputs),)}
         if dynamo
         else {"dynamic_axes": {name: {0: "batch", 1: "sequence"} for name in inputs}}
     )

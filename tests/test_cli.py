@@ -278,7 +278,7 @@ def test_export_passes_its_options(capsys: pytest.CaptureFixture[str], monkeypat
     status, out, _ = run(capsys, "export", "folder", "-o", "out.onnx", "--int8", "--calibrate", "texts.txt")
     assert status == 0
     options = {"int8": True, "portable": False, "int8_attention": False, "calibrate": "texts.txt"}
-    options |= {"task": None, "family": None}
+    options |= {"task": None, "family": None, "tokenizer": None}
     assert calls == [(("folder", "out.onnx"), options)]
     assert out == "agreed: True\nwrote out.onnx\n"
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 import transformers
 from numpy.typing import NDArray
+from onnx import version_converter
 from onnxruntime import quantization
 from onnxruntime.transformers.onnx_model import OnnxModel
 
@@ -20,9 +21,18 @@ from edgebert.artifact.reader import read_artifact
 from edgebert.artifact.spec import EncoderSpec
 from edgebert.backends.registry import load_backend
 from edgebert.batch import PackedBatch, unpad
-from edgebert.errors import EdgeBertError, ModelFormatError, UnsupportedModelError
+from edgebert.cli import main
+from edgebert.errors import EdgeBertError, InvalidInputError, ModelFormatError, UnsupportedModelError
 from edgebert.exporting.check import FP32_TOLERANCE
-from tests.checkpoints import CLASSES, CONFIGS, HIDDEN_SIZE, make_checkpoint, random_batch, run_transformers
+from tests.checkpoints import (
+    CLASSES,
+    CONFIGS,
+    HIDDEN_SIZE,
+    change_config,
+    make_checkpoint,
+    random_batch,
+    run_transformers,
+)
 from tests.onnx_exports import export_torch
 
 
@@ -237,6 +247,89 @@ def test_berts_pooler_is_taken_when_asked_for(tmp_path: Path) -> None:
     assert (spec.pooling, spec.dense_activation) == ("cls", "tanh")
     found = load_backend(path.with_name("ours.onnx"), "numpy").run(batch, ["sentence_embedding"])["sentence_embedding"]
     np.testing.assert_allclose(found, run_original(path, batch)["pooler_output"], atol=1e-5)
+
+
+def _convert(source: Path, target: Path) -> None:
+    onnx.save(version_converter.convert_version(onnx.load(source), 21), target)
+
+
+@pytest.mark.parametrize("tool", [_convert, _optimize])
+@pytest.mark.parametrize("task", ["text-classification", "embedding", "fill-mask"])
+def test_a_file_of_ours_that_a_tool_rewrote(task: str, tool: Any, tmp_path: Path, tokenizer_json: str) -> None:
+    model = make_checkpoint(tmp_path / "checkpoint", task=task)
+    (tmp_path / "checkpoint" / "tokenizer.json").write_text(tokenizer_json)
+    change_config(tmp_path / "checkpoint", problem_type="multi_label_classification", id2label={0: "a", 1: "b", 2: "c"})
+    edgebert.export(tmp_path / "checkpoint", tmp_path / "first.onnx")
+    first = read_artifact(tmp_path / "first.onnx")
+    tool(tmp_path / "first.onnx", tmp_path / "other.onnx")
+    rewritten = onnx.load(tmp_path / "other.onnx")  # the optimizer drops metadata
+    del rewritten.metadata_props[:]
+    for key, value in first.metadata.items():
+        rewritten.metadata_props.add(key=key, value=value)
+    onnx.save(rewritten, tmp_path / "other.onnx")
+    with pytest.raises(ModelFormatError, match="edgebert export"):
+        read_artifact(tmp_path / "other.onnx")
+    spec = assert_becomes_ours(tmp_path / "other.onnx", random_batch(model), *first.spec.outputs)
+    assert spec == first.spec
+    assert read_artifact(tmp_path / "ours.onnx").tokenizer_json == first.tokenizer_json
+
+
+def test_an_int8_file_of_ours_that_a_tool_rewrote_is_refused(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path / "checkpoint")
+    edgebert.export(tmp_path / "checkpoint", tmp_path / "first.onnx", int8=True)
+    _convert(tmp_path / "first.onnx", tmp_path / "other.onnx")
+    with pytest.raises(UnsupportedModelError, match="int8 file of EdgeBERT.*export its checkpoint again"):
+        edgebert.export(tmp_path / "other.onnx", tmp_path / "ours.onnx")
+
+
+def test_inputs_are_told_by_what_they_look_up(tmp_path: Path) -> None:
+    model = make_checkpoint(tmp_path / "checkpoint")
+    export_torch(model, tmp_path / "other.onnx", inputs=("input_ids", "token_type_ids", "attention_mask"))
+    renamed = onnx.load(tmp_path / "other.onnx")
+    names = {value.name: f"onnx::{i}" for i, value in enumerate(renamed.graph.input)}
+    for value in renamed.graph.input:
+        value.name = names[value.name]
+    for node in renamed.graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+    onnx.save(renamed, tmp_path / "renamed.onnx")
+    edgebert.export(tmp_path / "renamed.onnx", tmp_path / "ours.onnx")
+    batch = random_batch(model)
+    found = load_backend(tmp_path / "ours.onnx", "numpy").run(batch, ["last_hidden_state"])["last_hidden_state"]
+    np.testing.assert_allclose(found, run_original(tmp_path / "other.onnx", batch)["last_hidden_state"], atol=2e-5)
+
+
+def test_a_folder_with_an_onnx_file_and_its_texts(tmp_path: Path, tokenizer_json: str) -> None:
+    model = make_checkpoint(tmp_path / "checkpoint", task="text-classification")
+    (tmp_path / "hub" / "onnx").mkdir(parents=True)
+    export_torch(model, tmp_path / "hub" / "onnx" / "model.onnx", "text-classification")
+    (tmp_path / "hub" / "tokenizer.json").write_text(tokenizer_json)
+    (tmp_path / "hub" / "config.json").write_text('{"id2label": {"0": "bad", "1": "fair", "2": "good"}}')
+    report = edgebert.export(tmp_path / "hub", tmp_path / "ours.onnx")
+    assert report["tokenizer"]["num_texts"] > 20
+    assert edgebert.load(tmp_path / "ours.onnx").spec.labels == ("bad", "fair", "good")
+    # the file alone has no texts beside it
+    alone = (tmp_path / "hub" / "onnx" / "model.onnx").rename(tmp_path / "alone.onnx")
+    edgebert.export(alone, tmp_path / "ours.onnx")
+    assert read_artifact(tmp_path / "ours.onnx").tokenizer_json is None
+    edgebert.export(alone, tmp_path / "ours.onnx", tokenizer=tmp_path / "hub")
+    assert edgebert.load(tmp_path / "ours.onnx").spec.labels == ("bad", "fair", "good")
+    edgebert.export(alone, tmp_path / "folder")
+    assert edgebert.load(tmp_path / "folder").spec.num_layers == 2
+    (tmp_path / "hub" / "config.json").write_text('{"id2label": {"0": "bad", "1": "good"}}')
+    with pytest.raises(ModelFormatError, match="names 2 labels, the ONNX file has 3"):
+        edgebert.export(alone, tmp_path / "ours.onnx", tokenizer=tmp_path / "hub")
+    with pytest.raises(InvalidInputError, match="tokenizer belongs to an ONNX file"):
+        edgebert.export(tmp_path / "checkpoint", tmp_path / "ours.onnx", tokenizer=tmp_path / "hub")
+
+
+def test_info_says_what_another_exporters_file_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    export_torch(make_checkpoint(tmp_path / "checkpoint"), tmp_path / "other.onnx", opset=14)
+    assert main(["info", str(tmp_path / "other.onnx")]) == 1
+    out, err = capsys.readouterr()
+    assert "ONNX file by pytorch" in out
+    assert "not written by EdgeBERT" in out
+    assert "ai.onnx 14" in out
+    assert "edgebert export" in err
 
 
 def test_what_is_not_understood_is_named(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ MAX_FIELDS = 1 << 17  # of one message; a file of ours has a few thousand
 MAX_DIMS = 8
 _OPSET = 17
 _REMEDY = "re-export the model with `edgebert export`"
-_FOREIGN = f"{_REMEDY}, or use backend='onnxruntime'"
+_FOREIGN = "make a file of EdgeBERT's from it with `edgebert export FILE.onnx -o NEW.onnx`"
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _NODE, _INITIALIZER, _INPUT, _OUTPUT = 1, 5, 11, 12  # fields of GraphProto

@@ -46,8 +46,13 @@ def find_checkpoint_folder(source: str | Path) -> Path:
 
 
 def _is_checkpoint(folder: Path) -> bool:
-    weights = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-    return (folder / "config.json").is_file() and any((folder / name).is_file() for name in weights)
+    return (folder / "config.json").is_file() and bool(find_weights(folder))
+
+
+def find_weights(folder: Path) -> list[Path]:
+    """The files of a checkpoint's weights in a folder, or their indices."""
+    names = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+    return [folder / name for name in names if (folder / name).is_file()]
 
 
 def _package_checkpoints(name: str) -> list[Path]:

@@ -117,6 +117,29 @@ def _take_in(tensor: Any, folder: Path, total: int) -> int:
     return expected
 
 
+def describe(path: Path) -> dict[str, str] | None:
+    """What an ONNX file is that EdgeBERT cannot load; None for another file, and where onnx is not installed."""
+    try:
+        import onnx
+
+        model = onnx.load_model(str(path), load_external_data=False)
+    except Exception:  # protobuf's own errors, whose module has no types
+        return None
+    if not model.graph.node:
+        return None
+    opsets = [f"{opset.domain or 'ai.onnx'} {opset.version}" for opset in model.opset_import]
+    is_ours = any(entry.key == "edgebert.spec" for entry in model.metadata_props)
+    producer = f"{model.producer_name} {model.producer_version}".strip() or "an unnamed exporter"
+    return {
+        "file": f"{path}, an ONNX file by {producer}",
+        "kind": "written by EdgeBERT and changed since" if is_ours else "not written by EdgeBERT",
+        "operator sets": ", ".join(opsets),
+        "graph": f"{len(model.graph.node)} nodes, {len(model.functions)} functions",
+        "inputs": ", ".join(value.name for value in model.graph.input),
+        "outputs": ", ".join(value.name for value in model.graph.output),
+    }
+
+
 class OnnxProgram:
     """A model's graph with its inputs by role, run by ONNX Runtime without its optimizer.
 

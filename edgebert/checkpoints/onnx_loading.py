@@ -14,7 +14,7 @@ from edgebert.artifact.spec import EncoderSpec
 from edgebert.backends.base import Outputs
 from edgebert.batch import PackedBatch, unpad
 from edgebert.checkpoints.families import FAMILY_TABLES
-from edgebert.checkpoints.files import read_object
+from edgebert.checkpoints.files import find_weights, read_object
 from edgebert.checkpoints.loading import (
     HIDDEN_ACTS,
     NEXT_SENTENCE_LABELS,
@@ -98,9 +98,7 @@ def find_onnx(path: Path) -> Path | None:
         ModelFormatError: the folder has several.
     """
     if path.is_dir():
-        if any((path / name).is_file() for name in ("modules.json", "model.safetensors", "pytorch_model.bin")) or any(
-            path.glob("*.index.json")
-        ):
+        if any(find_weights(folder) for folder in (path, path / "0_Transformer")):
             return None
         for folder in (path, path / "onnx"):
             files = sorted(folder.glob("*.onnx"))
@@ -136,9 +134,20 @@ def load_onnx(
         BackendUnavailableError: onnx or ONNX Runtime is not installed.
     """
     model = read_model(path)
+    stored = {entry.key: entry.value for entry in model.metadata_props}
+    own = EncoderSpec.from_json(stored["edgebert.spec"]) if "edgebert.spec" in stored else None
+    if own is not None and own.is_int8:
+        raise UnsupportedModelError(
+            f"{path} is an int8 file of EdgeBERT's, which another tool may have rewritten: export its checkpoint again"
+        )
     in_float, is_changed = make_float(model)
     program = OnnxProgram(in_float, path)
     recognised = recognise(program)
+    quantized = OnnxProgram(model, path) if is_changed else None
+    if own is not None and texts is None:
+        checkpoint, names = _load_own(path, recognised, own, task)
+        checkpoint.tokenizer_json = stored.get("edgebert.tokenizer")
+        return checkpoint, Original(program, quantized, names)
     root = _find_texts(path, texts)
     modules = read_modules(root)
     folder = root / modules[0][1] if modules else root
@@ -160,7 +169,28 @@ def load_onnx(
     canonical = {name: np.ascontiguousarray(tensors[name], np.float32) for name in weight_tensors(spec)}
     is_plain = (folder / "tokenizer.json").is_file() and not (folder / "tokenizer_config.json").is_file()
     checkpoint = finish_checkpoint(spec, canonical, _whole_config(config, spec), root, folder, modules, is_plain)
-    return checkpoint, Original(program, OnnxProgram(model, path) if is_changed else None, head.names)
+    return checkpoint, Original(program, quantized, head.names)
+
+
+def _load_own(
+    path: Path, recognised: Recognised, stored: EncoderSpec, task: str | None
+) -> tuple[Checkpoint, dict[str, tuple[str, int | None]]]:
+    """(checkpoint, its outputs in the file) of a file of ours that another tool rewrote.
+
+    Its spec says what no graph does, labels and limits; sizes and weights are the graph's.
+    """
+    task, pooling = _choose_task(path, recognised, {}, stored.family, task or stored.task)
+    head = _make_head(path, recognised, task, pooling, path.parent, [])
+    spec = stored.replace(
+        **{**recognised.sizes, "task": task, "normalize": False, "dense_size": 0, **head.fields},
+        embedding_dtype="f32",
+        attention_dtype="f32",
+        portable=False,
+    )
+    tensors = recognised.tensors | head.tensors
+    canonical = {name: np.ascontiguousarray(tensors[name], np.float32) for name in weight_tensors(spec)}
+    config = _whole_config({}, spec)
+    return Checkpoint(spec, canonical, None, config, {}, path.parent, has_plain_tokenizer=True), head.names
 
 
 def _find_texts(path: Path, texts: Path | None) -> Path:

@@ -18,9 +18,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     """Run the command."""
     from edgebert.artifact.reader import find_model_file, read_artifact
+    from edgebert.checkpoints.onnx_file import describe
+    from edgebert.errors import ModelFormatError
 
     path = find_model_file(args.file)
-    artifact = read_artifact(path)
+    try:
+        artifact = read_artifact(path)
+    except ModelFormatError:
+        print_report(describe(path) or {})
+        raise
     spec = artifact.spec
     heads, widths = ({getattr(layer, name) for layer in spec.layers} for name in ("num_heads", "intermediate_size"))
     num_layers = len(spec.layer_order)
