@@ -26,7 +26,6 @@ from edgebert.errors import EdgeBertError, InvalidInputError, ModelFormatError, 
 from edgebert.exporting.check import FP32_TOLERANCE
 from tests.checkpoints import (
     CLASSES,
-    CONFIGS,
     HIDDEN_SIZE,
     change_config,
     make_checkpoint,
@@ -61,7 +60,7 @@ def assert_becomes_ours(source: Path, batch: PackedBatch, *compared: str, **opti
     return spec
 
 
-@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("family", ["bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra"])
 def test_each_family_becomes_ours(family: str, tmp_path: Path) -> None:
     model = make_checkpoint(tmp_path / "checkpoint", family)
     export_torch(model, tmp_path / "other.onnx")
