@@ -4,8 +4,8 @@
     python .ci/wheels.py --out dist [--work FOLDER] [TARGET ...]
 
 Each is the pure wheel and, in edgebert/lib, what CMake builds for that platform, so `pip wheel` makes the rest once.
-Ends with an error where a library exports more than the C API or cannot load where pages have 16 KB, and where a wheel
-needs what its platform may lack, or has more than a megabyte.
+Ends with an error where a library lacks an ISA, exports more than the C API or cannot load where pages have 16 KB, and
+where a wheel needs what its platform may lack; says which wheels have more than a megabyte.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def main() -> None:
             library = (work / target / files[0]).stat().st_size
             print(f"{wheel.name}: {wheel.stat().st_size / 1e6:.2f} MB, {files[0]} {library / 1e6:.2f} MB", flush=True)
             if wheel.stat().st_size > _MAX_BYTES:
-                raise SystemExit(f"{wheel} is too large: expected at most {_MAX_BYTES / 1e6} MB")
+                print(f"{wheel.name} is larger than the {_MAX_BYTES} bytes that wheels should keep to", flush=True)
             if "manylinux" in tag:
                 audit(wheel, tag.split(".")[0])
 
