@@ -58,7 +58,7 @@ class Server:
         """Until something is so."""
         end = time.monotonic() + WAIT
         while not (found := is_done()):
-            assert time.monotonic() < end, self.log.read_text()
+            assert self.process.poll() is None and time.monotonic() < end, self.log.read_text()
             time.sleep(0.02)
         return found
 
