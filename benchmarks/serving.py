@@ -130,7 +130,7 @@ def list_servers(args: argparse.Namespace, threads: int) -> dict[str, list[str]]
     if args.peers_python and args.checkpoint:
         folder, python = str(args.checkpoint.resolve()), str(args.peers_python.absolute())
         commands["infinity-emb"] = [
-            *(python, "-m", "infinity_emb.infinity_server", "v2", "--model-id", folder, "--served-model-name", "model"),
+            *(str(Path(python).with_name("infinity_emb")), "v2", "--model-id", folder, "--served-model-name", "model"),
             *("--engine", args.infinity_engine, "--device", "cpu", "--port", "{port}", "--url-prefix", "/v1"),
             "--no-bettertransformer",
         ]
