@@ -2,7 +2,7 @@
 
 For every int8 file and backend: the cosine of each sentence's embedding to fp32's (mean and smallest), how many
 sentences keep the same nearest neighbour among all sentences, and Spearman's correlation of the pairs' cosines with
-their scores beside that of fp32.
+their scores beside that of fp32. With the checkpoint, also how far the fp32 file is from transformers.
 """
 
 from __future__ import annotations
@@ -19,8 +19,11 @@ from scipy.stats import spearmanr
 
 import edgebert
 from benchmarks import describe_run, write_result
+from edgebert.checkpoints.loading import load_checkpoint
+from edgebert.exporting.reference import run_transformers
 
 F32 = NDArray[np.float32]
+_NUM_COMPARED = 64  # sentences, with transformers
 
 
 def main() -> int:
@@ -30,6 +33,7 @@ def main() -> int:
     parser.add_argument(
         "--sentences", type=Path, required=True, help="JSON lines with text_a, text_b and score, *.jsonl or *.jsonl.gz"
     )
+    parser.add_argument("--checkpoint", type=Path, help="its folder: compare fp32's hidden states with transformers")
     parser.add_argument("--backend", nargs="+", default=["auto"], help="backends that run the int8 files")
     parser.add_argument("--out", type=Path, help="also write JSON here")
     args = parser.parse_args()
@@ -46,6 +50,11 @@ def main() -> int:
         "fp32": {"file": args.fp32.name, "backend": fp32_model.backend.detail, "spearman": fp32_spearman},
         "int8": [],
     }
+    if args.checkpoint is not None:
+        result["fp32"]["error_to_transformers"] = error = compare_with_transformers(
+            fp32_model, args.checkpoint, sentences[:: max(1, len(sentences) // _NUM_COMPARED)][:_NUM_COMPARED]
+        )
+        print(f"hidden states of {_NUM_COMPARED} sentences: at most {error:.3g} of the largest from transformers'")
     print(f"{'file':30} {'backend':12} {'cosine mean':>11} {'min':>8} {'neighbour':>9} {'Spearman':>9} {'to fp32':>9}")
     print(f"{args.fp32.name:30} {fp32_model.backend.name:12} {'':30} {fp32_spearman:9.5f}")
     for path in args.int8:
@@ -67,6 +76,15 @@ def main() -> int:
     if args.out is not None:
         write_result(args.out, result)
     return 0
+
+
+def compare_with_transformers(model: edgebert.Model, folder: Path, sentences: list[str]) -> float:
+    """Largest difference of a hidden state from transformers', over the largest hidden state."""
+    assert model.tokenizer is not None
+    batch, _ = model.tokenizer.tokenize(sentences)
+    expected = run_transformers(load_checkpoint(folder), batch)["last_hidden_state"]
+    found = model.forward(batch, ["last_hidden_state"])["last_hidden_state"]
+    return float(np.abs(found - expected).max() / np.abs(expected).max())
 
 
 def read_pairs(path: Path) -> list[tuple[str, str, float]]:
