@@ -85,6 +85,7 @@ def test_offsets_are_the_callers(make_file: Callable[..., Path]) -> None:
             "leaves 78 tokens to a window, .*: raise",
         ),
         ("a", {"ignore_labels": "O"}, "ignore_labels must be a list of labels, got 'O'"),
+        ("a", {"ignore_labels": [[]]}, r"ignore_labels has \[\], which is no label of this file"),
         (
             "a",
             {"ignore_labels": ["O", "LOC"]},

@@ -48,18 +48,16 @@ class Options(base.Options):
             raise InvalidInputError(
                 f"aggregation_strategy must be one of {', '.join(STRATEGIES)}, got {self.aggregation_strategy!r}"
             )
-        if not isinstance(self.ignore_labels, Collection):
+        if isinstance(self.ignore_labels, str) or not isinstance(self.ignore_labels, Collection):
             raise InvalidInputError(f"ignore_labels must be a list of labels, got {self.ignore_labels!r:.100}")
         if self.stride is not None and self.aggregation_strategy == "none":
             raise InvalidInputError(
                 "stride needs an aggregation_strategy that joins what windows have in common: "
                 f"{', '.join(STRATEGIES[1:])}"
             )
-        if isinstance(self.ignore_labels, str):
-            raise InvalidInputError(f"ignore_labels must be a list of labels, got {self.ignore_labels!r}")
         known = {"O", *self.spec.labels, *(label.split("-", 1)[-1] for label in self.spec.labels)}
         for label in self.ignore_labels:
-            if label not in known:
+            if not isinstance(label, str) or label not in known:
                 raise InvalidInputError(
                     f"ignore_labels has {label!r}, which is no label of this file: it has {', '.join(self.spec.labels)}"
                 )
