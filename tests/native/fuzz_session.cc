@@ -5,39 +5,16 @@
 //
 // Answers must be possible, and the same again. At the end: one text after the other, and nothing is allocated. Run it
 // under AddressSanitizer; anything else aborts.
-#include <atomic>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
-#include <new>
 #include <random>
 #include <string>
 #include <vector>
 
+#include "count_allocations.h"
 #include "edgebert.h"
-
-namespace {
-
-std::atomic<long> num_allocations{0};
-
-}  // namespace
-
-// All forms: AddressSanitizer refuses to see one's memory given to another's delete.
-void* operator new(size_t size, const std::nothrow_t&) noexcept {
-  num_allocations.fetch_add(1, std::memory_order_relaxed);
-  return std::malloc(size == 0 ? 1 : size);
-}
-void* operator new(size_t size) {
-  if (void* p = operator new(size, std::nothrow)) return p;
-  throw std::bad_alloc();
-}
-void* operator new[](size_t size) { return operator new(size); }
-void* operator new[](size_t size, const std::nothrow_t&) noexcept { return operator new(size, std::nothrow); }
-void operator delete(void* p) noexcept { std::free(p); }
-void operator delete(void* p, size_t) noexcept { std::free(p); }
-void operator delete[](void* p) noexcept { std::free(p); }
-void operator delete[](void* p, size_t) noexcept { std::free(p); }
 
 namespace {
 
@@ -173,7 +150,7 @@ void check_allocations(eb_model* model) {
   const char* kTexts[] = {"the router a b c [MASK] a b a b c", "a [MASK]", "c b a the [MASK] \xc3\xa9"};
   long before = 0;
   for (int i = 0; i < 20; ++i) {
-    if (i == 3) before = num_allocations;
+    if (i == 3) before = num_allocations();
     const eb_text text = {kTexts[i % 3], -1};
     union {
       eb_embeddings embeddings;
@@ -190,7 +167,7 @@ void check_allocations(eb_model* model) {
                                                        : eb_classify(session, &text, &text, 1, nullptr, &found.classes);
     require(status == EB_OK, "a plain call");
   }
-  require(num_allocations == before, "a session that is warm allocates");
+  require(num_allocations() == before, "a session that is warm allocates");
   eb_session_free(session);
 }
 

@@ -1,44 +1,21 @@
 // The native tokenizer's parts by themselves. That the whole gives the tokenizers library's results is tested from
 // Python.
 #include <algorithm>
-#include <atomic>
 #include <cstdlib>
 #include <map>
-#include <new>
 #include <random>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "check.h"
+#include "count_allocations.h"
 #include "edgebert.h"
 #include "text/json_object.h"
 #include "text/rows.h"
 #include "text/tokenizer.h"
 #include "text/trie.h"
 #include "text/unicode.h"
-
-namespace {
-
-std::atomic<long> num_allocations{0};
-
-}  // namespace
-
-// All forms: AddressSanitizer refuses to see one's memory given to another's delete.
-void* operator new(size_t size, const std::nothrow_t&) noexcept {
-  num_allocations.fetch_add(1, std::memory_order_relaxed);
-  return std::malloc(size == 0 ? 1 : size);
-}
-void* operator new(size_t size) {
-  if (void* p = operator new(size, std::nothrow)) return p;
-  throw std::bad_alloc();
-}
-void* operator new[](size_t size) { return operator new(size); }
-void* operator new[](size_t size, const std::nothrow_t&) noexcept { return operator new(size, std::nothrow); }
-void operator delete(void* p) noexcept { std::free(p); }
-void operator delete(void* p, size_t) noexcept { std::free(p); }
-void operator delete[](void* p) noexcept { std::free(p); }
-void operator delete[](void* p, size_t) noexcept { std::free(p); }
 
 namespace edgebert::text {
 namespace {
@@ -315,9 +292,9 @@ void test_allocations() {
       texts.push_back(text);
       texts.push_back("a" + text.substr(0, length_of(text[0])) + "\xCC\x81");
     }
-    const long before = num_allocations;
+    const long before = num_allocations();
     for (const std::string& text : texts) tokenize(text);
-    CHECK(num_allocations == before);
+    CHECK(num_allocations() == before);
   }
 }
 
