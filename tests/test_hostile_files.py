@@ -276,6 +276,8 @@ _HARMLESS: list[tuple[str, object]] = [
     ("labels", "x"),
     ("labels", {}),
     ("smoothed", {}),
+    ("has_dense_norm", True),  # of a dense layer, and there is none
+    ("rotary_base", 1e9),
 ]
 
 
