@@ -478,7 +478,9 @@ TEST_KERNEL(attention_varlen_u8s8) {
       for (int head = 0; head < heads; ++head) {
         table.attention_varlen_u8s8(args, static_cast<int>(s), head, scratch.data());
         const int first = cu_seqlens[s], length = cu_seqlens[s + 1] - first;
-        const auto at = [&](int t, int part, int d) { return qkv.row(first + t)[part * size + head * head_dim + d]; };
+        const auto at = [&, head_dim = head_dim](int t, int part, int d) {
+          return qkv.row(first + t)[part * size + head * head_dim + d];
+        };
         std::vector<float> scale[3];
         std::vector<int> codes[3];
         for (int part = 0; part < 3; ++part) {
