@@ -32,7 +32,10 @@ needs_cuda = pytest.mark.skipif(
 
 LENGTHS = (1, 2, 15, 16, 17, 33, 63, 64, 65, 70)
 
-SUPPORTED = {name: case for name, case in CASES.items() if case.get("attention_dtype") != "s8"}
+CPU_ONLY = {"is_pre_norm", "is_gated", "windows", "rotary_bases"}  # arguments of the cases
+SUPPORTED = {
+    name: case for name, case in CASES.items() if case.get("attention_dtype") != "s8" and not CPU_ONLY & case.keys()
+}
 INVARIANT = ("embedding", "pruned", "pretraining", "question-answering", "padding-position")
 
 
@@ -123,6 +126,11 @@ def test_a_device_that_is_not_there(make_file: Callable[..., Path]) -> None:
     [
         ({"attention_dtype": "s8"}, "attention_dtype is s8"),
         ({"layers": ((1, 129, 8),)}, "heads of 129 values, more than 128"),
+        ({"is_pre_norm": True}, "a norm before each sub-block"),
+        ({"is_gated": True}, "a gated feed-forward part"),
+        ({"has_position_table": False}, "no table of positions"),
+        ({"windows": (4, 0), "layers": ((2, 4, 8),) * 2}, "a window of attention"),
+        ({"rotary_bases": (1e4, 1e4), "layers": ((2, 4, 8),) * 2}, "rotary positions"),
     ],
 )
 def test_refuses_what_it_does_not_run(make_file: Callable[..., Path], arguments: dict[str, Any], message: str) -> None:
