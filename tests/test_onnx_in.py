@@ -11,8 +11,17 @@ import onnxruntime
 import pytest
 import torch
 import transformers
+from checkpoints import (
+    CLASSES,
+    HIDDEN_SIZE,
+    change_config,
+    make_checkpoint,
+    random_batch,
+    run_transformers,
+)
 from numpy.typing import NDArray
 from onnx import version_converter
+from onnx_exports import export_torch
 from onnxruntime import quantization
 from onnxruntime.transformers.onnx_model import OnnxModel
 
@@ -24,15 +33,6 @@ from edgebert.batch import PackedBatch, unpad
 from edgebert.cli import main
 from edgebert.errors import EdgeBertError, InvalidInputError, ModelFormatError, UnsupportedModelError
 from edgebert.exporting.check import FP32_TOLERANCE
-from tests.checkpoints import (
-    CLASSES,
-    HIDDEN_SIZE,
-    change_config,
-    make_checkpoint,
-    random_batch,
-    run_transformers,
-)
-from tests.onnx_exports import export_torch
 
 
 def run_original(path: Path, batch: PackedBatch) -> dict[str, NDArray[Any]]:
