@@ -109,6 +109,14 @@ def test_distances_of_long_texts_are_bucketed_as_in_transformers(tmp_path: Path)
         load_checkpoint(tmp_path)
 
 
+def test_windows_and_rotary_positions_of_long_texts_are_those_of_transformers(tmp_path: Path) -> None:
+    """Texts longer than ModernBERT's own window of 128 tokens, in local layers and global ones."""
+    model = make_checkpoint(tmp_path, "modernbert", max_position_embeddings=700, local_attention=128)
+    batch = random_batch(model, (600, 5, 129, 65, 66))
+    found = run_oracle(load_checkpoint(tmp_path, task="embedding:none"), batch)
+    assert_close(found, run_transformers(model, batch))
+
+
 def test_every_name_of_an_activation_that_the_engines_compute() -> None:
     """Of all names that transformers knows, exactly those whose values are one of ours."""
     x = torch.cat([torch.linspace(-6, 6, 10001), torch.linspace(-30, 30, 10001)])

@@ -33,10 +33,7 @@ class _Component:
         return self._loaded
 
 
-@component
-class EdgeBertTextEmbedder(_Component):
-    """The embedding of a query, with the file's prompt for queries."""
-
+class _Embedder(_Component):
     _task = "embedding"
 
     def __init__(
@@ -45,10 +42,19 @@ class EdgeBertTextEmbedder(_Component):
         """Args: the path of an embedding file, those of `edgebert.load`, and options of `Model.encode`."""
         self.model, self.backend, self.threads, self.options = model, backend, threads, options
 
+    def _embed(self, texts: list[str], prompt_names: tuple[str, ...]) -> list[list[float]]:
+        rows: list[list[float]] = encode(self._load(), texts, prompt_names, **self.options or {}).tolist()
+        return rows
+
+
+@component
+class EdgeBertTextEmbedder(_Embedder):
+    """The embedding of a query, with the file's prompt for queries."""
+
     @component.output_types(embedding=list[float])
     def run(self, text: str) -> dict[str, Any]:
         """{"embedding": the row of the text}."""
-        return {"embedding": encode(self._load(), [text], QUERY, **self.options or {})[0].tolist()}
+        return {"embedding": self._embed([text], QUERY)[0]}
 
     @component.output_types(embedding=list[float])
     async def run_async(self, text: str) -> dict[str, Any]:
@@ -57,22 +63,14 @@ class EdgeBertTextEmbedder(_Component):
 
 
 @component
-class EdgeBertDocumentEmbedder(_Component):
+class EdgeBertDocumentEmbedder(_Embedder):
     """Documents with their embeddings, made with the file's prompt for documents."""
-
-    _task = "embedding"
-
-    def __init__(
-        self, model: str, backend: str = "auto", threads: int | None = None, options: dict[str, Any] | None = None
-    ) -> None:
-        """Args: the path of an embedding file, those of `edgebert.load`, and options of `Model.encode`."""
-        self.model, self.backend, self.threads, self.options = model, backend, threads, options
 
     @component.output_types(documents=list[Document])
     def run(self, documents: list[Document]) -> dict[str, Any]:
         """{"documents": copies with `embedding`}."""
-        rows = encode(self._load(), [document.content or "" for document in documents], DOCUMENT, **self.options or {})
-        pairs = zip(documents, rows.tolist(), strict=True)
+        rows = self._embed([document.content or "" for document in documents], DOCUMENT)
+        pairs = zip(documents, rows, strict=True)
         return {"documents": [dataclasses.replace(document, embedding=row) for document, row in pairs]}
 
     @component.output_types(documents=list[Document])

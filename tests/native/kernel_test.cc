@@ -4,6 +4,8 @@
 #include <cmath>
 #include <cstring>
 #include <functional>
+#include <initializer_list>
+#include <numeric>
 #include <random>
 #include <string>
 #include <utility>
@@ -378,6 +380,38 @@ constexpr AttentionCase kAttentionCases[] = {
     {32, 0, 130, true},    {7, 0, 130, true},   {32, 1, 130, false}, {64, 64, 300, false}, {7, 17, 130, false},
     {48, 200, 270, false}, {16, 5, 129, false}, {80, 9, 130, true}};
 
+// Random rows of sequences of these lengths, and where a kernel's context of them goes.
+struct AttentionInputs {
+  static constexpr int kHeads = 2;
+  const int size;
+  std::vector<int32_t> cu_seqlens{0};
+  Matrix qkv, context;
+  std::vector<float> scratch;
+  const PositionBias bias;
+
+  AttentionInputs(const AttentionCase& sizes, std::initializer_list<int> lengths, float scale)
+      : size(kHeads * sizes.head_dim),
+        qkv(random_matrix(std::accumulate(lengths.begin(), lengths.end(), 0), 3 * size, scale)),
+        context(std::accumulate(lengths.begin(), lengths.end(), 0), size),
+        scratch(attention_scratch(sizes.longest, sizes.head_dim), NAN),
+        bias(kHeads, sizes.is_biased) {
+    for (const int length : lengths) cu_seqlens.push_back(cu_seqlens.back() + length);
+  }
+
+  AttentionArgs args(int head_dim, int window) {
+    return {qkv.values.data(),
+            qkv.stride,
+            size,
+            head_dim,
+            cu_seqlens.data(),
+            context.values.data(),
+            context.stride,
+            bias.data(),
+            PositionBias::kMaxDistance,
+            window};
+  }
+};
+
 // Scores, softmax and values in type T, in the plainest order; a window of 0: all keys.
 template <class T>
 std::vector<T> naive_attention(const Matrix& qkv, int first, int length, int size, int head_dim, int head,
@@ -406,29 +440,18 @@ std::vector<T> naive_attention(const Matrix& qkv, int first, int length, int siz
 
 // The error against f64 is at most twice that of naive f32 code, and two roundings of the largest value.
 TEST_KERNEL(attention_varlen) {
-  for (const auto& [head_dim, window, longest, is_biased] : kAttentionCases) {
-    const int heads = 2, size = heads * head_dim;
-    std::vector<int32_t> cu_seqlens{0};
-    for (const int length : {1, 2, 5, 63, 64, 65, longest, 3}) cu_seqlens.push_back(cu_seqlens.back() + length);
-    const int tokens = cu_seqlens.back();
-    Matrix qkv = random_matrix(tokens, 3 * size, 1.5f);
+  for (const AttentionCase& sizes : kAttentionCases) {
+    const int head_dim = sizes.head_dim, window = sizes.window;
+    AttentionInputs inputs(sizes, {1, 2, 5, 63, 64, 65, sizes.longest, 3}, 1.5f);
+    Matrix &qkv = inputs.qkv, &context = inputs.context;
+    const std::vector<int32_t>& cu_seqlens = inputs.cu_seqlens;
+    const PositionBias& bias = inputs.bias;
+    const int size = inputs.size;
     for (int c = 0; c < 3 * size; ++c) qkv.row(3)[c] *= 20.0f;  // a softmax with one large score
-    Matrix context(tokens, size);
-    std::vector<float> scratch(attention_scratch(longest, head_dim), NAN);
-    const PositionBias bias(heads, is_biased);
-    const AttentionArgs args{qkv.values.data(),
-                             qkv.stride,
-                             size,
-                             head_dim,
-                             cu_seqlens.data(),
-                             context.values.data(),
-                             context.stride,
-                             bias.data(),
-                             PositionBias::kMaxDistance,
-                             window};
+    const AttentionArgs args = inputs.args(head_dim, window);
     for (size_t s = 0; s + 1 < cu_seqlens.size(); ++s)
-      for (int head = 0; head < heads; ++head) {
-        table.attention_varlen(args, static_cast<int>(s), head, scratch.data());
+      for (int head = 0; head < AttentionInputs::kHeads; ++head) {
+        table.attention_varlen(args, static_cast<int>(s), head, inputs.scratch.data());
         const int first = cu_seqlens[s], length = cu_seqlens[s + 1] - first;
         const auto exact = naive_attention<double>(qkv, first, length, size, head_dim, head, bias, window);
         const auto naive = naive_attention<float>(qkv, first, length, size, head_dim, head, bias, window);
@@ -454,33 +477,20 @@ TEST_KERNEL(attention_varlen) {
 // Attention by the contract of attention_dtype s8: edgebert/quant.py attention_u8s8_f32, written out. A code of
 // the softmax may fall one off where exp2 and std::exp differ in the last place: two such flips a row are allowed.
 TEST_KERNEL(attention_varlen_u8s8) {
-  for (const auto& [head_dim, window, longest, is_biased] : kAttentionCases) {
-    const int heads = 2, size = heads * head_dim;
-    std::vector<int32_t> cu_seqlens{0};
-    for (const int length : {1, 2, 5, 15, 16, 17, 63, 64, 65, longest})
-      cu_seqlens.push_back(cu_seqlens.back() + length);
-    Matrix qkv = random_matrix(cu_seqlens.back(), 3 * size, 1.0f);
+  for (const AttentionCase& sizes : kAttentionCases) {
+    const int head_dim = sizes.head_dim, window = sizes.window;
+    AttentionInputs inputs(sizes, {1, 2, 5, 15, 16, 17, 63, 64, 65, sizes.longest}, 1.0f);
+    Matrix &qkv = inputs.qkv, &context = inputs.context;
+    const std::vector<int32_t>& cu_seqlens = inputs.cu_seqlens;
+    const PositionBias& bias = inputs.bias;
+    const int size = inputs.size;
     for (int c = 0; c < 3 * size; ++c) qkv.row(4)[c] = 0.0f;
-    Matrix context(cu_seqlens.back(), size);
-    std::vector<float> scratch(attention_scratch(longest, head_dim), NAN);
-    const PositionBias bias(heads, is_biased);
-    const AttentionArgs args{qkv.values.data(),
-                             qkv.stride,
-                             size,
-                             head_dim,
-                             cu_seqlens.data(),
-                             context.values.data(),
-                             context.stride,
-                             bias.data(),
-                             PositionBias::kMaxDistance,
-                             window};
+    const AttentionArgs args = inputs.args(head_dim, window);
     for (size_t s = 0; s + 1 < cu_seqlens.size(); ++s)
-      for (int head = 0; head < heads; ++head) {
-        table.attention_varlen_u8s8(args, static_cast<int>(s), head, scratch.data());
+      for (int head = 0; head < AttentionInputs::kHeads; ++head) {
+        table.attention_varlen_u8s8(args, static_cast<int>(s), head, inputs.scratch.data());
         const int first = cu_seqlens[s], length = cu_seqlens[s + 1] - first;
-        const auto at = [&, head_dim = head_dim](int t, int part, int d) {
-          return qkv.row(first + t)[part * size + head * head_dim + d];
-        };
+        const auto at = [&](int t, int part, int d) { return qkv.row(first + t)[part * size + head * head_dim + d]; };
         std::vector<float> scale[3];
         std::vector<int> codes[3];
         for (int part = 0; part < 3; ++part) {
