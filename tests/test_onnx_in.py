@@ -373,3 +373,15 @@ def test_a_damaged_file_is_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "other.onnx").write_bytes(content)
     with pytest.raises(EdgeBertError, match="other.onnx"):
         edgebert.export(tmp_path / "other.onnx", tmp_path / "ours.onnx")
+
+
+def test_a_graph_without_a_word_table_is_refused(tmp_path: Path) -> None:
+    names = ("input_ids", "attention_mask")
+    values = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.INT64, ["b", "s"]) for name in names]
+    output = onnx.helper.make_tensor_value_info("last_hidden_state", onnx.TensorProto.INT64, ["b", "s"])
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Add", names, [output.name])], "sum", values, [output])
+    opset = [onnx.helper.make_opsetid("", 17)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=9), tmp_path / "other.onnx")
+    with pytest.raises(UnsupportedModelError, match="other.onnx: no encoder: .*begins with Add 'last_hidden_state'"):
+        edgebert.export(tmp_path / "other.onnx", tmp_path / "ours.onnx")
+    assert not (tmp_path / "ours.onnx").exists()

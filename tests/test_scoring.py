@@ -573,6 +573,13 @@ def test_a_manifest_that_does_not_fit(make_file: Callable[..., Path], tmp_path: 
     resume("out.jsonl exists already")
 
 
+def test_resuming_without_an_option_that_was_given_names_it(make_file: Callable[..., Path], tmp_path: Path) -> None:
+    model, source = make_file(task="text-classification"), write_rows(tmp_path / "in.jsonl", make_rows(3))
+    score(model, source, tmp_path / "out.jsonl", scores=True)
+    with pytest.raises(InvalidInputError, match="it cannot be resumed .scores was True, is None."):
+        score(model, source, tmp_path / "out.jsonl", resume=True)
+
+
 def test_parts_are_in_order_however_many(tmp_path: Path) -> None:
     names = [f"part-{file:05}-{window:05}.jsonl" for file, window in ((0, 9), (0, 99999), (0, 100000), (100000, 0))]
     (tmp_path / "out.jsonl.parts").mkdir()

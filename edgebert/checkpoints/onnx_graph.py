@@ -113,6 +113,12 @@ class _Recogniser:
     def __init__(self, program: OnnxProgram) -> None:
         self.program, self.nodes = program, program.nodes
         vocab_size = program.table_rows("input_ids")
+        if not vocab_size:
+            first = ", ".join(f"{node.op_type} {node.name or node.output[0]!r}" for node in self.nodes[:3])
+            raise UnsupportedModelError(
+                f"{program.path}: no encoder: its token ids choose no rows of a constant table, which a word embedding "
+                f"does; it begins with {first or 'nothing'}. ONNX Runtime itself still runs the file"
+            )
         num_types = program.table_rows("token_type_ids") or 1
         length = program.fixed_shape()[1] or _LENGTH
         rng = np.random.default_rng(0)

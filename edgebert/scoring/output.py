@@ -275,6 +275,6 @@ def _concatenate(parts: Sequence[Path], path: Path) -> None:
 
 
 def _differences(was: dict[str, Any], now: dict[str, Any]) -> str:
-    keys = [key for key in now if was.get(key) != now[key]] or ["version"]
+    keys = [key for key in now | was if was.get(key) != now.get(key)]
     told = ", ".join(f"{key} was {was.get(key)!r}, is {now.get(key)!r}" for key in keys)
     return f"it cannot be resumed ({told}): choose another output"

@@ -29,8 +29,7 @@ def make_app(settings: Settings) -> Starlette:
     """The application of one process, with its models loaded.
 
     Raises:
-        EdgeBertError: a model cannot be loaded.
-        OSError: the file of keys cannot be read.
+        EdgeBertError: a model cannot be loaded, or the file of keys cannot be read.
     """
     context = Context(settings)
     loaded = context.models.read()

@@ -19,7 +19,7 @@ from typing import Any
 import orjson
 from starlette.types import Receive, Scope, Send
 
-from edgebert.errors import EdgeBertError
+from edgebert.errors import EdgeBertError, InvalidInputError
 from edgebert.serve.batcher import Answer, Work
 from edgebert.serve.errors import ClientGoneError, RequestError
 from edgebert.serve.metrics import Metrics
@@ -83,9 +83,11 @@ class Keys:
             if stamp == self._stamp:
                 return
             lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
-        except OSError:
+        except (OSError, UnicodeDecodeError) as error:
             if self._stamp is None:
-                raise
+                raise InvalidInputError(
+                    f"the API keys in {path} cannot be read ({error}): give a text file with a key a line"
+                ) from None
             return  # while it is being replaced; the keys before stay
         self._stamp = stamp
         self._hashes = [hashlib.sha256(line.encode()).digest() for line in lines if line and not line.startswith("#")]

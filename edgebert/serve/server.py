@@ -56,9 +56,9 @@ def serve(settings: Settings) -> None:
     scheme = "https" if settings.ssl_certfile else "http"
     place = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
     if settings.workers == 1:
-        server = uvicorn.Server(config)
+        config.load()  # with the models
         _tell(f"serving on {place}")
-        server.run(sockets=[socket])
+        uvicorn.Server(config).run(sockets=[socket])
         return
     with tempfile.TemporaryDirectory(prefix="edgebert-metrics-") as folder:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
