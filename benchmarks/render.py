@@ -382,6 +382,36 @@ def render_scoring(result: Result) -> dict[str, str]:
     return {"scoring": format_table(header, rows)}
 
 
+def render_serving(result: Result) -> dict[str, str]:
+    """The table `serving`: texts a second and p50 / p99 of each server, by clients at once x texts a request."""
+    servers = result["servers"]
+    loads = [load for load in servers["edgebert"] if load != "peak_mb"]
+    rows = [
+        [
+            name,
+            *(f"{server[load]['texts_per_second']:.0f} ({format_latencies(server[load])})" for load in loads),
+            f"{server['peak_mb']:.0f}",
+        ]
+        for name, server in servers.items()
+    ]
+    return {"serving": format_table(["clients x texts: texts/s (p50 / p99, ms)", *loads, "peak memory, MB"], rows)}
+
+
+def format_latencies(load: Mapping[str, Any]) -> str:
+    return f"{format_ms(load['p50_ms'])} / {format_ms(load['p99_ms'])}"
+
+
+def render_integrations(result: Result) -> dict[str, str]:
+    """The table `integrations`: texts a second of each way to encode and over sentence-transformers' own by threads."""
+    runs = result["runs"]
+    rows = [
+        [names[0]["name"], *(f"{way['texts_per_s']:.0f} ({way['over_torch']:.2f}x)" for way in names)]
+        for names in zip(*(run["contenders"] for run in runs), strict=True)
+    ]
+    header = [f"{result['texts']} texts, texts/s", *(f"threads: {run['threads']}" for run in runs)]
+    return {"integrations": format_table(header, rows)}
+
+
 def title_of(result: Result, name: str) -> str:
     """A peer's name for people, with its forced instruction set."""
     peer, _, isa = name.partition(" ")
@@ -413,6 +443,8 @@ RENDERERS = {
     "scoring": render_scoring,
     "trainer_parity": render_trainer_parity,
     "vocabulary-finetuned": render_vocabulary_finetuned,
+    "serving": render_serving,
+    "integrations": render_integrations,
 }
 
 
