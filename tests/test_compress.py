@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -434,12 +435,18 @@ def test_recipes_round_trip(tmp_path: Path) -> None:
         assert Recipe.from_toml(recipe.to_toml()) == recipe
     assert replace(plain, task="ner").task == "token-classification"
     assert full.budget == Budget(drop=1.5, size=10_000_000, latency=0.002, tokens=64, threads=2, batch=4)
+    assert Budget.parse(["speed=2.5x@32,batch=8"]) == Budget(speed=2.5, tokens=32, batch=8)
 
 
-@pytest.mark.parametrize("text", ["drop=x", "size=10", "latency=fast", "speed=2", "latency=2ms@", "drop"])
+@pytest.mark.parametrize("text", ["drop=x", "size=10", "latency=fast", "speed=2", "speed=0x", "latency=2ms@", "drop"])
 def test_budgets_that_are_not_understood(text: str) -> None:
-    with pytest.raises(InvalidInputError, match="budget"):
+    with pytest.raises(InvalidInputError, match="budget|positive"):
         Budget.parse([text])
+
+
+def test_speed_and_latency_are_not_asked_for_together() -> None:
+    with pytest.raises(InvalidInputError, match="speed .*left out beside latency"):
+        Budget.parse(["speed=2x", "latency=1ms"])
 
 
 @pytest.mark.parametrize(
@@ -521,7 +528,8 @@ def test_budgets_that_cannot_be_met_still_give_a_file(recipe: Recipe, capsys: py
     path.write_text(recipe.to_toml())
     assert main(["compress", "--recipe", str(path)]) == 1
     out = capsys.readouterr()
-    assert "NOT met" in out.out and "nothing fits the budget" in out.err
+    assert "NOT met: try --trim" in out.out and "nothing fits the budget, the closest (" in out.err
+    assert f"stay in {recipe.work_folder}" in out.out
     # what comes closest has no head left; what is written is smaller, and as good as what was fine-tuned
     assert edgebert.check(recipe.output)
     spec, whole = edgebert.load(recipe.output).spec, load_checkpoint(recipe.model).spec
@@ -649,6 +657,57 @@ def test_what_was_measured_is_not_measured_again(recipe: Recipe, monkeypatch: py
     measured = [attempt["measured"] for attempt in plan["tries"]]
     assert len(measured) >= 2 and measured[-1] <= 8e-3 < measured[0]
     assert len(specs) == len(measured) + 1 and specs[0] != specs[1] == specs[2]  # only the killed one is done again
+
+
+def test_a_budget_of_speed_is_met_while_the_clock_changes(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files are compared with the fine-tuned one in turns: each measurement is made at another clock."""
+    make_checkpoint(Path(recipe.model), task="embedding", intermediate_size=512)
+    table = LatencyTable({}, 1e-3, (0, 4), (0, 512), ((0.0, 4e-3), (1e-3, 5e-3)))
+    monkeypatch.setattr(LatencyTable, "measure", lambda *_, **__: table)
+    clocks, real = iter([1.0, 2.0, 0.5, 3.0, 0.25, 1.5]), pipeline.measure_speeds
+
+    def speeds(paths: Any, budget: Budget) -> Any:
+        """A pruned file takes half as long again as the table says."""
+        clock = next(clocks)
+        specs = [edgebert.load(path).spec for path in paths]
+        whole = max(table.predict(spec) for spec in specs) if len(specs) > 1 else table.predict(specs[0])
+        times = [table.predict(spec) * (1.5 if table.predict(spec) < whole else 1.0) for spec in specs]
+        return [speed | {"latency_p50": clock * t} for speed, t in zip(real(paths, budget), times, strict=True)]
+
+    monkeypatch.setattr(pipeline, "measure_speeds", speeds)
+    recipe = replace(recipe, distill=None, prune=None, trim=False, budget=Budget(speed=2.0, tokens=16))
+    report = run(recipe).report
+    [plan] = [stage for stage in report["stages"] if stage["name"] == "plan"]
+    assert len(plan["tries"]) >= 2
+    assert report["budgets"]["speed"]["met"] and 2.0 <= report["budgets"]["speed"]["found"] <= 2.2
+
+
+def test_training_that_stops_early_says_so(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline._Run, "_scorer", lambda *_: lambda model: 0.5)
+    finetuning = replace(FAST, epochs=5, patience=2)
+    messages = run(replace(recipe, distill=None, prune=None, finetune=finetuning)).report["messages"]
+    assert "finetune: stopped after 2 of 5 epochs, since the last 2 were no better" in messages
+
+
+@pytest.mark.parametrize(
+    ("options", "flops", "epochs"),
+    [
+        ("--epochs 3 --layers 2", None, (3, 3)),
+        ("--epochs 3 --layers 2 --no-finetune", None, (None, 3)),
+        ("--retrain --budget speed=3x", 1.0, (6, None)),
+        ("--retrain --budget drop=1", 0.5, (6, None)),
+        ("--retrain --flops 0.7 --budget size=9MB", 0.7, (6, None)),
+    ],
+)
+def test_what_options_say_together(options: str, flops: float | None, epochs: tuple[int | None, int | None]) -> None:
+    from edgebert.commands import compress
+
+    parser = argparse.ArgumentParser()
+    compress.add_arguments(parser)
+    wanted = "FOLDER --task text-classification --train a.csv -o b.onnx " + options
+    made = compress.build_recipe(parser.parse_args(wanted.split()))
+    assert (made.prune and made.prune.flops) == flops
+    assert (made.finetune and made.finetune.epochs, made.distill and made.distill.training.epochs) == epochs
 
 
 def test_a_budget_of_accuracy_says_how_far_to_prune(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:

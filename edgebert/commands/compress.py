@@ -32,15 +32,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the checkpoint's label for one of the data: 1=spam",
     )
     parser.add_argument("--problem-type", help="single_label_classification, multi_label_classification or regression")
-    parser.add_argument("--budget", metavar="B", action="append", help="drop=1.0, size=10MB, latency=2ms@128,threads=1")
-    parser.add_argument("--epochs", type=int, help="epochs of fine-tuning")
+    parser.add_argument("--budget", metavar="B", action="append", help="drop=1.0, size=10MB, speed=3x, latency=2ms@128")
+    parser.add_argument("--epochs", type=int, help="epochs of fine-tuning, and of distillation")
     parser.add_argument("--learning-rate", type=float, help="learning rate of fine-tuning")
     parser.add_argument("--no-finetune", action="store_true", help="take the model as it is")
     parser.add_argument("--layers", type=int, metavar="N", help="distil into a student of N layers")
     parser.add_argument("--hidden-size", type=int, metavar="N", help="with --layers: narrow the student to N features")
     parser.add_argument("--flops", type=float, metavar="SHARE", help="prune to this share of the arithmetic")
     parser.add_argument("--within-drop", action="store_true", help="with --flops: stop before the drop budget is spent")
-    parser.add_argument("--retrain", action="store_true", help="with --flops: then distil the unpruned model into it")
+    parser.add_argument("--retrain", action="store_true", help="after pruning: distil the unpruned model into the rest")
     parser.add_argument("--trim", action="store_true", help="cut the vocabulary to the training and unlabelled texts")
     parser.add_argument("--qat", action="store_true", help="train with int8's codes before int8: quantization-aware")
     parser.add_argument("--portable", action="store_true", help="int8 weights in +-63, for x86 CPUs without VNNI")
@@ -69,6 +69,10 @@ def main(args: argparse.Namespace) -> int:
     for name, budget in result.report["budgets"].items():
         print(describe_budget(name, budget))
     print(f"wrote {result.output}, and beside it the report: .json and .html")
+    size = sum(path.stat().st_size for path in recipe.work_folder.rglob("*") if path.is_file())
+    print(
+        f"finished stages, {size / 1e6:.0f} MB, stay in {recipe.work_folder}: another try reuses them; else remove them"
+    )
     return 0 if result.met else 1
 
 
@@ -102,8 +106,8 @@ def build_recipe(args: argparse.Namespace) -> Any:
     changes |= {"portable": True} if args.portable else {}
     changes |= {"int8": False} if args.no_int8 else {}
     recipe = read_recipe(args.recipe, **changes) if args.recipe else Recipe.from_toml("", **changes)
-    training = {"epochs": args.epochs, "learning_rate": args.learning_rate}
-    given = {name: value for name, value in training.items() if value is not None}
+    rates = {"epochs": args.epochs, "learning_rate": args.learning_rate}
+    given = {name: value for name, value in rates.items() if value is not None}
     if args.no_finetune:
         recipe = dataclasses.replace(recipe, finetune=None)
     elif given:
@@ -112,7 +116,13 @@ def build_recipe(args: argparse.Namespace) -> Any:
     if given := {name: value for name, value in student.items() if value is not None}:
         distill = dataclasses.replace(recipe.distill or Distillation(), **given)
         recipe = dataclasses.replace(recipe, distill=distill)
-    pruning = {"flops": args.flops, "within_drop": args.within_drop or None, "retrain": args.retrain or None}
+    if args.epochs is not None and recipe.distill is not None:
+        training = dataclasses.replace(recipe.distill.training, epochs=args.epochs)
+        recipe = dataclasses.replace(recipe, distill=dataclasses.replace(recipe.distill, training=training))
+    # A budget of size or time prunes as far as it asks; --flops alone would prune to half.
+    is_planned = recipe.budget.prunes and recipe.prune is None
+    flops = 1.0 if args.flops is None and args.retrain and is_planned else args.flops
+    pruning = {"flops": flops, "within_drop": args.within_drop or None, "retrain": args.retrain or None}
     if given := {name: value for name, value in pruning.items() if value is not None}:
         recipe = dataclasses.replace(recipe, prune=dataclasses.replace(recipe.prune or Pruning(), **given))
     if args.qat:

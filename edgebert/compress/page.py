@@ -87,9 +87,12 @@ def describe_budget(name: str, budget: dict[str, Any]) -> str:
         "drop": lambda value: f"{value:.2f} points",
         "size": lambda value: f"{value / 1e6:.2f} MB",
         "latency": lambda value: f"{value * 1e3:.3f} ms",
+        "speed": lambda value: f"{value:.2f}x the fine-tuned fp32 file's",
     }
-    found, limit = formats[name](budget["found"]), formats[name](budget["limit"])
-    return f"Budget {name}: {found}, at most {limit}: {'met' if budget['met'] else 'NOT met'}."
+    found, limit = formats[name](budget["found"]), formats[name](budget["limit"]).split(" the ")[0]
+    bound = "at least" if name == "speed" else "at most"
+    verdict = "met" if budget["met"] else f"NOT met: {budget['advice']}"
+    return f"Budget {name}: {found}, {bound} {limit}: {verdict}."
 
 
 def _tabulate_candidates(stage: dict[str, Any]) -> Table:

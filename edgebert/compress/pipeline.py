@@ -50,6 +50,7 @@ WORST = 20  # examples in the report
 LATENCY_TRIES = 3
 DROP_STEPS = 5  # of pruning within a drop, from all operations to the share asked for
 FALLBACK_DROP, FALLBACK_FLOPS = 1.0, 0.25  # if no model fits: points that may be lost, operations that stay
+SPEED_MARGIN = 1.02  # aimed at beyond a budget of speed: the last measurement differs by some noise
 REPORT_BYTES = 16_384  # kept free under a budget of size for the report in the file
 
 
@@ -218,7 +219,12 @@ class _Run:
             )
             return replace(checkpoint, tensors=model.tensors()), {"encoding": examples.counts, **vars(progress)}
 
-        self._stage("finetune", training, make)
+        self._tell_early_stop(self._stage("finetune", training, make), training)
+
+    def _tell_early_stop(self, stage: Stage, training: Training) -> None:
+        if (done := len(stage.record["losses"])) < training.epochs:
+            epochs = f"{done} of {training.epochs} epochs"
+            self._say(f"{stage.name}: stopped after {epochs}, since the last {training.patience} were no better")
 
     def _scorer(self, checkpoint: Checkpoint) -> Callable[[TorchEncoder], float]:
         """The metric of a model in training, on the evaluation data."""
@@ -231,7 +237,7 @@ class _Run:
         def make(state_file: Path) -> tuple[Checkpoint, dict[str, Any]]:
             return self._distil_into(self._make_student(teacher, settings), teacher, settings, state_file, "distill")
 
-        self._stage("distill", settings, make)
+        self._tell_early_stop(self._stage("distill", settings, make), settings.training)
 
     def _make_student(self, teacher: Checkpoint, settings: Distillation) -> Checkpoint:
         if settings.student is not None:
@@ -301,7 +307,7 @@ class _Run:
             teacher = vocabulary.trim(whole, self._vocabulary_texts()) if is_trimmed else whole
             return self._distil_into(pruned, teacher, distillation, state_file, "retrain")
 
-        self._stage("retrain", distillation, make)
+        self._tell_early_stop(self._stage("retrain", distillation, make), settings.training)
 
     def _prune_within_drop(self, teacher: Stage, flops: float) -> None:
         drop = self.recipe.budget.drop or 0.0
@@ -341,16 +347,17 @@ class _Run:
         return prune.measure_importance(checkpoint, bar, TaskLoss(checkpoint, self.score_range))
 
     def _plan(self, teacher: Stage) -> None:
-        """Bring the model within the budgets of latency and size: try candidates, and go on with the best one.
+        """Bring the model within the budgets of time and size: try candidates, and go on with the best one.
 
         If none fits, the model is pruned only as far as the metric's drop allows, so that it stays useful.
         """
         recipe, budget = self.recipe, self.recipe.budget
         drop = FALLBACK_DROP if budget.drop is None else budget.drop
         whole = self.store.stages[-1].checkpoint
-        table = None if budget.latency is None else self._latency_table(whole.spec)
+        seconds = self._seconds_allowed(teacher)
+        table = None if seconds is None else self._latency_table(whole.spec)
 
-        def limits_of(checkpoint: Checkpoint, latency: float | None = budget.latency) -> Limits:
+        def limits_of(checkpoint: Checkpoint, latency: float | None = seconds) -> Limits:
             limits: Limits = []
             if table is not None and latency is not None:
                 limits.append((table, latency))
@@ -367,33 +374,46 @@ class _Run:
             candidates = list_candidates(whole, trimmed, self._measure_importance)
             best, pruned, record = choose(candidates, limits_of, self._score_trained)
             if record["spent_share"] > 1:
+                record["closest"] = record["chosen"]
                 whole_depth = [one for one in candidates if one.num_layers == whole.spec.num_layers]
                 lowest = _score(teacher.record) - drop / 100
                 pruned, tried = self._prune_until(whole_depth[-1], FALLBACK_FLOPS, lowest)
                 return pruned, record | tried | {"candidates": record["candidates"] + tried["candidates"]}
             tries: list[dict[str, float]] = []
-            if table is not None:
+            if table is not None and seconds is not None:
                 pruned, tries = self._meet_latency(
-                    pruned, table, lambda latency: best.prune(limits_of(best.parent, latency))
+                    pruned, seconds, teacher, table, lambda latency: best.prune(limits_of(best.parent, latency))
                 )
             return pruned, record | {"tries": tries}
 
-        limits = budget.latency, budget.size, recipe.int8
+        limits = budget.latency, budget.speed, budget.size, recipe.int8
         stage = self._stage("plan", (limits, drop, table.workload if table is not None else None), make)
         if (share := stage.record["spent_share"]) > 1:
             self._say(
-                f"plan: nothing fits the budget, the closest takes {share:.3g} times as much: the model is pruned only "
-                f"as far as the metric stays within {drop:g} points"
+                f"plan: nothing fits the budget, the closest ({stage.record['closest']}) takes {share:.3g} times as "
+                f"much: the model is pruned only as far as the metric stays within {drop:g} points"
             )
 
+    def _seconds_allowed(self, teacher: Stage) -> float | None:
+        """How long a call may take by the budgets of latency and speed."""
+        budget = self.recipe.budget
+        return (
+            budget.latency if budget.speed is None else self._teacher_seconds(teacher) / (budget.speed * SPEED_MARGIN)
+        )
+
     def _meet_latency(
-        self, pruned: Checkpoint, table: LatencyTable, prune_to: Callable[[float], Checkpoint]
+        self,
+        pruned: Checkpoint,
+        limit: float,
+        teacher: Stage,
+        table: LatencyTable,
+        prune_to: Callable[[float], Checkpoint],
     ) -> tuple[Checkpoint, list[dict[str, float]]]:
         """Measure the pruned file, correct the table's estimate by it and prune again, until the budget is met."""
-        limit = target = self.recipe.budget.latency or 0.0
+        target = limit
         tries: list[dict[str, float]] = []
         while True:
-            measured = self._measure_latency(pruned)
+            measured = self._measure_latency(pruned, teacher)
             tries.append({"predicted": table.predict(pruned.spec), "measured": measured})
             if measured <= limit or len(tries) == LATENCY_TRIES:
                 return pruned, tries
@@ -417,13 +437,29 @@ class _Run:
 
         return LatencyTable.from_json(self._measure_once("latency", (workload, spec), measure))
 
-    def _measure_latency(self, checkpoint: Checkpoint) -> float:
-        """Seconds of a call to the checkpoint's file."""
+    def _measure_latency(self, checkpoint: Checkpoint, teacher: Stage) -> float:
+        """Seconds of a call to the checkpoint's file; for a budget of speed, timed in turns with the teacher's."""
         budget = self.recipe.budget
-        workload = budget.tokens, budget.batch, budget.threads
-        return self._measure_file(
-            "seconds", workload, checkpoint, lambda path: measure_speeds([path], budget)[0]["latency_p50"]
-        )
+
+        def measure(path: Path) -> float:
+            if budget.speed is None:
+                return float(measure_speeds([path], budget)[0]["latency_p50"])
+            of_teacher, of_file = (speed["latency_p50"] for speed in measure_speeds([teacher.model, path], budget))
+            return float(self._teacher_seconds(teacher) * of_file / of_teacher)
+
+        return self._measure_file("seconds", (budget.speed is None, *self._workload()), checkpoint, measure)
+
+    def _teacher_seconds(self, teacher: Stage) -> float:
+        """Seconds of a call to the file that a budget of speed compares with."""
+
+        def measure() -> str:
+            return str(measure_speeds([teacher.model], self.recipe.budget)[0]["latency_p50"])
+
+        return float(self._measure_once("teacher", (teacher.folder.name, *self._workload()), measure))
+
+    def _workload(self) -> tuple[int, int, int]:
+        budget = self.recipe.budget
+        return budget.tokens, budget.batch, budget.threads
 
     def _overhead_bytes(self, checkpoint: Checkpoint) -> int:
         """Bytes of a checkpoint's file besides its tensors: its tokenizer, and what the last stage's file has else."""
@@ -465,7 +501,7 @@ class _Run:
             build = functools.partial(QuantizedEncoder, smooth=student.smooth, portable=self.recipe.portable)
             return self._distil_into(student, whole, distillation, state_file, "qat", build)
 
-        self._stage("qat", (distillation, self.recipe.portable), make)
+        self._tell_early_stop(self._stage("qat", (distillation, self.recipe.portable), make), settings.training)
 
     def _say(self, text: str) -> None:
         self.messages.append(text)
@@ -480,7 +516,8 @@ class _Run:
         quantization, record, evaluation = self._export_within_drop(draft, reference)
         self.progress("timing the files in turns")
         *speeds, record["speed"] = measure_speeds([*(stage.model for stage in stages), draft], recipe.budget)
-        budgets = self._check_budgets(record, reference)
+        teacher_seconds = speeds[stages.index(teacher)]["latency_p50"]
+        budgets = self._check_budgets(record, reference, teacher_seconds)
         summary = {
             "edgebert": __version__,
             "recipe": recipe.to_toml(),
@@ -553,19 +590,51 @@ class _Run:
         picked = [texts[i] for i in sorted(chosen.tolist())]
         return [part for pair in picked for part in pair] if self.train.task == "embedding" else picked
 
-    def _check_budgets(self, record: dict[str, Any], reference: float) -> dict[str, dict[str, Any]]:
-        budget = self.recipe.budget
+    def _check_budgets(
+        self, record: dict[str, Any], reference: float, teacher_seconds: float
+    ) -> dict[str, dict[str, Any]]:
+        budget, seconds = self.recipe.budget, record["speed"]["latency_p50"]
         found = {
             "drop": 100 * (reference - next(iter(record["metrics"].values()))),
             "size": record["bytes"],
-            "latency": record["speed"]["latency_p50"],
+            "latency": seconds,
+            "speed": teacher_seconds / seconds,
         }
-        limits = {"drop": budget.drop, "size": budget.size, "latency": budget.latency}
-        return {
-            name: {"limit": limit, "found": found[name], "met": found[name] <= limit}
-            for name, limit in limits.items()
-            if limit is not None
+        limits = {name: limit for name in found if (limit := getattr(budget, name)) is not None}
+        budgets: dict[str, dict[str, Any]] = {}
+        for name, limit in limits.items():
+            is_met = found[name] >= limit if name == "speed" else found[name] <= limit
+            budgets[name] = {"limit": limit, "found": found[name], "met": is_met}
+            if not is_met:
+                budgets[name]["advice"] = advise(name, self.recipe)
+        return budgets
+
+
+def advise(name: str, recipe: Recipe) -> str:
+    """What may bring a budget within reach that was not met, of what the recipe does not use yet."""
+    is_pruned = recipe.prune is not None or recipe.budget.prunes
+    is_trained = recipe.prune is not None and recipe.prune.retrain
+    lacks_texts = not recipe.unlabelled and recipe.task not in ("question-answering", "token-classification")
+    students = recipe.distill
+    if name == "drop":
+        ways = {
+            "--retrain (trains what pruning left)": is_pruned and not is_trained,
+            "more --layers": students is not None,
+            "--unlabelled FILE (more texts to learn from)": students is not None and lacks_texts,
+            "--qat (training for int8)": recipe.int8 and recipe.qat is None,
+            "more --epochs": recipe.finetune is not None or students is not None,
         }
+        last = "allow more points"
+    else:
+        ways = {
+            "--trim (fewer word pieces)": name == "size" and not recipe.trim,
+            "--layers N (a student of N layers)": students is None,
+            "fewer --layers": students is not None and students.num_layers > 1,
+            "--hidden-size N (narrower)": students is not None and students.hidden_size is None,
+            "--retrain (so that more can be pruned within the drop)": not is_trained,
+        }
+        last = "a budget that asks for less"
+    return f"try {', '.join([*(way for way, helps in ways.items() if helps), 'or ' + last])}"
 
 
 def _score(record: dict[str, Any]) -> float:

@@ -121,26 +121,34 @@ class Budget:
         drop: points (hundredths) that the metric may fall below the fine-tuned fp32 model's.
         size: bytes of the file.
         latency: seconds of one call, with `tokens` tokens a text, `batch` texts and `threads` threads.
+        speed: how many times as fast as the fine-tuned fp32 model's file such a call has to be; without `latency`.
     """
 
     drop: float | None = None
     size: int | None = None
     latency: float | None = None
+    speed: float | None = None
     tokens: int = 128
     threads: int = 1
     batch: int = 1
 
     def __post_init__(self) -> None:
         _check("drop", self.drop, self.drop is None or 0 <= self.drop < math.inf, "a number, 0 or more")
-        for name in ("size", "latency"):
+        for name in ("size", "latency", "speed"):
             value = getattr(self, name)
             _check(name, value, value is None or 0 < value < math.inf, "a positive number")
+        _check("speed", self.speed, self.speed is None or self.latency is None, "left out beside latency")
         for name in ("tokens", "threads", "batch"):
             _check(name, getattr(self, name), getattr(self, name) >= 1, "a positive integer")
 
+    @property
+    def prunes(self) -> bool:
+        """Whether a model that does not fit is pruned until it does: for its bytes or its time."""
+        return any(limit is not None for limit in (self.size, self.latency, self.speed))
+
     @classmethod
     def parse(cls, texts: typing.Sequence[str]) -> Budget:
-        """Budgets as the command line gives them: `drop=1.0`, `size=10MB`, `latency=2ms@128,threads=1,batch=1`.
+        """Budgets as the command line gives them: `drop=1.0`, `size=10MB`, `latency=2ms@128,threads=1`, `speed=3x@128`.
 
         Raises:
             InvalidInputError: anything else.
@@ -153,8 +161,8 @@ class Budget:
                 read = None if reader is None else reader(value)
                 if read is None:
                     raise InvalidInputError(
-                        f"budget {part!r} is not understood; expected drop=1.0 (points), size=10MB or "
-                        "latency=2ms@128,threads=1,batch=1"
+                        f"budget {part!r} is not understood; expected drop=1.0 (points), size=10MB, "
+                        "speed=3x@128,threads=1,batch=1 or latency=2ms@128,threads=1,batch=1"
                     )
                 found |= read
         return cls(**found)
@@ -174,6 +182,11 @@ def _read_latency(value: str) -> dict[str, Any] | None:
     return {"latency": seconds} | ({"tokens": int(match[3])} if match[3] else {})
 
 
+def _read_speed(value: str) -> dict[str, Any] | None:
+    match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*x(?:@(\d+))?", value)
+    return {"speed": float(match[1])} | ({"tokens": int(match[2])} if match[2] else {}) if match else None
+
+
 def _read_count(name: str) -> typing.Callable[[str], dict[str, Any] | None]:
     return lambda value: {name: int(value)} if value.isdecimal() else None
 
@@ -182,6 +195,7 @@ _BUDGET_READERS: dict[str, typing.Callable[[str], dict[str, Any] | None]] = {
     "drop": lambda value: {"drop": float(value)} if re.fullmatch(r"\d+(\.\d*)?|\.\d+", value) else None,
     "size": _read_size,
     "latency": _read_latency,
+    "speed": _read_speed,
     "threads": _read_count("threads"),
     "batch": _read_count("batch"),
 }
