@@ -21,7 +21,7 @@ from edgebert.errors import InvalidInputError
 from edgebert.runner import BATCH_TOKENS, answer
 from edgebert.tasks import TASKS, Task, base, find_task, name_task
 from edgebert.tasks.base import F32, Bools, warn
-from edgebert.tokenizer import Tokenizer
+from edgebert.tokenizer import Text, Tokenizer, check_ids
 
 
 def load(
@@ -234,6 +234,61 @@ class Model:
     def rescore(self, inputs: Any, **options: Any) -> Any:
         """Pseudo-log-likelihoods of sentences, and n-best lists: see `edgebert.tasks.rescoring`."""
         return self(inputs, task="rescoring", **options)
+
+    def explain(self, inputs: Any, faithfulness: bool = False, **options: Any) -> Any:
+        """What each word counts for the score of an input: see `edgebert.tasks.explain`.
+
+        Args:
+            inputs: as of the file's own task; of an embedding file a pair of texts, whose similarity is explained.
+            faithfulness: also measure, with some seven more copies a word, whether the words named are those that the
+                score comes from, in "faithfulness": see `measure` in `edgebert.tasks.faithfulness`.
+            **options: those of every call, and those of `edgebert.tasks.explain.Options`.
+
+        Raises:
+            InvalidInputError: an input or option that is not usable, or a head without a score.
+        """
+        from edgebert.tasks.faithfulness import measure, order_words
+
+        if not isinstance(inputs, (str, dict)) and isinstance(inputs, Iterable):
+            inputs = list(inputs)
+        found = self(inputs, task="explain", **options)
+        if faithfulness:
+            answers = found[0] if options.pop("return_truncated", False) else found
+            answers = [answers] if isinstance(answers, dict) else answers
+            limits = {key: options.pop(key) for key in ("max_length", "stride", "batch_tokens") if key in options}
+            _, items, arguments = self.read_call("explain", (inputs,), options)
+            assert self.tokenizer is not None
+            orders = [order_words(answer) for answer in answers]
+            curves, _ = answer(
+                self.backend, self.tokenizer, "faithfulness", items, **limits, **arguments, orders=orders
+            )
+            for each, of_each in zip(answers, curves, strict=True):
+                each["faithfulness"] = measure(of_each)
+        return found
+
+    def attention(self, text: Text, layer: int, max_length: int | None = None) -> tuple[list[str], F32]:
+        """To what each token attends, from the numpy backend.
+
+        Args:
+            text: a text, or a pair of two.
+            layer: which, from 0, in the order in which they run.
+            max_length: as of `__call__`.
+
+        Returns:
+            (the tokens, special ones too; f32 [heads, n, n], of each head and token how much each token counts, rows
+            that sum to 1; no heads where pruning has removed the layer's attention).
+
+        Raises:
+            InvalidInputError: another backend, a layer that there is not, or a text that is not usable.
+        """
+        if self.tokenizer is None:
+            raise InvalidInputError("this file has no tokenizer, it takes token ids: use backend.attention(…)")
+        batch, is_truncated = self.tokenizer.tokenize([text], max_length)
+        check_ids(batch, [0], self.tokenizer, self.spec)
+        if is_truncated[0]:
+            warn(f"the text was truncated to {batch.total_tokens} tokens")
+        tokens = [self.tokenizer.id_to_token(i) for i in batch.input_ids.tolist()]
+        return tokens, self.backend.attention(batch, layer)
 
     def forward(self, batch: PackedBatch, outputs: Sequence[str] | None = None) -> Outputs:
         """Run token ids through the encoder and its head.

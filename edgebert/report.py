@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import TYPE_CHECKING, Any
@@ -44,6 +44,25 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Words:
+    """A text whose words are coloured by a number: blue above 0, orange and dashed below, the paler the nearer to 0.
+
+    The number is seen when a word is pointed at or reached with the Tab key, and read out after the word.
+
+    Attributes:
+        text: all of it.
+        values: (start, end, number) of words, by characters, in the order of the text.
+        largest: what has the full colour.
+        caption: before the text.
+    """
+
+    text: str
+    values: Sequence[tuple[int, int, float]]
+    largest: float
+    caption: str = ""
+
+
+@dataclass(frozen=True)
 class Plot:
     """A matplotlib figure. At most five inches wide and with texts of nine points it is readable on a phone."""
 
@@ -56,7 +75,7 @@ class Section:
     """A heading and what is under it; a str is a paragraph, one of several lines keeps them."""
 
     title: str
-    parts: Sequence[str | Table | Plot]
+    parts: Sequence[str | Table | Words | Plot]
 
 
 def new_figure(height: float = 3.0) -> tuple[Figure, Axes]:
@@ -98,14 +117,34 @@ def write_page(path: str | os.PathLike[str], title: str, sections: Sequence[Sect
     write_whole(path, template.render(title=title, sections=parts) + "\n")
 
 
-def _describe_part(part: str | Table | Plot) -> tuple[str, Any]:
+def _describe_part(part: str | Table | Words | Plot) -> tuple[str, Any]:
     if isinstance(part, str):
         return "text", part
     if isinstance(part, Table):
         return "table", _describe_table(part)
+    if isinstance(part, Words):
+        return "words", {"caption": part.caption, "pieces": list(_cut_words(part))}
     from markupsafe import Markup
 
     return "plot", {"caption": part.caption, "svg": Markup(_draw(part))}
+
+
+def _cut_words(words: Words) -> Iterator[tuple[str, str, str, str]]:
+    """(text, class, opacity, number) of words and of what is between them, which has no class."""
+    last = 0
+    for start, end, value in words.values:
+        if start > last:
+            yield words.text[last:start], "", "", ""
+        opacity = min(abs(value) / words.largest, 1.0) if words.largest else 0.0
+        yield words.text[start:end], "plus" if value >= 0 else "minus", f"{opacity:.2f}", format_signed(value)
+        last = max(last, end)
+    if last < len(words.text):
+        yield words.text[last:], "", "", ""
+
+
+def format_signed(value: float) -> str:
+    """A number with its sign, to four decimals: +0.0123, −4.5600."""
+    return f"{round(value, 4) + 0.0:+.4f}".replace("-", "−")  # 0.0 makes a zero of -0.0
 
 
 def _describe_table(table: Table) -> dict[str, Any]:

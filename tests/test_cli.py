@@ -186,7 +186,7 @@ def test_run_answers_as_the_model(make_file: Callable[..., Path], capsys: pytest
         (["FILE", "a", "--task", "fill-mask"], "fill-mask does not fit this file: its head is embedding"),
         (["FILE", "a", "--task", "classify"], "unknown task 'classify': expected one of embedding, "),
         (["FILE", "a", "--task", ""], "unknown task ''"),
-        (["FILE", "a", "--task", "reranking"], "use model(texts) or forward(PackedBatch)"),
+        (["FILE", "a", "--task", "reranking"], "use model(texts) or model(inputs, task='explain') or f"),
         (["FILE", "a", "--option", "top_k=3"], "unexpected keyword argument 'top_k'; it takes texts, prompt_name"),
         (["FILE", "a", "--option", "top_k"], "--option takes NAME=VALUE, got 'top_k'"),
         (["FILE", "a", "--json"], "text 0 is not JSON"),

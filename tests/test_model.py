@@ -187,8 +187,8 @@ def test_a_file_without_tokenizer_takes_ids(make_file: Callable[..., Path]) -> N
 @pytest.mark.parametrize(
     ("arguments", "fitting"),
     [
-        ({"task": "question-answering"}, "use model(question=…, context=…) or forward(PackedBatch)"),
-        ({"task": "text-classification"}, "use model(texts) or model(query, documents, task='reranking') or f"),
+        ({"task": "question-answering"}, "use model(question=…, context=…) or model(inputs, task='explain') or f"),
+        ({"task": "text-classification"}, "use model(texts) or model(query, documents, task='reranking') or m"),
         ({"pooling": "none", "normalize": False}, "outputs last_hidden_state; use forward(PackedBatch)"),
     ],
 )
@@ -226,6 +226,7 @@ CALLERS = {
     "fill-mask": [(["the [MASK] restarts .", "[MASK] [MASK]"], {}), (["roses " * 99 + "[MASK]"], {"stride": 9})],
     "rescoring": [(["the router is on", ""], {}), (["the router is off", "the router is on"], {})],
     "next-sentence": [([("a", "b")], {}), ([("roses " * 99, "water"), ("a", "c")], {"top_k": None})],
+    "explain": [([("a", "b c")], {"span_length": 2}), ([("roses " * 99, "water"), ("a", "c")], {"stride": 5})],
 }
 
 
@@ -266,13 +267,13 @@ def test_the_tasks_of_the_page(
     make_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     page = (Path(__file__).parents[1] / "docs" / "tasks.md").read_text(encoding="utf-8")
-    code = page.split("```python\n")[1].split("```")[0]
+    code = "".join(block.split("```")[0] for block in page.split("```python\n")[1:])
     heads = ("tagger", "token-classification"), ("reader", "question-answering"), ("masked", "fill-mask")
     for name, head in (*heads, ("pairs", "text-classification"), ("model", "embedding")):
         make_file(f"{name}.onnx", task=head)
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "tasks.md", "exec"), {})
-    assert len(capsys.readouterr().out.splitlines()) == 6
+    assert len(capsys.readouterr().out.splitlines()) == 6 + 3 + 1
 
 
 def test_forward_gives_the_outputs_asked_for(backend: str, make_file: Callable[..., Path]) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from edgebert.errors import EdgeBertError, InvalidInputError
 from edgebert.files import write_whole
-from edgebert.report import COLORS, Plot, Section, Table, new_figure, write_page
+from edgebert.report import COLORS, Plot, Section, Table, Words, new_figure, write_page
 
 pytest.importorskip("jinja2")
 pytest.importorskip("matplotlib")
@@ -139,6 +139,21 @@ def test_what_is_no_file_is_written_to_and_stays(tmp_path: Path) -> None:
     write_whole(pipe, "é")
     assert os.read(reader, 10) == "é".encode() and pipe.is_fifo()
     os.close(reader)
+
+
+def test_words_keep_their_text_and_say_their_numbers(tmp_path: Path) -> None:
+    path, text = tmp_path / "page.html", "a <b> c\n d"
+    values = [(0, 1, 0.5), (2, 5, -0.25), (9, 10, -0.00001)]
+    write_page(path, "t", [Section("s", [Words(text, values, 0.5, "caption")])])
+    page = Page(path)
+    shown = [part for part in page.text if part not in ("t", "s", "caption")]
+    assert shown[1:] == ["a", "+0.5000", "<b>", "−0.2500", "c", "d", "+0.0000"]  # after the styles
+    shares = [value for name, value in page.attributes if name == "style"]
+    assert shares == ["--share:1.00", "--share:0.50", "--share:0.00"]
+    assert [value for name, value in page.attributes if name == "tabindex"] == ["0"] * 3
+    assert re.sub(r'<span class="spoken">.*?</span>|</?span.*?>', "", path.read_text().split("<p>")[1]).startswith(
+        "a &lt;b&gt; c\n d</p>"
+    )
 
 
 def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,6 +54,14 @@ class Backend(ABC):
                 values[name] = values[name][batch.output_tokens]
         return values
 
+    def attention(self, batch: PackedBatch, layer: int) -> NDArray[np.float32]:
+        """To what each token of a batch of one sequence attends in a layer, f32 [heads, n, n]; rows sum to 1.
+
+        Raises:
+            InvalidInputError: a layer that there is not, ids out of range, or a backend that keeps no such maps.
+        """
+        raise InvalidInputError(f"the {self.name} backend keeps no attention maps: load the file with backend='numpy'")
+
     @abstractmethod
     def _run(self, batch: PackedBatch, outputs: Sequence[str]) -> Outputs:
         """Run a batch that has been checked and has at least one sequence."""

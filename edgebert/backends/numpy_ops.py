@@ -155,6 +155,24 @@ def attention_varlen_u8s8(
     return _attend(attention_u8s8_f32, qkv, cu_seqlens, num_heads, position_bias, window)
 
 
+def attention_maps(qkv: F32, num_heads: int, position_bias: F32 | None, window: int, dtype: str) -> F32:
+    """softmax(Q Kᵀ / sqrt(head_dim) + bias) of one sequence, f32 [num_heads, length, length].
+
+    They are attention's output where the values are the identity's rows. Arguments are those of `attention_varlen`, and
+    the attention's dtype, "f32" or "s8".
+    """
+    attention = attention_u8s8_f32 if dtype == "s8" else _attention_f32
+    maps = np.zeros((num_heads, len(qkv), len(qkv)), np.float32)
+    heads = iter(maps)
+
+    def keep(query: F32, key: F32, value: F32, bias: F32 | None, window: int) -> F32:
+        next(heads)[:] = attention(query, key, np.eye(len(key), dtype=np.float32), bias, window)
+        return value
+
+    _attend(keep, qkv, np.array([0, len(qkv)], np.int32), num_heads, position_bias, window)
+    return maps
+
+
 def _attention_f32(query: F32, key: F32, value: F32, bias: F32 | None, window: int) -> F32:
     scores = (query @ key.T) * np.float32(1.0 / math.sqrt(query.shape[1]))
     if bias is not None:

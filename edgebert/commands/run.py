@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from edgebert.commands.arguments import add_model_arguments, read_option
+from edgebert.commands.explained import check_html, name_texts, print_explanation, write_explanations
 from edgebert.errors import InvalidInputError
 from edgebert.printing import format_value
 
@@ -20,7 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", help="a model file, or a folder that holds model.onnx")
     parser.add_argument("texts", nargs="*", metavar="TEXT", help="texts; none or - reads lines from standard input")
     parser.add_argument(
-        "--task", help="another task that fits the file's head: reranking, rescoring, … (default: the file's own)"
+        "--task",
+        help="another task that fits the file's head: reranking, rescoring, explain, … (default: the file's own)",
     )
     add_model_arguments(parser)
     parser.add_argument("--max-length", type=int, metavar="N", help="truncate to N tokens (default: the file's limit)")
@@ -38,8 +40,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--json", action="store_true", help="each text given is JSON: a pair, a question, an n-best list, …"
     )
     parser.add_argument(
-        "--format", choices=("json", "text"), default="json", help="JSON lines, or columns (default: json)"
+        "--format",
+        choices=("json", "text"),
+        help="JSON lines, or columns (default: json; of explanations text)",
     )
+    parser.add_argument("--html", metavar="FILE", help="with --task explain, also a page with the words in colours")
     parser.add_argument("--verbose", action="store_true", help="say on standard error what runs the model")
 
 
@@ -54,18 +59,22 @@ def main(args: argparse.Namespace) -> None:
         if model.tokenizer is not None:
             print(f"tokenizer: {model.tokenizer.detail}", file=sys.stderr)
     task = model.choose_task(args.task)
+    check_html(args.html, task)
     texts = list(_read_lines(skip_blank=args.json)) if args.texts in ([], ["-"]) else args.texts
-    options: dict[str, Any] = {"task": task, "max_length": args.max_length, "stride": args.stride}
+    asked = model.choose_task(None) if task == "explain" else task  # whose inputs it takes
+    options: dict[str, Any] = {"max_length": args.max_length, "stride": args.stride}
     options |= dict(map(read_option, args.option))
     if args.prompt_name is not None:
         options["prompt_name"] = args.prompt_name
-    inputs = [_read_input(i, text, task, args) for i, text in enumerate(texts)]
+    inputs = [_read_input(i, text, asked, args) for i, text in enumerate(texts)]
     if task == "reranking":
         if "query" not in options:
             raise InvalidInputError("reranking needs a query, the texts are its documents: --option query=TEXT")
-        answers, is_truncated = model(documents=inputs, return_truncated=True, **options)
+        answers, is_truncated = model(documents=inputs, task=task, return_truncated=True, **options)
+    elif task == "explain":
+        answers, is_truncated = model.explain(inputs, return_truncated=True, **options)
     else:
-        answers, is_truncated = model.answer_each(inputs, **options)
+        answers, is_truncated = model.answer_each(inputs, task=task, **options)
     if is_truncated.any():
         warn(
             f"{is_truncated.sum()} of {len(inputs)} texts were truncated to {args.max_length or model.spec.max_length} "
@@ -74,13 +83,17 @@ def main(args: argparse.Namespace) -> None:
     if task == "reranking":  # an answer a document, best first
         ranking = [answer["corpus_id"] for answer in answers]
         inputs, is_truncated = [inputs[i] for i in ranking], is_truncated[ranking]
+    if args.html is not None:
+        write_explanations(args.html, f"{args.file}: why", [*map(name_texts, inputs)], answers)
     for item, answer, is_long in zip(inputs, answers, is_truncated, strict=True):
         if task == "embedding":
             answer = {"embedding": [float(value) for value in answer]}
         echo = item if isinstance(item, dict) else {"text": item if isinstance(item, str) else "\t".join(item)}
-        if args.format == "json":
+        if args.format == "json" or (args.format is None and task != "explain"):
             line = {**echo, **(answer if isinstance(answer, dict) else {"answers": answer})}
             print(json.dumps(line | ({"truncated": True} if is_long else {}), ensure_ascii=False))
+        elif task == "explain":
+            print_explanation(name_texts(item), answer)
         else:
             others = [value for key, value in echo.items() if key != "hypotheses"]  # these are in the answer
             for row in _flatten(answer):

@@ -145,7 +145,7 @@ class Scorer:
         if isinstance(example, np.ndarray):
             self.width = example.shape[-1]
             kinds = {"embedding": "vector"}
-        elif isinstance(example, dict) and {*example} & {"label", "labels"}:
+        elif isinstance(example, dict) and {*example} & {"label", "labels"} and self._task != "explain":
             kinds = {name: {"label": "text", "labels": "json"}.get(name, "number") for name in example}
         else:
             kinds = {"answer": "json"}

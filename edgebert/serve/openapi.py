@@ -34,6 +34,7 @@ _KINDS: dict[str, Schema] = {  # by annotation
     "str": _STRING,
     "str | Iterable[str]": {"oneOf": [_STRING, _list(_STRING)]},
     "Collection[str]": _list(_STRING, 0),
+    "Sequence[int]": {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 2, "maxItems": 2},
 }
 _TEXTS: Schema = {"oneOf": [_STRING, _list(_STRING)]}
 _INPUT: Schema = {"oneOf": [_STRING, _list(_STRING), _IDS, _list(_IDS)]}
@@ -157,6 +158,7 @@ def _task_input(task: str) -> Schema:
         "question-answering": pair,
         "text-classification": {"anyOf": [_STRING, both]},
         "next-sentence": both,
+        "explain": {"anyOf": [_STRING, both, pair]},
         "rescoring": {"oneOf": [_STRING, hypotheses]},
     }.get(task, _STRING)
     options = {

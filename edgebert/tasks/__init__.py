@@ -62,6 +62,20 @@ TASKS = {
         ("fill-mask", "pretraining"), "sentences", ("inputs",), (str, dict), expects="sentences or n-best lists"
     ),
     "next-sentence": Task(("next-sentence", "pretraining"), "pairs", ("pairs",), **_PAIRS),
+    "explain": Task(
+        (
+            "embedding",
+            "text-classification",
+            "token-classification",
+            "question-answering",
+            "next-sentence",
+            "pretraining",
+        ),
+        "inputs",
+        ("inputs",),
+        (str, dict),
+        expects="an input of the file's own task, of an embedding file a pair of texts, or a list of them",
+    ),
 }
 
 

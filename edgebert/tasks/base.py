@@ -53,16 +53,20 @@ def make_rows(
     options: Options,
     has_offsets: bool = False,
     lowers_stride: bool = False,
+    cuts_longer: bool = False,
 ) -> tuple[list[Row], Bools]:
     """(rows of texts and pairs, truncated, or in windows where there is a stride; which texts were truncated).
 
-    With `lowers_stride` a stride that the first of a pair leaves no room for is half of that room.
+    With `lowers_stride` a stride that the first of a pair leaves no room for is half of that room; with `cuts_longer`
+    pairs with offsets are truncated as those without.
 
     Raises:
         InvalidInputError: as `Tokenizer.make_windows`; a token that the model has no row for.
     """
     if has_offsets or options.stride is not None:
-        rows, is_truncated = tokenizer.make_windows(texts, options.max_length, options.stride, lowers_stride)
+        rows, is_truncated = tokenizer.make_windows(
+            texts, options.max_length, options.stride, lowers_stride, cuts_longer
+        )
     else:
         rows, is_truncated = tokenizer.make_rows(texts, options.max_length)
     if rows and tokenizer.max_id >= options.spec.vocab_size:

@@ -92,7 +92,7 @@ def decode(
     null_scores = [1.0] * len(inputs)
     top_k, align = options.top_k or 1, options.align_to_words
     for row, values in in_order(outputs):
-        start, end = (_probabilities(values[name], row) for name in OUTPUTS)
+        start, end = (find_probabilities(values[name], row) for name in OUTPUTS)
         null_scores[row.text] = min(null_scores[row.text], float(start[0] * end[0]))
         num_spans = top_k * 2 + 10 if align else top_k  # some become equal when widened to words
         for first, last, score in _best_spans(start[1:], end[1:], num_spans, options.max_answer_len):
@@ -107,7 +107,7 @@ def decode(
     return [sorted(spans, key=lambda span: -span["score"])[:top_k] for spans in answers]
 
 
-def _probabilities(logits: F32, row: Row) -> F32:
+def find_probabilities(logits: F32, row: Row) -> F32:
     """Of the row's first token (no answer) and of the context's, f32 [1 + k]; the question's are left out."""
     return softmax(np.concatenate([logits[:1], logits[row.tokens]]))
 

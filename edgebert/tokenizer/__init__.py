@@ -33,6 +33,9 @@ class Row(NamedTuple):
         offsets: int32 [k, 2], where each of those begins and ends in the caller's string, in characters; none where
             they were not asked for.
         word_ids: int32 [k], the word each belongs to, as the tokenizer splits words; -1 for none.
+        all_offsets: int32 [length, 2], the offsets of all tokens, those of the first of a pair too; 0 and 0 for special
+            ones; none where they were not asked for.
+        all_word_ids: int32 [length], the words of all tokens; -1 for special ones.
         owned: which of the k tokens no other window of the text has more text around; every token is owned once.
         output_tokens: int32 [m], ascending: the row's tokens whose token outputs are wanted; None: all of them.
         note: what a task wants back with the outputs.
@@ -45,6 +48,8 @@ class Row(NamedTuple):
     first: int = 0
     offsets: I32 = _NO_OFFSETS
     word_ids: I32 = _NO_WORDS
+    all_offsets: I32 = _NO_OFFSETS
+    all_word_ids: I32 = _NO_WORDS
     owned: range = range(0)
     output_tokens: I32 | None = None
     note: Any = None
@@ -183,6 +188,7 @@ class Tokenizer:
         max_length: int | None = None,
         stride: int | None = None,
         lowers_stride: bool = False,
+        cuts_longer: bool = False,
     ) -> tuple[list[Row], NDArray[np.bool_]]:
         """Rows with offsets; of what is too long, the last text is cut into windows.
 
@@ -191,6 +197,7 @@ class Tokenizer:
             max_length: tokens a row has at most, special tokens included; None takes the file's own limit.
             stride: tokens that a window has in common with the one before it; None keeps the first window alone.
             lowers_stride: where the first of a pair leaves windows no room for `stride`, they share half of the room.
+            cuts_longer: without a stride, of a pair the longer text gives way first, as in `make_rows`.
 
         Returns:
             (rows, those of a text in their order; bool [n]: which texts were truncated, none with a stride).
@@ -200,8 +207,9 @@ class Tokenizer:
         """
         if stride is not None and (not isinstance(stride, int) or isinstance(stride, bool) or stride < 0):
             raise InvalidInputError(f"stride must be an integer of at least 0, got {stride!r}")
+        cuts_last_text = stride is not None or not cuts_longer
         tokens = self._tokenize(
-            texts, max_length, stride=stride, lowers_stride=lowers_stride, cuts_last_text=True, offsets=True
+            texts, max_length, stride=stride, lowers_stride=lowers_stride, cuts_last_text=cuts_last_text, offsets=True
         )
         offsets, word_ids, *columns = [array for array in tokens[4:] if array is not None]  # all: offsets are asked for
         rows: list[Row] = []
@@ -211,7 +219,8 @@ class Tokenizer:
             window = rows[-1].window + 1 if rows and rows[-1].text == text else 0
             last = slice(a + first, a + first + count)
             ids, types = tokens.input_ids[a:b], tokens.token_type_ids[a:b]
-            rows.append(Row(text, window, ids, types, first, offsets[last], word_ids[last], range(*own)))
+            of_all = offsets[a:b], word_ids[a:b]
+            rows.append(Row(text, window, ids, types, first, offsets[last], word_ids[last], *of_all, range(*own)))
         return rows, tokens.is_truncated
 
     def tokenize_whole(self, texts: Iterable[Text], special_tokens: bool = True) -> Tokens:
