@@ -123,6 +123,17 @@ def test_threads_with_different_limits_do_not_disturb_each_other(tokenizer: Toke
     assert lengths == limits
 
 
+@pytest.mark.skipif("native" not in BACKENDS, reason="no native library")
+def test_a_new_tokenizer_leaves_what_other_threads_are_calling(tokenizer_json: str) -> None:
+    """A call reads its function's types: without a GIL, they would be freed under it where they are set again."""
+    from edgebert.tokenizer.native import NativeTokenizer
+
+    function = NativeTokenizer(tokenizer_json)._library.eb_tokenize
+    types = function.argtypes
+    NativeTokenizer(tokenizer_json)
+    assert function.argtypes is types
+
+
 @pytest.mark.parametrize(
     "bad", [None, b"bytes", 3, 1.5, ("a",), ("a", "b", "c"), ("a", None), ["a", b"b"], {"text": "a"}]
 )

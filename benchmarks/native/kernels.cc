@@ -50,23 +50,26 @@ class Array {
 
 // Codes of `rows` rows and what belongs to them.
 struct Codes {
-  Codes(int rows, int width)
+  Codes(const KernelTable& table, int rows, int width)
       : codes(static_cast<size_t>(rows) * round_up(width, 64)),
         a_scale(rows),
         neg_zero(rows),
-        stride(round_up(width, 64)) {}
+        stride(round_up(width, 64)),
+        flip(table.code_flip) {}
   CodeRows view() {
     CodeRows rows{};
     rows.codes = codes.get();
     rows.stride = stride;
     rows.a_scale = a_scale.get();
     rows.neg_zero = neg_zero.get();
+    rows.flip = flip;
     return rows;
   }
   Array<uint8_t> codes;
   Array<float> a_scale;
   Array<int32_t> neg_zero;
   int stride;
+  uint8_t flip;
 };
 
 // Prints what one kernel of one ISA takes.
@@ -157,7 +160,7 @@ BENCHMARK_KERNEL(quantize_rows) {
   const int width = shape.intermediate;
   for (const int rows : kRows) {
     Array<float> x(static_cast<size_t>(rows) * row_stride(width)), inv_smooth(width);
-    Codes codes(rows, width);
+    Codes codes(table, rows, width);
     QuantizeArgs args{};
     args.x = x.get();
     args.x_stride = row_stride(width);
@@ -176,7 +179,7 @@ BENCHMARK_KERNEL(linear_u8s8_f32) {
     Array<int8_t> weight(columns * static_cast<size_t>(round_up(linear.inputs, 4)));
     Array<float> w_scale(columns), bias(columns), out(static_cast<size_t>(linear.rows) * row_stride(linear.outputs));
     Array<int32_t> colsum(columns);
-    Codes in(linear.rows, linear.inputs);
+    Codes in(table, linear.rows, linear.inputs);
     LinearU8S8Args args{};
     args.in = in.view();
     args.linear = {weight.get(), w_scale.get(), colsum.get(), bias.get(), linear.inputs, linear.outputs};
@@ -229,7 +232,7 @@ BENCHMARK_KERNEL(gate) {
   const int width = shape.intermediate;
   for (const int rows : kRows) {
     Array<float> x(static_cast<size_t>(rows) * row_stride(2 * width)), inv_smooth(width);
-    Codes codes(rows, width);
+    Codes codes(table, rows, width);
     const GateArgs args{x.get(), row_stride(2 * width), width,       Epilogue::kGeluErf,
                         true,    inv_smooth.get(),      codes.view()};
     const double seconds = shortest(kSeconds, [&] { table.gate(args, 0, rows); });
@@ -270,7 +273,7 @@ BENCHMARK_KERNEL(add_layernorm) {
   for (const int rows : kRows) {
     Array<float> x(static_cast<size_t>(rows) * stride), residual(static_cast<size_t>(rows) * stride);
     Array<float> out(static_cast<size_t>(rows) * stride), weight(width), bias(width), inv_smooth(width);
-    Codes codes(rows, width);
+    Codes codes(table, rows, width);
     AddLayerNormArgs args{};
     args.x = x.get();
     args.x_stride = stride;

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from array import array
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import accumulate, chain
 from typing import Any
 
@@ -87,8 +87,7 @@ class NativeTokenizer(BaseTokenizer):
             UnsupportedModelError: it asks for something that the native tokenizer does not do to the letter.
             BackendUnavailableError: the native library is missing.
         """
-        self._library = native.load_library()
-        _declare(self._library)
+        self._library = _open_library(native.load_library()._name)
         self._threads = threads
         self._names: dict[int, str] = {}  # of ids asked for, which are asked for again
         data = tokenizer_json.encode() if isinstance(tokenizer_json, str) else tokenizer_json
@@ -255,10 +254,19 @@ def _address(numbers: array[int]) -> int:
     return numbers.buffer_info()[0]
 
 
+@cache
+def _open_library(path: str) -> ctypes.CDLL:
+    """The library once more, with functions of its own: declared here, where no other thread is calling them yet."""
+    library = ctypes.CDLL(path)
+    _declare(library)
+    return library
+
+
 def _declare(library: ctypes.CDLL) -> None:
     c_char_p, c_int32, c_size_t, c_void_p = ctypes.c_char_p, ctypes.c_int32, ctypes.c_size_t, ctypes.c_void_p
     text = (c_char_p, c_size_t, ctypes.POINTER(c_size_t))
     for name, result, arguments in (
+        ("eb_last_error", c_char_p, ()),
         ("eb_tokenizer_load", ctypes.c_int, (c_char_p, c_size_t, ctypes.POINTER(c_void_p))),
         ("eb_tokenizer_free", None, (c_void_p,)),
         ("eb_tokenizer_find", c_int32, (c_void_p, c_char_p)),

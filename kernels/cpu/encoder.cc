@@ -134,7 +134,7 @@ struct Rows {
 
 CodeRows offset_rows(const CodeRows& codes, int rows) {
   return {codes.codes + static_cast<size_t>(rows) * codes.stride, codes.stride, codes.a_scale + rows,
-          codes.neg_zero + rows};
+          codes.neg_zero + rows, codes.flip};
 }
 
 }  // namespace
@@ -382,7 +382,7 @@ void Encoder::Impl::reserve(Workspace& workspace, int tokens, int sequences, int
   workspace.ffn = floats(at_ffn);
   workspace.normed = floats(at_normed);
   for (int i = 0; i < 2; ++i) workspace.head[i] = floats(at_head[i]);
-  workspace.codes = {base + at_codes, codes_stride, floats(at_scale), ints(at_zero)};
+  workspace.codes = {base + at_codes, codes_stride, floats(at_scale), ints(at_zero), kernels_.code_flip};
   workspace.cu_seqlens = ints(at_seqlens);
   workspace.position_ids = ints(at_positions);
   workspace.scratch = floats(at_scratch);

@@ -24,6 +24,7 @@ struct CodeRows {
   int stride;         // bytes, a multiple of 64
   float* a_scale;     // [rows]
   int32_t* neg_zero;  // [rows]: acc = sum(stored code * w) + neg_zero * colsum
+  uint8_t flip;       // the table's code_flip
 };
 
 struct LayerNormWeights {
@@ -174,8 +175,9 @@ constexpr int kBlockRows = 96;
 
 struct KernelTable {
   const char* isa;
-  int s8_nr;   // columns of a panel of linear_u8s8_f32
-  int f32_nr;  // columns of a panel of linear_f32
+  int s8_nr;          // columns of a panel of linear_u8s8_f32
+  int f32_nr;         // columns of a panel of linear_f32
+  uint8_t code_flip;  // stored are codes xor this: 0x80 where they are read as s8, code - 128
 #define EB_KERNEL(name, arguments) void(*name) arguments;
 #include "cpu/kernels.inc"
 #undef EB_KERNEL

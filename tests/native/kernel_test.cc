@@ -167,9 +167,9 @@ struct CodeBuffer {
   std::vector<float> a_scale;
   std::vector<int32_t> neg_zero;
   CodeRows rows;
-  CodeBuffer(int count, int width)
+  CodeBuffer(const KernelTable& table, int count, int width)
       : bytes(static_cast<size_t>(count) * round_up(width, 64) + 64), a_scale(count), neg_zero(count) {
-    rows = {bytes.data(), round_up(width, 64), a_scale.data(), neg_zero.data()};
+    rows = {bytes.data(), round_up(width, 64), a_scale.data(), neg_zero.data(), table.code_flip};
   }
   // An ISA may store code - 128 and carry 128 in neg_zero.
   void check(const Codes& want, int width) const {
@@ -219,7 +219,7 @@ TEST_KERNEL(quantize_rows) {
       const Matrix x = awkward_matrix(rows, width);
       const std::vector<float> inv_smooth = random_vector(width, 1.0f, 0.3f);
       for (const float* smooth : {static_cast<const float*>(nullptr), inv_smooth.data()}) {
-        CodeBuffer got(rows, width);
+        CodeBuffer got(table, rows, width);
         table.quantize_rows({x.values.data(), x.stride, width, smooth, got.rows}, 0, rows);
         got.check(reference_codes(x, smooth), width);
       }
@@ -243,7 +243,7 @@ TEST_KERNEL(linear_u8s8_f32) {
         const PackedLinearU8S8 packed =
             pack_linear_u8s8(view(weight, {inputs, outputs}), view(scale, {outputs}), view(colsum),
                              view(bias, {outputs}), WeightLayout::kInputsByOutputs, nr, arena);
-        CodeBuffer codes(rows, inputs);
+        CodeBuffer codes(table, rows, inputs);
         table.quantize_rows({x.values.data(), x.stride, inputs, nullptr, codes.rows}, 0, rows);
         const Codes reference = reference_codes(x, nullptr);
         const auto sum = [&](int r, int n) {
@@ -343,7 +343,7 @@ TEST_KERNEL(gate) {
         const Matrix x = random_matrix(rows, 2 * width);
         const std::vector<float> inv_smooth = random_vector(width, 1, 0.2f);
         Matrix got = x;
-        CodeBuffer codes(rows, width);
+        CodeBuffer codes(table, rows, width);
         table.gate({got.values.data(), got.stride, width, activation, true, inv_smooth.data(), codes.rows}, 0, rows);
         Matrix products(rows, width);
         for (int r = 0; r < rows; ++r) std::copy(got.row(r), got.row(r) + width, products.row(r));
@@ -552,7 +552,7 @@ TEST_KERNEL(add_layernorm) {
                                inv_smooth = random_vector(width, 1, 0.2f);
       for (const bool adds : {false, true}) {
         Matrix out(rows, width);
-        CodeBuffer codes(rows, width);
+        CodeBuffer codes(table, rows, width);
         AddLayerNormArgs args{};
         args.x = x.values.data();
         args.x_stride = x.stride;

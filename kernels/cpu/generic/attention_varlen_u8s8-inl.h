@@ -129,26 +129,26 @@ struct PackedKeysValues {
       const int in_panel = j % kPanelKeys;
       vectors = min_of((kPanelKeys - in_panel) / 16, (end - j) / 16);
       with_rows<kTileVectors>(vectors, [&](auto tag) {
-        constexpr int kVectors = decltype(tag)::value;
-        dot_tile<kRows, kVectors>(query_codes, padded_dim, keys + panel_at(j) * kPanelKeys + 4 * in_panel,
-                                  4 * kPanelKeys, (head_dim + 3) / 4, key_start + j, NothingAhead(), tile);
-        for (int v = 0; v < kVectors; ++v) {
-          const F32x16 scale = load(key_scale + j + 16 * v);
-          for (int m = 0; m < kRows; ++m) {
-            const F32x16 s = mul(to_f32(load_i32(tile + (m * kVectors + v) * 16)), scale);
-            store(scores + static_cast<size_t>(m) * padded + (j - begin) + 16 * v, s);
-            tops[m] = max(tops[m], s);
-          }
-        }
+        dot_tile<kRows, decltype(tag)::value>(query_codes, padded_dim, keys + panel_at(j) * kPanelKeys + 4 * in_panel,
+                                              4 * kPanelKeys, (head_dim + 3) / 4, key_start + j, NothingAhead(), tile);
       });
+      for (int v = 0; v < vectors; ++v) {
+        const F32x16 scale = load(key_scale + j + 16 * v);
+#pragma GCC unroll 16
+        for (int m = 0; m < kRows; ++m) {
+          const F32x16 s = mul(to_f32(load_i32(tile + (m * vectors + v) * 16)), scale);
+          store(scores + static_cast<size_t>(m) * padded + (j - begin) + 16 * v, s);
+          tops[m] = max(tops[m], s);
+        }
+      }
     }
     for (int m = 0; m < kRows; ++m) top[m] = reduce_max(tops[m]);
   }
 
   // The scores with their bias, in units of 2**x: scale2_of becomes 1, and top[m] the largest of row m once more.
-  template <int kRows>
-  void add_bias(const PositionBias& bias, int first_query, int begin, int end, float* scale2_of, float* top) const {
-    for (int m = 0; m < kRows; ++m) {
+  void add_bias(int rows, const PositionBias& bias, int first_query, int begin, int end, float* scale2_of,
+                float* top) const {
+    for (int m = 0; m < rows; ++m) {
       float* const row = scores + static_cast<size_t>(m) * padded;
       add_bias_row(row, end - begin, set1(scale2_of[m]), bias.row(first_query + m) + begin);
       F32x16 tops = set1(-3.0e38f);
@@ -168,30 +168,31 @@ struct PackedKeysValues {
     return reduce_max(top);
   }
 
-  // Codes of `count` scores a row: round(255 * 2**(scale2[m] * (score - top[m]))); inv_sums[m] = 1 / their sum.
-  template <int kRows>
-  void softmax_codes(int count, const float* top, const float* scale2, float* inv_sums) const {
-    for_row_groups<kRows>([&](int first, auto group) {
-      constexpr int kWidth = decltype(group)::value;
-      F32x16 shift[kWidth];
-      I32x16 sums[kWidth];
-      for (int i = 0; i < kWidth; ++i) {
-        shift[i] = set1(7.99435344f - top[first + i] * scale2[first + i]);  // log2(255)
+  // Codes of `count` scores a row: round(255 * 2**(scale2[m] * (score - top[m]))); inv_sums[m] = 1 / their sum. Rows go
+  // in groups of kMathWidth; where fewer are left, the last of them repeats.
+  void softmax_codes(int rows, int count, const float* top, const float* scale2, float* inv_sums) const {
+    for (int first = 0; first < rows; first += kMathWidth) {
+      float* row[kMathWidth];
+      F32x16 scale[kMathWidth], shift[kMathWidth];
+      I32x16 sums[kMathWidth];
+      for (int i = 0; i < kMathWidth; ++i) {
+        const int m = min_of(first + i, rows - 1);
+        row[i] = scores + static_cast<size_t>(m) * padded;
+        scale[i] = set1(scale2[m]);
+        shift[i] = set1(7.99435344f - top[m] * scale2[m]);  // log2(255)
         sums[i] = zero_i32();
       }
       for (int j = 0; j < count; j += 16) {
-        Wide<kWidth> p;
-        for (int i = 0; i < kWidth; ++i)
-          p.v[i] = fma(load(scores + static_cast<size_t>(first + i) * padded + j), set1(scale2[first + i]), shift[i]);
+        Wide<kMathWidth> p;
+        for (int i = 0; i < kMathWidth; ++i) p.v[i] = fma(load(row[i] + j), scale[i], shift[i]);
         p = exp2(p);
-        for (int i = 0; i < kWidth; ++i) {
-          store_codes(reinterpret_cast<uint8_t*>(scores + static_cast<size_t>(first + i) * padded) + j, p.v[i],
-                      kCodeFlip);
+        for (int i = 0; i < kMathWidth; ++i) {
+          store_codes(reinterpret_cast<uint8_t*>(row[i]) + j, p.v[i], kCodeFlip);
           sums[i] = add_i32(sums[i], to_i32(p.v[i]));
         }
       }
-      for (int i = 0; i < kWidth; ++i) inv_sums[first + i] = 1.0f / reduce_add(to_f32(sums[i]));
-    });
+      for (int i = 0; i < kMathWidth; ++i) inv_sums[min_of(first + i, rows - 1)] = 1.0f / reduce_add(to_f32(sums[i]));
+    }
   }
 
   // context[m] = inv_sums[m] * (sum over the keys from `begin` to `end` of codes * values) * value_scale
@@ -201,25 +202,26 @@ struct PackedKeysValues {
     const int32_t* const before = value_start + static_cast<size_t>(begin) / 16 * padded_dim;
     const int32_t* const after = value_start + static_cast<size_t>(end) / 16 * padded_dim;
     for (int d = 0; d < head_dim; d += 16 * kTileVectors) {
-      with_rows<kTileVectors>(min_of((head_dim - d + 15) / 16, kTileVectors), [&](auto tag) {
-        constexpr int kVectors = decltype(tag)::value;
-        for (int v = 0; v < kVectors; ++v) {
-          const int at = d + 16 * v;
-          store_i32(start + 16 * v, add_i32(load_i32(after + at), mul_i32(load_i32(before + at), set1_i32(-1))));
-        }
-        dot_tile<kRows, kVectors>(
+      const int vectors = min_of((head_dim - d + 15) / 16, kTileVectors);
+      for (int v = 0; v < vectors; ++v) {
+        const int at = d + 16 * v;
+        store_i32(start + 16 * v, add_i32(load_i32(after + at), mul_i32(load_i32(before + at), set1_i32(-1))));
+      }
+      with_rows<kTileVectors>(vectors, [&](auto tag) {
+        dot_tile<kRows, decltype(tag)::value>(
             reinterpret_cast<uint8_t*>(scores), 4 * padded, values + static_cast<size_t>(begin) * padded_dim + 4 * d,
             4 * static_cast<size_t>(padded_dim), (min_of(end, length) - begin + 3) / 4, start, NothingAhead(), tile);
-        for (int v = 0; v < kVectors; ++v) {
-          const int at = d + 16 * v, lanes = min_of(16, head_dim - at);
-          const F32x16 scale = load(value_scale + at);
-          for (int m = 0; m < kRows; ++m) {
-            const F32x16 y = mul(mul(to_f32(load_i32(tile + (m * kVectors + v) * 16)), scale), set1(inv_sums[m]));
-            float* out = context + static_cast<size_t>(m) * context_stride + at;
-            lanes == 16 ? store(out, y) : store_n(out, y, lanes);
-          }
-        }
       });
+      for (int v = 0; v < vectors; ++v) {
+        const int at = d + 16 * v, lanes = min_of(16, head_dim - at);
+        const F32x16 scale = load(value_scale + at);
+#pragma GCC unroll 16
+        for (int m = 0; m < kRows; ++m) {
+          const F32x16 y = mul(mul(to_f32(load_i32(tile + (m * vectors + v) * 16)), scale), set1(inv_sums[m]));
+          float* out = context + static_cast<size_t>(m) * context_stride + at;
+          lanes == 16 ? store(out, y) : store_n(out, y, lanes);
+        }
+      }
     }
   }
 };
@@ -234,22 +236,22 @@ inline void attention_varlen_u8s8(const AttentionArgs& args, int sequence, int h
   packed.pack_values(q + 2 * args.attention_size, stride);
   const PositionBias bias(args, head, length, packed.position_bias);
   const float scale2 = 1.44269504f / __builtin_sqrtf(static_cast<float>(head_dim));  // log2(e) / sqrt(d)
-  for (int i = 0; i < length; i += kTileRows) {
-    with_rows<kTileRows>(min_of(kTileRows, length - i), [&](auto tag) {
-      constexpr int kRows = decltype(tag)::value;
-      const KeyRange keys(i, kRows, length, args.window);
-      const int begin = keys.begin / 16 * 16, end = round_up(keys.end, 16);
-      float scale2_of[kRows], top[kRows], inv_sums[kRows];
-      for (int m = 0; m < kRows; ++m)
-        scale2_of[m] = scale2 * packed.quantize_query(q + static_cast<size_t>(i + m) * stride,
-                                                      packed.query_codes + static_cast<size_t>(m) * packed.padded_dim);
-      packed.multiply_keys<kRows>(begin, end, top);
-      if (bias) packed.add_bias<kRows>(bias, i, begin, end, scale2_of, top);
-      for (int m = 0; m < kRows && args.window; ++m)
-        top[m] = packed.keep_keys(m, begin, end, KeyRange(i + m, 1, length, args.window));
-      packed.softmax_codes<kRows>(end - begin, top, scale2_of, inv_sums);
-      packed.multiply_values<kRows>(begin, end, inv_sums, context + static_cast<size_t>(i) * args.context_stride,
-                                    args.context_stride);
+  for (int i = 0, rows; i < length; i += rows) {
+    rows = min_of(kTileRows, length - i);
+    const KeyRange keys(i, rows, length, args.window);
+    const int begin = keys.begin / 16 * 16, end = round_up(keys.end, 16);
+    float scale2_of[kTileRows], top[kTileRows], inv_sums[kTileRows];
+    for (int m = 0; m < rows; ++m)
+      scale2_of[m] = scale2 * packed.quantize_query(q + static_cast<size_t>(i + m) * stride,
+                                                    packed.query_codes + static_cast<size_t>(m) * packed.padded_dim);
+    with_rows<kTileRows>(rows, [&](auto tag) { packed.multiply_keys<decltype(tag)::value>(begin, end, top); });
+    if (bias) packed.add_bias(rows, bias, i, begin, end, scale2_of, top);
+    for (int m = 0; m < rows && args.window; ++m)
+      top[m] = packed.keep_keys(m, begin, end, KeyRange(i + m, 1, length, args.window));
+    packed.softmax_codes(rows, end - begin, top, scale2_of, inv_sums);
+    with_rows<kTileRows>(rows, [&](auto tag) {
+      packed.multiply_values<decltype(tag)::value>(
+          begin, end, inv_sums, context + static_cast<size_t>(i) * args.context_stride, args.context_stride);
     });
   }
 }

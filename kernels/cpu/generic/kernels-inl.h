@@ -1,6 +1,6 @@
 // Everything an isa/*.cc exports: the generic kernels and the table made of them. Expects EB_ISA, a vec_*.h, a dot_*.h
 // and the tile sizes kDotRows x kDotVectors, kFmaRows x kFmaVectors, kTileRows x kTileVectors, and kMathWidth. An ISA
-// that differs from another in its dot product alone names it as EB_F32_ISA: the other kernels are then linked once.
+// that differs from another in its dot product alone names it as EB_BASE_ISA: the other kernels are then linked once.
 #pragma once
 
 #include "cpu/generic/attention_varlen-inl.h"
@@ -12,16 +12,16 @@
 #define EB_STRING_OF(x) #x
 #define EB_STRING(x) EB_STRING_OF(x)
 
-#ifndef EB_F32_ISA
-#define EB_F32_ISA EB_ISA
+#ifndef EB_BASE_ISA
+#define EB_BASE_ISA EB_ISA
 #endif
 
 namespace edgebert {
-namespace EB_F32_ISA {
+namespace EB_BASE_ISA {
 #define EB_KERNEL(name, arguments) void name arguments;
 #include "cpu/kernels.inc"
 #undef EB_KERNEL
-}  // namespace EB_F32_ISA
+}  // namespace EB_BASE_ISA
 
 namespace EB_ISA {
 
@@ -32,8 +32,9 @@ const KernelTable kTable = {
     EB_STRING(EB_ISA),
     16 * kDotVectors,
     16 * kFmaVectors,
-#define EB_CODE_KERNEL(name, arguments) &name,
-#define EB_KERNEL(name, arguments) &EB_F32_ISA::name,
+    kCodeFlip,
+#define EB_DOT_KERNEL(name, arguments) &name,
+#define EB_KERNEL(name, arguments) &EB_BASE_ISA::name,
 #include "cpu/kernels.inc"
 #undef EB_KERNEL
 };

@@ -10,6 +10,9 @@ namespace EB_ISA {
 
 inline int min_of(int a, int b) { return a < b ? a : b; }
 
+// One copy for all who call it: a tile takes far longer than its call.
+#define EB_OUTLINE __attribute__((noinline))
+
 // What a tile prefetches at each of its steps: nothing.
 struct NothingAhead {
   void step(int) const {}
@@ -39,8 +42,8 @@ struct PanelAhead {
 // columns of a step lie together as [16 * kVectors][4], the steps `step_stride` bytes apart. Sums start at `start`
 // [16 * kVectors], or at zero.
 template <int kRows, int kVectors, class Ahead>
-inline void dot_tile(const uint8_t* codes, int stride, const int8_t* columns, size_t step_stride, int steps,
-                     const int32_t* start, const Ahead& ahead, int32_t* tile) {
+EB_OUTLINE void dot_tile(const uint8_t* codes, int stride, const int8_t* columns, size_t step_stride, int steps,
+                         const int32_t* start, const Ahead& ahead, int32_t* tile) {
   I32x16 acc[kRows][kVectors];
 #pragma GCC unroll 16
   for (int m = 0; m < kRows; ++m)
@@ -68,8 +71,8 @@ inline void dot_tile(const uint8_t* codes, int stride, const int8_t* columns, si
 // The same in f32, one input a step: x [kRows][steps], columns of a step [16 * kVectors], `step_stride` floats apart.
 // With `continues`, sums start at what the tile holds.
 template <int kRows, int kVectors, class Ahead>
-inline void fma_tile(const float* x, int stride, const float* columns, size_t step_stride, int steps,
-                     const Ahead& ahead, float* tile, size_t tile_stride, bool continues = false) {
+EB_OUTLINE void fma_tile(const float* x, int stride, const float* columns, size_t step_stride, int steps,
+                         const Ahead& ahead, float* tile, size_t tile_stride, bool continues = false) {
   F32x16 acc[kRows][kVectors];
 #pragma GCC unroll 16
   for (int m = 0; m < kRows; ++m)
@@ -107,93 +110,97 @@ inline void with_rows(int rows, Run run) {
   run(Rows<kMax>());
 }
 
-// Calls run(first, Rows<W>()) for groups of at most kMathWidth of kRows rows, every W known at compile time.
-template <int kRows, int kFirst = 0, class Run>
-inline void for_row_groups(Run run) {
-  constexpr int kWidth = kRows - kFirst < kMathWidth ? kRows - kFirst : kMathWidth;
-  run(kFirst, Rows<kWidth>());
-  if constexpr (kFirst + kWidth < kRows) for_row_groups<kRows, kFirst + kWidth>(run);
-}
-
-// Applies the epilogue to kWidth rows of one column vector and stores them.
-template <Epilogue kEpilogue, int kWidth>
-EB_INLINE void store_rows(Wide<kWidth> y, float* out, int out_stride) {
-  y = activate<kEpilogue>(y);
-  for (int m = 0; m < kWidth; ++m) store(out + static_cast<size_t>(m) * out_stride, y.v[m]);
-}
-
-template <Epilogue kEpilogue>
-inline void linear_u8s8_f32_as(const LinearU8S8Args& args, const TileRange& range) {
-  constexpr int kNr = 16 * kDotVectors;
-  const PackedLinearU8S8& w = args.linear;
-  const int steps = (w.inputs + 3) / 4;
-  const int tiles = (range.row_end - range.row_begin + kDotRows - 1) / kDotRows;
-  alignas(64) int32_t tile[kDotRows * kNr];
-  for (int p = range.panel_begin; p < range.panel_end; ++p) {
-    const int8_t* panel = w.weight + static_cast<size_t>(p) * steps * kNr * 4;
-    const int vectors = min_of(kDotVectors, (w.outputs - p * kNr + 15) / 16);
-    for (int row = range.row_begin; row < range.row_end; row += kDotRows) {
-      with_rows<kDotRows>(min_of(kDotRows, range.row_end - row), [&](auto tag) {
-        constexpr int kRows = decltype(tag)::value;
-        dot_tile<kRows, kDotVectors>(
-            args.in.codes + static_cast<size_t>(row) * args.in.stride, args.in.stride, panel, kNr * 4, steps, nullptr,
-            PanelAhead(panel, steps, kDotVectors, (row - range.row_begin) / kDotRows, tiles), tile);
-        for (int v = 0; v < vectors; ++v) {
-          const int column = p * kNr + v * 16;
-          const F32x16 w_scale = load(w.w_scale + column), bias = load(w.bias + column);
-          const I32x16 colsum = load_i32(w.colsum + column);
-          for_row_groups<kRows>([&](int first, auto width) {
-            Wide<decltype(width)::value> y;
-            for (int i = 0; i < width.value; ++i) {
-              const int m = row + first + i;
-              const I32x16 correction = mul_i32(set1_i32(args.in.neg_zero[m]), colsum);
-              const F32x16 acc = to_f32(add_i32(load_i32(tile + ((first + i) * kDotVectors + v) * 16), correction));
-              y.v[i] = add(mul(mul(acc, w_scale), set1(args.in.a_scale[m])), bias);
-            }
-            store_rows<kEpilogue>(y, args.out + static_cast<size_t>(row + first) * args.out_stride + column,
-                                  args.out_stride);
-          });
-        }
-      });
-    }
+// Applies the epilogue to the vectors value(0) .. value(rows - 1) of one column vector and stores them, a group of rows
+// at a time: kMathWidth of them where there is an activation to compute, few otherwise. value() is called for the rows
+// that fill the last group too, below round_up(rows, kMathWidth); they are not stored.
+template <Epilogue kEpilogue, class Value>
+EB_INLINE void store_rows(int rows, float* out, int out_stride, Value value) {
+  constexpr bool is_cheap = kEpilogue == Epilogue::kBias || kEpilogue == Epilogue::kRelu;
+  constexpr int kWidth = is_cheap && kMathWidth > 2 ? 2 : kMathWidth;
+#pragma GCC unroll 1
+  for (int first = 0; first < rows; first += kWidth) {
+    Wide<kWidth> y;
+    for (int i = 0; i < kWidth; ++i) y.v[i] = value(first + i);
+    y = activate<kEpilogue>(y);
+    for (int i = 0; i < kWidth; ++i)
+      if (first + i < rows) store(out + static_cast<size_t>(first + i) * out_stride, y.v[i]);
   }
 }
 
+// What linear_u8s8_f32 does with the sums in tile [rows][16 * kDotVectors] of rows from `row` and columns from
+// `column`.
 template <Epilogue kEpilogue>
-inline void linear_f32_as(const LinearF32Args& args, const TileRange& range) {
-  constexpr int kNr = 16 * kFmaVectors;
-  const PackedLinearF32& w = args.linear;
-  const int tiles = (range.row_end - range.row_begin + kFmaRows - 1) / kFmaRows;
-  alignas(64) float tile[kFmaRows * kNr];
-  for (int p = range.panel_begin; p < range.panel_end; ++p) {
-    const float* panel = w.weight + static_cast<size_t>(p) * w.inputs * kNr;
-    const int vectors = min_of(kFmaVectors, (w.outputs - p * kNr + 15) / 16);
-    for (int row = range.row_begin; row < range.row_end; row += kFmaRows) {
-      with_rows<kFmaRows>(min_of(kFmaRows, range.row_end - row), [&](auto tag) {
-        constexpr int kRows = decltype(tag)::value;
-        fma_tile<kRows, kFmaVectors>(
-            args.x + static_cast<size_t>(row) * args.x_stride, args.x_stride, panel, kNr, w.inputs,
-            PanelAhead(panel, w.inputs, kFmaVectors, (row - range.row_begin) / kFmaRows, tiles), tile, kNr);
-        for (int v = 0; v < vectors; ++v) {
-          const int column = p * kNr + v * 16;
-          const F32x16 bias = load(w.bias + column);
-          for_row_groups<kRows>([&](int first, auto width) {
-            Wide<decltype(width)::value> y;
-            for (int i = 0; i < width.value; ++i) y.v[i] = add(load(tile + ((first + i) * kFmaVectors + v) * 16), bias);
-            store_rows<kEpilogue>(y, args.out + static_cast<size_t>(row + first) * args.out_stride + column,
-                                  args.out_stride);
-          });
-        }
-      });
-    }
+inline void finish_u8s8(const LinearU8S8Args& args, const int32_t* tile, int row, int rows, int column, int vectors) {
+  const PackedLinearU8S8& w = args.linear;
+  constexpr int kRoom = round_up(kDotRows, kMathWidth);
+  float a_scale[kRoom] = {};
+  int32_t neg_zero[kRoom] = {};
+  for (int m = 0; m < rows; ++m) {
+    a_scale[m] = args.in.a_scale[row + m];
+    neg_zero[m] = args.in.neg_zero[row + m];
+  }
+  float* out = args.out + static_cast<size_t>(row) * args.out_stride + column;
+  for (int v = 0; v < vectors; ++v, column += 16, out += 16) {
+    const F32x16 w_scale = load(w.w_scale + column), bias = load(w.bias + column);
+    const I32x16 colsum = load_i32(w.colsum + column);
+    store_rows<kEpilogue>(rows, out, args.out_stride, [&](int m) {
+      const I32x16 correction = mul_i32(set1_i32(neg_zero[m]), colsum);
+      const F32x16 acc = to_f32(add_i32(load_i32(tile + (m * kDotVectors + v) * 16), correction));
+      return add(mul(mul(acc, w_scale), set1(a_scale[m])), bias);
+    });
   }
 }
 
 inline void linear_u8s8_f32(const LinearU8S8Args& args, const TileRange& range) {
-  EB_BY_EPILOGUE(args.epilogue, linear_u8s8_f32_as, args, range)
+  constexpr int kNr = 16 * kDotVectors;
+  const PackedLinearU8S8& w = args.linear;
+  const int steps = (w.inputs + 3) / 4;
+  const int tiles = (range.row_end - range.row_begin + kDotRows - 1) / kDotRows;
+  alignas(64) int32_t tile[round_up(kDotRows, kMathWidth) * kNr] = {};
+  for (int p = range.panel_begin; p < range.panel_end; ++p) {
+    const int8_t* panel = w.weight + static_cast<size_t>(p) * steps * kNr * 4;
+    const int vectors = min_of(kDotVectors, (w.outputs - p * kNr + 15) / 16);
+    for (int row = range.row_begin; row < range.row_end; row += kDotRows) {
+      const int rows = min_of(kDotRows, range.row_end - row);
+      const PanelAhead ahead(panel, steps, kDotVectors, (row - range.row_begin) / kDotRows, tiles);
+      with_rows<kDotRows>(rows, [&](auto tag) {
+        dot_tile<decltype(tag)::value, kDotVectors>(args.in.codes + static_cast<size_t>(row) * args.in.stride,
+                                                    args.in.stride, panel, kNr * 4, steps, nullptr, ahead, tile);
+      });
+      EB_BY_EPILOGUE(args.epilogue, finish_u8s8, args, tile, row, rows, p * kNr, vectors)
+    }
+  }
 }
+
+// The same for linear_f32, of tile [rows][16 * kFmaVectors].
+template <Epilogue kEpilogue>
+inline void finish_f32(const LinearF32Args& args, const float* tile, int row, int rows, int column, int vectors) {
+  float* out = args.out + static_cast<size_t>(row) * args.out_stride + column;
+  for (int v = 0; v < vectors; ++v, column += 16, out += 16) {
+    const F32x16 bias = load(args.linear.bias + column);
+    store_rows<kEpilogue>(rows, out, args.out_stride,
+                          [&](int m) { return add(load(tile + (m * kFmaVectors + v) * 16), bias); });
+  }
+}
+
 inline void linear_f32(const LinearF32Args& args, const TileRange& range) {
-  EB_BY_EPILOGUE(args.epilogue, linear_f32_as, args, range)
+  constexpr int kNr = 16 * kFmaVectors;
+  const PackedLinearF32& w = args.linear;
+  const int tiles = (range.row_end - range.row_begin + kFmaRows - 1) / kFmaRows;
+  alignas(64) float tile[round_up(kFmaRows, kMathWidth) * kNr] = {};
+  for (int p = range.panel_begin; p < range.panel_end; ++p) {
+    const float* panel = w.weight + static_cast<size_t>(p) * w.inputs * kNr;
+    const int vectors = min_of(kFmaVectors, (w.outputs - p * kNr + 15) / 16);
+    for (int row = range.row_begin; row < range.row_end; row += kFmaRows) {
+      const int rows = min_of(kFmaRows, range.row_end - row);
+      const PanelAhead ahead(panel, w.inputs, kFmaVectors, (row - range.row_begin) / kFmaRows, tiles);
+      with_rows<kFmaRows>(rows, [&](auto tag) {
+        fma_tile<decltype(tag)::value, kFmaVectors>(args.x + static_cast<size_t>(row) * args.x_stride, args.x_stride,
+                                                    panel, kNr, w.inputs, ahead, tile, kNr);
+      });
+      EB_BY_EPILOGUE(args.epilogue, finish_f32, args, tile, row, rows, p * kNr, vectors)
+    }
+  }
 }
 
 }  // namespace EB_ISA

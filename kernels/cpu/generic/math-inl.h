@@ -145,18 +145,23 @@ EB_INLINE Wide<N> activate(Wide<N> x) {
 }
 
 // Calls function<epilogue>(...), where the epilogue is known only when it runs.
-#define EB_BY_EPILOGUE(epilogue, function, ...)          \
-  switch (epilogue) {                                    \
-    case Epilogue::kBias:                                \
-      return function<Epilogue::kBias>(__VA_ARGS__);     \
-    case Epilogue::kGeluErf:                             \
-      return function<Epilogue::kGeluErf>(__VA_ARGS__);  \
-    case Epilogue::kGeluTanh:                            \
-      return function<Epilogue::kGeluTanh>(__VA_ARGS__); \
-    case Epilogue::kRelu:                                \
-      return function<Epilogue::kRelu>(__VA_ARGS__);     \
-    case Epilogue::kTanh:                                \
-      return function<Epilogue::kTanh>(__VA_ARGS__);     \
+#define EB_BY_EPILOGUE(epilogue, function, ...)   \
+  switch (epilogue) {                             \
+    case Epilogue::kBias:                         \
+      function<Epilogue::kBias>(__VA_ARGS__);     \
+      break;                                      \
+    case Epilogue::kGeluErf:                      \
+      function<Epilogue::kGeluErf>(__VA_ARGS__);  \
+      break;                                      \
+    case Epilogue::kGeluTanh:                     \
+      function<Epilogue::kGeluTanh>(__VA_ARGS__); \
+      break;                                      \
+    case Epilogue::kRelu:                         \
+      function<Epilogue::kRelu>(__VA_ARGS__);     \
+      break;                                      \
+    case Epilogue::kTanh:                         \
+      function<Epilogue::kTanh>(__VA_ARGS__);     \
+      break;                                      \
   }
 
 }  // namespace EB_ISA

@@ -49,7 +49,7 @@ inline void quantize_group(const float* x, int stride, int width, const float* i
     float zn_lanes[16];
     store(zn_lanes, zn[i]);
     out.a_scale[row + i] = span / 255.0f;
-    out.neg_zero[row + i] = static_cast<int32_t>(zn_lanes[0]) + kCodeFlip;
+    out.neg_zero[row + i] = static_cast<int32_t>(zn_lanes[0]) + out.flip;
   }
   uint8_t* codes = out.codes + static_cast<size_t>(row) * out.stride;
   for_vectors(width, [&](int c, int lanes) {
@@ -57,7 +57,7 @@ inline void quantize_group(const float* x, int stride, int width, const float* i
     for (int i = 0; i < kRows; ++i) {
       F32x16 v = load_lanes(x + static_cast<size_t>(i) * stride + c, lanes);
       if (inv_smooth) v = mul(v, smooth);
-      store_codes(codes + static_cast<size_t>(i) * out.stride + c, sub(mul(v, vr[i]), zn[i]), kCodeFlip);
+      store_codes(codes + static_cast<size_t>(i) * out.stride + c, sub(mul(v, vr[i]), zn[i]), out.flip);
     }
   });
 }
@@ -153,27 +153,34 @@ inline void rotate(const RotateArgs& args, int row_begin, int row_end) {
   }
 }
 
+// x[c] = activation(x[c]) * x[width + c] for one row, and the range of its products.
 template <Epilogue kActivation>
-inline void gate_as(const GateArgs& args, int row_begin, int row_end) {
-  for_rows(row_begin, row_end, [&](int row, auto rows) {
-    constexpr int kRows = decltype(rows)::value;
+inline void gate_row(float* x, int width, const float* inv_smooth, RowRange* range) {
+  const auto keep = [&](int c, int lanes, F32x16 y) {
+    y = mul(y, load_lanes(x + width + c, lanes));
+    lanes == 16 ? store(x + c, y) : store_n(x + c, y, lanes);
+    *range = widen(*range, inv_smooth ? mul(y, load_lanes(inv_smooth + c, lanes)) : y);
+  };
+  int c = 0;
+  for (; c + 16 * kMathWidth <= width; c += 16 * kMathWidth) {
+    Wide<kMathWidth> y;
+    for (int i = 0; i < kMathWidth; ++i) y.v[i] = load(x + c + 16 * i);
+    y = activate<kActivation>(y);
+    for (int i = 0; i < kMathWidth; ++i) keep(c + 16 * i, 16, y.v[i]);
+  }
+  for (; c < width; c += 16) {
+    const int lanes = min_of(16, width - c);
+    keep(c, lanes, activate<kActivation>(Wide<1>{{load_lanes(x + c, lanes)}}).v[0]);
+  }
+}
+
+inline void gate(const GateArgs& args, int row_begin, int row_end) {
+  for (int row = row_begin; row < row_end; ++row) {
     float* x = args.x + static_cast<size_t>(row) * args.x_stride;
-    RowRange ranges[kRows];
-    for (RowRange& range : ranges) range = empty_range();
-    for_vectors(args.width, [&](int c, int lanes) {
-      const F32x16 smooth = args.inv_smooth ? load_lanes(args.inv_smooth + c, lanes) : set1(1.0f);
-      Wide<kRows> y;
-      for (int i = 0; i < kRows; ++i) y.v[i] = load_lanes(x + static_cast<size_t>(i) * args.x_stride + c, lanes);
-      y = activate<kActivation>(y);
-      for (int i = 0; i < kRows; ++i) {
-        float* at = x + static_cast<size_t>(i) * args.x_stride + c;
-        const F32x16 product = mul(y.v[i], load_lanes(at + args.width, lanes));
-        lanes == 16 ? store(at, product) : store_n(at, product, lanes);
-        if (args.quantize) ranges[i] = widen(ranges[i], args.inv_smooth ? mul(product, smooth) : product);
-      }
-    });
-    if (args.quantize) quantize_group<kRows>(x, args.x_stride, args.width, args.inv_smooth, ranges, args.codes, row);
-  });
+    RowRange range = empty_range();
+    EB_BY_EPILOGUE(args.activation, gate_row, x, args.width, args.inv_smooth, &range)
+    if (args.quantize) quantize_group<1>(x, args.x_stride, args.width, args.inv_smooth, &range, args.codes, row);
+  }
 }
 
 inline F32x16 table_lanes(const EmbeddingTable& table, int row, int width, int c, int lanes) {
@@ -198,10 +205,6 @@ inline void embed_layernorm(const EmbedArgs& args, int row_begin, int row_end) {
     });
     normalize_group<1>(out, args.out_stride, &sums, args.norm, nullptr, nullptr, row);
   }
-}
-
-inline void gate(const GateArgs& args, int row_begin, int row_end) {
-  EB_BY_EPILOGUE(args.activation, gate_as, args, row_begin, row_end)
 }
 
 inline void pool(const PoolArgs& args, int sequence_begin, int sequence_end) {

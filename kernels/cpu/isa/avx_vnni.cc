@@ -1,6 +1,6 @@
 // AVX2 with AVX-VNNI (256 bit): 16 registers of 8 lanes.
 #define EB_ISA avx_vnni
-#define EB_F32_ISA avx2
+#define EB_BASE_ISA avx2
 #include "cpu/kernel_table.h"
 #include "cpu/simd/dot_vnni.h"
 

@@ -1,5 +1,6 @@
 // NEON with the dot product of Armv8.2: 32 registers of 4 lanes.
 #define EB_ISA neon_dotprod
+#define EB_BASE_ISA neon
 #include "cpu/kernel_table.h"
 #include "cpu/simd/dot_neon.h"
 
