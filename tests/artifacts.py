@@ -27,6 +27,14 @@ ROTARY: dict[str, Any] = {
     "windows": (0, 3),
     "rotary_bases": (160_000.0, 10_000.0),
 }
+# What DeBERTa computes, with single distances near and ranges of them far.
+POSITION_TABLES: dict[str, Any] = {
+    "family": "deberta-v2",
+    "has_position_table": False,
+    "num_token_types": 0,
+    "max_relative_distance": 60,
+    "distances_per_row": (20, 9, *[1] * 63, 9, 20),
+}
 _SEQUENCE_TASKS = ("text-classification", "next-sentence", "pretraining")
 
 
@@ -51,6 +59,7 @@ def random_spec(
     family: str = "bert",
     attention_dtype: str = "f32",
     max_relative_distance: int = 0,
+    distances_per_row: Sequence[int] = (),
     repeats: int = 1,
     is_gated: bool = False,
     is_pre_norm: bool = False,
@@ -74,6 +83,7 @@ def random_spec(
         task=task,
         attention_dtype=attention_dtype,
         max_relative_distance=max_relative_distance,
+        distances_per_row=tuple(distances_per_row),
         vocab_size=vocab_size,
         hidden_size=hidden,
         embedding_size=embedding_size or hidden,

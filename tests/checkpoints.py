@@ -26,6 +26,7 @@ CONFIGS = {
     "distilbert": transformers.DistilBertConfig,
     "electra": transformers.ElectraConfig,
     "modernbert": transformers.ModernBertConfig,
+    "deberta-v2": transformers.DebertaV2Config,
 }
 CLASSES = {
     "embedding": "Model",
@@ -66,6 +67,9 @@ def make_checkpoint(
         sizes |= {"local_attention": 8} | dict.fromkeys(
             (f"{role}_token_id" for role in ("pad", "bos", "eos", "cls", "sep")), 3
         )
+    if family == "deberta-v2":
+        sizes |= {"relative_attention": True, "pos_att_type": "p2c|c2p", "position_biased_input": False}
+        sizes |= {"position_buckets": 8, "max_relative_positions": 32, "norm_rel_ebd": "layer_norm"}
     if family in ("electra", "albert"):
         sizes |= {"embedding_size": 24}
     if family in ("roberta", "xlm-roberta", "camembert"):
@@ -89,7 +93,7 @@ def random_batch(model: transformers.PreTrainedModel, lengths: Sequence[int] = (
     is inside the third, ends the last but one, and is all of the last.
     """
     rng = np.random.default_rng(1)
-    types = getattr(model.config, "type_vocab_size", 1)
+    types = max(1, getattr(model.config, "type_vocab_size", 1))
     ids = [rng.integers(5, VOCAB_SIZE, length) for length in lengths]
     for i, places in ((0, [0]), (2, [4, 5, 17]), (-2, [-2, -1]), (-1, slice(None))):
         ids[i][places] = model.config.pad_token_id

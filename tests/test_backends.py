@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from artifacts import ROTARY, random_artifact, random_batch
+from artifacts import POSITION_TABLES, ROTARY, random_artifact, random_batch
 from conftest import BACKENDS, ISAS
 
 from edgebert.backends import numpy_ops
@@ -63,12 +63,14 @@ CASES: dict[str, dict[str, Any]] = {
     "shared-layers": {"repeats": 3, "layers": ((2, 7, 33), (1, 8, 0)), "hidden": 27, "embedding_size": 12},
     "position-bias": {"max_relative_distance": 30, "layers": ((2, 7, 33), (0, 8, 40), (3, 5, 0)), "hidden": 27},
     "position-bias-int8-attention": {"max_relative_distance": 1000, "attention_dtype": "s8", "layers": ((3, 32, 40),)},
+    "position-tables": POSITION_TABLES | {"layers": ((2, 7, 33), (0, 8, 40), (3, 20, 0)), "hidden": 27},
+    "position-tables-int8-attention": POSITION_TABLES | {"attention_dtype": "s8", "layers": ((3, 32, 40),)},
 }
 
 INVARIANT = (
     *("embedding", "pruned", "pretraining", "question-answering", "int8-attention", "padding-position"),
     *("shared-layers", "position-bias", "position-bias-int8-attention"),
-    *("rotary", "rotary-pruned", "rotary-int8-attention"),
+    *("rotary", "rotary-pruned", "rotary-int8-attention", "position-tables", "position-tables-int8-attention"),
 )
 OTHERS = [name for name in BACKENDS if name != "numpy"]
 

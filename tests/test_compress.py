@@ -379,12 +379,19 @@ def test_narrow_students_are_projected() -> None:
 
 
 def test_narrow_students_know_the_words() -> None:
-    for family, embedding_size, distance in (("bert", None, 0), ("electra", 16, 0), ("mpnet", None, 3)):
+    cases: tuple[tuple[str, int | None, int, tuple[int, ...]], ...] = (
+        ("bert", None, 0, ()),
+        ("electra", 16, 0, ()),
+        ("mpnet", None, 3, ()),
+        ("deberta-v2", None, 2, (2, 1, 2)),
+    )
+    for family, embedding_size, distance, distances_per_row in cases:
         teacher = random_checkpoint(
             task="text-classification",
             family=family,
             embedding_size=embedding_size,
             max_relative_distance=distance,
+            distances_per_row=distances_per_row,
             layers=((3, 8, 96), (0, 8, 0)),
         )
         student = narrow_student(teacher, 16, 3)

@@ -32,7 +32,7 @@ needs_cuda = pytest.mark.skipif(
 
 LENGTHS = (1, 2, 15, 16, 17, 33, 63, 64, 65, 70)
 
-CPU_ONLY = {"is_pre_norm", "is_gated", "windows", "rotary_bases"}  # arguments of the cases
+CPU_ONLY = {"is_pre_norm", "is_gated", "windows", "rotary_bases", "distances_per_row"}  # arguments of the cases
 SUPPORTED = {
     name: case for name, case in CASES.items() if case.get("attention_dtype") != "s8" and not CPU_ONLY & case.keys()
 }
@@ -129,6 +129,7 @@ def test_a_device_that_is_not_there(make_file: Callable[..., Path]) -> None:
         ({"is_pre_norm": True}, "a norm before each sub-block"),
         ({"is_gated": True}, "a gated feed-forward part"),
         ({"has_position_table": False}, "no table of positions"),
+        ({"max_relative_distance": 1, "distances_per_row": (1, 1, 1)}, "tables of relative positions"),
         ({"windows": (4, 0), "layers": ((2, 4, 8),) * 2}, "a window of attention"),
         ({"rotary_bases": (1e4, 1e4), "layers": ((2, 4, 8),) * 2}, "rotary positions"),
     ],

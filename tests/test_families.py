@@ -63,6 +63,11 @@ VARIANTS += [
     Case("electra", "embedding", {"type_vocab_size": 1}),
     Case("electra", "fill-mask", {"embedding_size": HIDDEN_SIZE}),
     Case("albert", "embedding", {"num_hidden_layers": 5, "num_hidden_groups": 2}),
+    Case("deberta-v2", "fill-mask", {"legacy": False, "share_att_key": True}),
+    Case("deberta-v2", "text-classification", {"norm_rel_ebd": "none", "type_vocab_size": 2, "share_att_key": True}),
+    Case("deberta-v2", "embedding", {"position_buckets": -1, "max_relative_positions": -1, "num_attention_heads": 1}),
+    Case("deberta-v2", "embedding", {"position_buckets": -1, "max_relative_positions": 5}),
+    Case("deberta-v2", "embedding", {"position_biased_input": True, "num_attention_heads": 8}),
     Case("bert", "text-classification", {"num_labels": 1}),
     Case("bert", "text-classification", {"problem_type": "multi_label_classification"}),
     Case("bert", "text-classification", {"problem_type": "regression", "num_labels": 1}),
@@ -115,6 +120,42 @@ def test_windows_and_rotary_positions_of_long_texts_are_those_of_transformers(tm
     batch = random_batch(model, (600, 5, 129, 65, 66))
     found = run_oracle(load_checkpoint(tmp_path, task="embedding:none"), batch)
     assert_close(found, run_transformers(model, batch))
+
+
+@pytest.mark.parametrize(
+    ("buckets", "farthest"),
+    [(256, 512), (256, -1), (32, 128), (8, 32), (2, 9), (7, 40), (512, 1024), (-1, 300), (-1, -1)],
+)
+def test_relative_positions_of_long_texts_are_those_of_transformers(
+    buckets: int, farthest: int, tmp_path: Path
+) -> None:
+    """All distances up to beyond the last row, on either side; head sizes off every vector."""
+    sizes = {"max_position_embeddings": 640, "num_attention_heads": 3, "hidden_size": 60, "num_hidden_layers": 1}
+    positions = {"position_buckets": buckets, "max_relative_positions": farthest}
+    model = make_checkpoint(tmp_path, "deberta-v2", **sizes, **positions)
+    batch = random_batch(model, (600, 5, 129, 3, 1))
+    found = run_oracle(load_checkpoint(tmp_path, task="embedding:none"), batch)
+    assert_close(found, run_transformers(model, batch))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"relative_attention": False}, "relative_attention False of DebertaV2 is not supported; supported: True"),
+        ({"pos_att_type": "c2p"}, r"pos_att_type \['c2p'\] of DebertaV2 is not supported"),
+        ({"conv_kernel_size": 3}, "conv_kernel_size 3 of DebertaV2 is not supported; supported: 0"),
+        ({"embedding_size": 16}, "embedding_size 16 of DebertaV2 is not supported; supported: 32"),
+        ({"pooler_hidden_size": 16}, "pooler_hidden_size 16 of DebertaV2 is not supported"),
+        ({"attention_head_size": 16}, "attention_head_size 16 with 4 heads is not supported"),
+        ({"position_buckets": 1}, "position_buckets 1 with max_relative_positions 32 is not supported"),
+        ({"position_buckets": 64}, "position_buckets 64 with max_relative_positions 32 is not supported"),
+    ],
+)
+def test_what_deberta_has_that_is_refused(config: dict[str, Any], message: str, tmp_path: Path) -> None:
+    make_checkpoint(tmp_path, "deberta-v2")
+    change_config(tmp_path, **config)
+    with pytest.raises(UnsupportedModelError, match=message):
+        load_checkpoint(tmp_path)
 
 
 def test_every_name_of_an_activation_that_the_engines_compute() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from artifacts import ROTARY, random_artifact, random_batch
+from artifacts import POSITION_TABLES, ROTARY, random_artifact, random_batch
 
 from edgebert.artifact.spec import EncoderSpec, LayerSpec
 from edgebert.backends.registry import load_backend
@@ -129,7 +129,17 @@ def run(spec: dict[str, Any], tensors: dict[str, Any], ids: Any, types: Any) -> 
                 heads = [(turn(q, base), turn(k, base), v) for q, k, v in heads]
             places, farthest = np.arange(len(x)), spec["max_relative_distance"]
             column = np.clip(places - places[:, None], -farthest, farthest) + farthest
-            biases = tensors[f"{name}.attention.position_bias"][:, column] if farthest else np.zeros(num_heads)
+            if counts := spec["distances_per_row"]:
+                row = np.repeat(np.arange(len(counts)), counts)[column]
+                tables = zip(
+                    *(tensors[f"{name}.attention.position_{part}"] for part in ("keys", "queries")), strict=True
+                )
+                biases = [
+                    ((q @ one)[places[:, None], row] + (k @ two)[places, row]) / F32(math.sqrt(layer["head_dim"]))
+                    for (q, k, _), (one, two) in zip(heads, tables, strict=True)
+                ]
+            else:
+                biases = tensors[f"{name}.attention.position_bias"][:, column] if farthest else np.zeros(num_heads)
             heads = [(*head, bias, is_s8, layer["window"]) for head, bias in zip(heads, biases, strict=True)]
             context = np.hstack([attend(*head) for head in heads])
         x = linear(context, f"{name}.attention.output") + x
@@ -159,6 +169,8 @@ FILES: dict[str, dict[str, Any]] = {
     "f32, shared layers": {"repeats": 3},
     "f32, position bias": {"max_relative_distance": 11, "layers": ((2, 8, 40), (0, 8, 0))},
     "int8, position bias": {"max_relative_distance": 40, "int8": True, "attention_dtype": "s8"},
+    "f32, position tables": POSITION_TABLES | {"layers": ((2, 8, 40), (0, 8, 0))},
+    "int8, position tables": POSITION_TABLES | {"int8": True, "attention_dtype": "s8"},
     "f32, heads": {"task": "pretraining", "embedding_size": 16, "num_token_types": 1},
     "f32, rotary": ROTARY | {"dense_size": 10, "has_dense_norm": True},
     "int8, rotary": ROTARY | {"int8": True, "attention_dtype": "s8"},

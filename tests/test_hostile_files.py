@@ -278,6 +278,7 @@ _HARMLESS: list[tuple[str, object]] = [
     ("smoothed", {}),
     ("has_dense_norm", True),  # of a dense layer, and there is none
     ("rotary_base", 1e9),
+    ("distances_per_row", {}),
 ]
 
 

@@ -8,14 +8,25 @@ import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
+from artifacts import POSITION_TABLES, ROTARY, random_spec, random_tensors
 
+from edgebert.backends.numba_cuda_backend import NumbaCudaBackend
 from edgebert.backends.registry import load_backend
-from edgebert.errors import BackendUnavailableError
+from edgebert.errors import BackendUnavailableError, UnsupportedModelError
 
 pytest.importorskip("numba")
 needs_numba_cuda = pytest.mark.skipif(find_spec("numba_cuda") is None, reason="numba-cuda is not installed")
+
+
+@pytest.mark.parametrize("case", [ROTARY, POSITION_TABLES], ids=["rotary", "position-tables"])
+def test_refuses_what_its_kernels_do_not_run(case: dict[str, Any]) -> None:
+    spec = random_spec(**case)
+    with pytest.raises(UnsupportedModelError, match="tables of relative positions, which the CUDA kernels do not run"):
+        NumbaCudaBackend(spec, random_tensors(spec), "cuda:0")
+
 
 # Tiny shapes: every thread of a block is a thread of Python there. Off the tile of 4, two heads, two sequences.
 SIMULATED = """

@@ -132,9 +132,11 @@ KEPT = [
 ]
 
 
-@pytest.mark.parametrize("max_relative_distance", [0, 5])
-def test_removal_equals_masks(max_relative_distance: int) -> None:
-    checkpoint = make_checkpoint(max_relative_distance=max_relative_distance)
+@pytest.mark.parametrize(
+    "by_distance", [{}, {"max_relative_distance": 5}, {"max_relative_distance": 2, "distances_per_row": (2, 1, 1, 1)}]
+)
+def test_removal_equals_masks(by_distance: dict[str, Any]) -> None:
+    checkpoint = make_checkpoint(**by_distance)
     [batch] = make_batches(checkpoint, 1)
     spec, tensors = remove_units(checkpoint.spec, checkpoint.tensors, KEPT)
     assert {n: t.shape for n, t in tensors.items()} == {n: shape for n, (_, shape) in weight_tensors(spec).items()}

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from artifacts import ROTARY, random_batch, random_spec, random_tensors
+from artifacts import POSITION_TABLES, ROTARY, random_batch, random_spec, random_tensors
 
 from edgebert.artifact.names import weight_tensors
 from edgebert.backends.numpy_backend import NumpyBackend
@@ -36,6 +36,7 @@ SPECS: dict[str, dict[str, Any]] = {
     "pruned": {"layers": ((1, 8, 5), (0, 8, 40), (3, 8, 0), (0, 8, 0))},
     "shared-layers": {"repeats": 2},
     "position-bias": {"layers": ((1, 8, 5), (0, 8, 40), (3, 8, 0)), "max_relative_distance": 9},
+    "position-tables": POSITION_TABLES | {"layers": ((1, 8, 5), (0, 8, 40), (3, 8, 0))},
 }
 
 

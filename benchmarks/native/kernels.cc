@@ -248,7 +248,7 @@ void time_attention(Kernel attend, const char* precision, const Shape& shape, co
     const int32_t cu_seqlens[] = {0, length};
     Array<float> qkv(static_cast<size_t>(length) * 3 * shape.hidden),
         context(static_cast<size_t>(length) * shape.hidden);
-    Array<float> scratch(attention_scratch(length, head_dim));
+    Array<float> scratch(attention_scratch(length, head_dim, 0));
     AttentionArgs args{};
     args.qkv = qkv.get();
     args.qkv_stride = 3 * shape.hidden;

@@ -28,6 +28,21 @@ def position_bias_name(layer: int) -> str:
     return f"layer.{layer}.attention.position_bias"
 
 
+def position_table_names(layer: int) -> tuple[str, str]:
+    """The tensors whose rows a layer's queries, and its keys, are multiplied with for a bias by distance."""
+    return f"layer.{layer}.attention.position_keys", f"layer.{layer}.attention.position_queries"
+
+
+def position_tensors(spec: EncoderSpec, layer: int) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of what makes the bias by distance of a layer's scores; the first axis is that of heads."""
+    heads, head_dim = spec.layers[layer].num_heads, spec.layers[layer].head_dim
+    if not heads or not spec.max_relative_distance:
+        return {}
+    if spec.distances_per_row:
+        return dict.fromkeys(position_table_names(layer), (heads, head_dim, len(spec.distances_per_row)))
+    return {position_bias_name(layer): (heads, 2 * spec.max_relative_distance + 1)}
+
+
 def linear_shape(spec: EncoderSpec, layer: int, linear: str) -> tuple[int, int]:
     """(inputs, outputs) of one linear of one layer."""
     sizes = spec.layers[layer]
@@ -46,7 +61,7 @@ def weight_tensors(spec: EncoderSpec) -> dict[str, TensorSpec]:
     `colsum` s32 [outputs] (sums of the codes over the inputs) and, where smoothed, `inv_smooth` f32 [inputs].
     A linear with no inputs (a pruned-away sub-block) keeps only its bias; one with no outputs is absent.
     An s8 table has one f32 `scale` a row. A position bias has a row a head, a column a distance, the farthest
-    before a token first.
+    before a token first; the tables of positions have a column a row of `spec.distances_per_row`.
     """
     tensors: dict[str, TensorSpec] = {}
     hidden, embedding = spec.hidden_size, spec.embedding_size
@@ -83,9 +98,8 @@ def weight_tensors(spec: EncoderSpec) -> dict[str, TensorSpec]:
     for i, layer in enumerate(spec.layers):
         for name in ("qkv", "attention_output", "ffn_up", "ffn_down"):
             linear(linear_name(i, name), *linear_shape(spec, i, name), layer.dtype(name), name in layer.smoothed)
-            if name == "qkv" and layer.num_heads and spec.max_relative_distance:
-                shape = (layer.num_heads, 2 * spec.max_relative_distance + 1)
-                tensors[position_bias_name(i)] = ("f32", shape)
+            if name == "qkv":
+                tensors |= {tensor: ("f32", shape) for tensor, shape in position_tensors(spec, i).items()}
             if name == "attention_output" and layer.has_attention_norm:
                 layer_norm(f"layer.{i}.attention.layer_norm", hidden)
         layer_norm(f"layer.{i}.ffn.layer_norm", hidden)

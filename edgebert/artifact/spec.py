@@ -130,6 +130,9 @@ class EncoderSpec:
     position_offset: int = 0  # row of the position table that the first token takes (RoBERTa: 2)
     has_padding_position: bool = False  # pad_token_id takes the row before, and others count up without it (RoBERTa)
     max_relative_distance: int = 0  # of those that attention's scores have a bias for; 0: there is none (MPNet)
+    # That bias is from products of queries and keys with rows of two tables (DeBERTa): how many distances each row is
+    # for, from -max_relative_distance on; (): the bias is a number for each head and distance.
+    distances_per_row: tuple[int, ...] = ()
     max_length: int = 512  # tokens, special tokens included
     embedding_dtype: str = "f32"
     attention_dtype: str = "f32"
@@ -166,6 +169,11 @@ class EncoderSpec:
     def usable_positions(self) -> int:
         """Longest sequence, in tokens, that there are positions for."""
         return self.num_positions - self.position_offset
+
+    @cached_property
+    def distance_rows(self) -> NDArray[np.int32]:
+        """Row of the position tables for each distance, int32 [2 * max_relative_distance + 1], ascending."""
+        return np.repeat(np.arange(len(self.distances_per_row), dtype=np.int32), self.distances_per_row)
 
     @property
     def position_padding_id(self) -> int | None:
@@ -257,7 +265,8 @@ class EncoderSpec:
             layers = tuple(
                 LayerSpec(**{**layer, "smoothed": tuple(layer.get("smoothed", ()))}) for layer in raw["layers"]
             )
-            return cls(**{**raw, "layers": layers, "labels": tuple(raw.get("labels", ()))})
+            lists = {name: tuple(raw.get(name, ())) for name in ("labels", "distances_per_row")}
+            return cls(**{**raw, "layers": layers, **lists})
         except (TypeError, AttributeError) as error:
             raise ModelFormatError(f"edgebert.spec does not fit this EdgeBERT ({error}): re-export the model") from None
 
@@ -291,6 +300,14 @@ class EncoderSpec:
         size("num_token_types", self.num_token_types, 0, 2**10)
         size("position_offset", self.position_offset, 1 if self.has_padding_position else 0, self.num_positions - 1)
         size("max_relative_distance", self.max_relative_distance, 0, 2**16)
+        num_distances = 2 * self.max_relative_distance + 1
+        for count in self.distances_per_row:
+            size("each of distances_per_row", count, 1, num_distances)
+        if self.distances_per_row and (num_distances == 1 or sum(self.distances_per_row) != num_distances):
+            raise ModelFormatError(
+                "edgebert.spec: distances_per_row must be those from -max_relative_distance to max_relative_distance, "
+                f"got {sum(self.distances_per_row)} for a max_relative_distance of {self.max_relative_distance}"
+            )
         size("max_length", self.max_length, 1, self.usable_positions)
         size("dense_size", self.dense_size, 0, MAX_INNER_SIZE)
         size("pad_token_id", self.pad_token_id, 0, self.vocab_size - 1)

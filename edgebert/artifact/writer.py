@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgebert.artifact.names import ONNX_DTYPES, linear_name, position_bias_name, weight_tensors
+from edgebert.artifact.names import ONNX_DTYPES, linear_name, position_bias_name, position_table_names, weight_tensors
 from edgebert.artifact.reader import DTYPES, hash_graph
 from edgebert.artifact.spec import EncoderSpec, Head, Step, rotary_frequencies
 from edgebert.errors import ModelFormatError, UnsupportedModelError
@@ -175,10 +175,16 @@ def _build_encoder(g: _Graph, spec: EncoderSpec) -> None:
         g.scope = "inputs"
         return _rotary_table(g, ids_shape, head_dim, base)
 
+    @cache
+    def rows(num_heads: int) -> str:
+        g.scope = "inputs"
+        return _distance_rows(g, spec, distances, num_heads, ids_shape)
+
     for i in spec.layer_order:
         layer = spec.layers[i]
         turn = rotation(layer.head_dim, layer.rotary_base) if layer.rotary_base and layer.num_heads else None
-        x = _build_layer(g, spec, i, x, (padding, masked(layer.window)), distances, turn, ids_shape)
+        by_distance = rows(layer.num_heads) if spec.distances_per_row and layer.num_heads else distances
+        x = _build_layer(g, spec, i, x, (padding, masked(layer.window)), by_distance, turn, ids_shape)
     if spec.is_pre_norm:
         g.scope = "final"
         x = _layer_norm(g, spec, x, "final.layer_norm")
@@ -196,6 +202,15 @@ def _distances(g: _Graph, spec: EncoderSpec, ids_shape: str) -> str:
     distances = g.add("Sub", keys, g.add("Unsqueeze", places, g.constant("row_axis", [1], np.int64)))
     last = g.constant("index_last", 2 * spec.max_relative_distance, np.int64)
     return g.add("Min", g.add("Max", distances, zero), last)
+
+
+def _distance_rows(g: _Graph, spec: EncoderSpec, distances: str, num_heads: int, ids_shape: str) -> str:
+    """Row of a layer's position tables for each query and key: s32 [batch, num_heads, sequence, sequence]."""
+    rows = g.add("Gather", g.constant("distance_rows", spec.distance_rows, np.int32), distances)
+    first_axis, second_axis = (g.constant(f"{name}_axis", [i], np.int64) for name, i in (("first", 0), ("row", 1)))
+    batch, length = (g.add("Gather", ids_shape, axis) for axis in (first_axis, second_axis))
+    heads = g.constant(f"num_heads_{num_heads}", [num_heads], np.int64)
+    return g.add("Expand", rows, g.add("Concat", batch, heads, length, length, axis=0))
 
 
 def _restore(g: _Graph, x: str, ids_shape: str, inner: list[int], output: str | None = None) -> str:
@@ -302,7 +317,8 @@ def _build_layer(
     """Layer i after the hidden states x.
 
     `masks` are added to scores: for padding [batch, 1, 1, sequence], and all there is. `distances` are those of
-    `_distances`, `turn` the cosines and sines of its rotary positions, where it has any.
+    `_distances`, or of `_distance_rows` where there are such tables; `turn` the cosines and sines of its rotary
+    positions, where it has any.
     """
     layer = spec.layers[i]
 
@@ -330,7 +346,10 @@ def _build_layer(
             query = _rotate(g, query, 3, turn)
             key = _rotate(g, key, 2, turn)
         heads = query, key, value
-        bias = g.add("Gather", position_bias_name(i), distances, axis=1) if distances else ""
+        if spec.distances_per_row:
+            bias = _position_scores(g, (query, key), position_table_names(i), distances, layer.head_dim)
+        else:
+            bias = g.add("Gather", position_bias_name(i), distances, axis=1) if distances else ""
         context = attention(g, heads, layer.head_dim, masks, bias)
         rows = g.constant(f"attention_rows_{layer.attention_size}", [-1, layer.attention_size], np.int64)
         context = g.add("Reshape", g.add("Transpose", context, perm=[0, 2, 1, 3]), rows)
@@ -359,10 +378,24 @@ def _split_heads(g: _Graph, qkv: str, num_heads: int, head_dim: int, ids_shape: 
     )
 
 
+def _attention_scale(g: _Graph, head_dim: int) -> str:
+    return g.constant(f"attention_scale_{head_dim}", 1.0 / math.sqrt(head_dim))
+
+
+def _position_scores(g: _Graph, heads: tuple[str, str], tables: tuple[str, str], rows: str, head_dim: int) -> str:
+    """The bias of query i and key j, (q_i keys[r] + k_j queries[r]) / sqrt(head_dim) with r = rows[i, j]."""
+    query, key = heads
+    of_query = g.add("GatherElements", g.add("MatMul", query, tables[0]), rows, axis=3)
+    products = g.add("MatMul", g.add("Transpose", tables[1], perm=[0, 2, 1]), key)
+    return g.add(
+        "Mul", g.add("Add", of_query, g.add("GatherElements", products, rows, axis=2)), _attention_scale(g, head_dim)
+    )
+
+
 def _attention(g: _Graph, heads: tuple[str, str, str], head_dim: int, masks: tuple[str, str], bias: str) -> str:
     """softmax(q kᵀ / sqrt(head_dim) + bias + mask) v; the bias, [heads, sequence, sequence], only if it is named."""
     query, key, value = heads
-    factor = g.constant(f"attention_scale_{head_dim}", 1.0 / math.sqrt(head_dim))
+    factor = _attention_scale(g, head_dim)
     scores = g.add("Mul", g.add("MatMul", query, key), factor)
     if bias:
         scores = g.add("Add", scores, bias)
@@ -382,7 +415,7 @@ def _attention_s8(g: _Graph, heads: tuple[str, str, str], head_dim: int, masks: 
     key_codes, key_scale = _quantize_symmetric(g, key, 2, g.constant("s8_zero", 0, np.int8))
     value_codes, value_scale = _quantize_symmetric(g, value, 2, g.constant("s8_zero", 0, np.int8))
     sums = g.add("Cast", g.add("MatMulInteger", query_codes, key_codes, middle), to=ONNX_DTYPES["f32"])
-    factor = g.constant(f"attention_scale_{head_dim}", 1.0 / math.sqrt(head_dim))
+    factor = _attention_scale(g, head_dim)
     scores = g.add("Mul", g.add("Mul", g.add("Mul", sums, key_scale), query_scale), factor)
     if bias:
         scores = g.add("Add", scores, bias)

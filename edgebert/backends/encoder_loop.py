@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from edgebert.artifact.names import linear_name, position_bias_name
+from edgebert.artifact.names import linear_name, position_bias_name, position_table_names
 from edgebert.artifact.spec import EncoderSpec, Step
 from edgebert.batch import I32, PackedBatch
 from edgebert.errors import UnsupportedModelError
@@ -45,6 +45,18 @@ class LayerNorm(NamedTuple):
     eps: float
 
 
+class PositionTables(NamedTuple):
+    """What queries and keys are multiplied with for a bias of their scores by distance."""
+
+    keys: F32  # for queries, [num_heads, head_dim, rows]
+    queries: F32  # for keys, the same shape
+    rows: I32  # of each distance from the farthest before on, [2 * d + 1], ascending
+
+
+# f32 [num_heads, 2 * d + 1], or tables: see `numpy_ops.attention_varlen`
+PositionBias = F32 | PositionTables
+
+
 class EncoderOps(Protocol):
     """The op names a backend of this loop provides; formulas are in `numpy_ops`."""
 
@@ -66,7 +78,7 @@ class EncoderOps(Protocol):
         """Queries and keys turned by their positions."""
 
     def attention_varlen(
-        self, qkv: F32, cu_seqlens: I32, num_heads: int, position_bias: F32 | None, window: int
+        self, qkv: F32, cu_seqlens: I32, num_heads: int, position_bias: PositionBias | None, window: int
     ) -> F32:
         """Self-attention inside each sequence, with a bias of the scores by distance if there is one.
 
@@ -74,7 +86,7 @@ class EncoderOps(Protocol):
         """
 
     def attention_varlen_u8s8(
-        self, qkv: F32, cu_seqlens: I32, num_heads: int, position_bias: F32 | None, window: int
+        self, qkv: F32, cu_seqlens: I32, num_heads: int, position_bias: PositionBias | None, window: int
     ) -> F32:
         """The same with both products in int8, for `attention_dtype` s8."""
 
@@ -98,16 +110,22 @@ class _Tensors:
     """The weights of a file, as ops take them."""
 
     def __init__(self, ops: EncoderOps, spec: EncoderSpec, tensors: Tensors, capture: Capture | None = None) -> None:
-        self._ops, self._tensors, self._eps, self._capture = ops, tensors, spec.layer_norm_eps, capture
+        self._ops, self._spec, self._tensors, self._capture = ops, spec, tensors, capture
 
     def __getitem__(self, name: str) -> NDArray[Any]:
         return self._tensors[name]
 
     def norm(self, prefix: str) -> LayerNorm:
-        return LayerNorm(self[f"{prefix}.weight"], self[f"{prefix}.bias"], self._eps)
+        return LayerNorm(self[f"{prefix}.weight"], self[f"{prefix}.bias"], self._spec.layer_norm_eps)
 
     def table(self, name: str) -> Table:
         return Table(self[f"embeddings.{name}.weight"], self._tensors.get(f"embeddings.{name}.scale"))
+
+    def position_bias(self, layer: int) -> PositionBias | None:
+        if not self._spec.distances_per_row:
+            return self._tensors.get(position_bias_name(layer))
+        keys, queries = (self[name] for name in position_table_names(layer))
+        return PositionTables(keys, queries, self._spec.distance_rows)
 
     def decoder(self, prefix: str) -> Linear:
         word = self.table("word")
@@ -175,8 +193,7 @@ def run_layer(
         if layer.rotary_base:
             qkv = ops.rotate(qkv, batch.cu_seqlens, layer.num_heads, layer.rotary_base)
         attention = ops.attention_varlen_u8s8 if spec.attention_dtype == "s8" else ops.attention_varlen
-        bias = tensors.get(position_bias_name(i))
-        context = attention(qkv, batch.cu_seqlens, layer.num_heads, bias, layer.window)
+        context = attention(qkv, batch.cu_seqlens, layer.num_heads, weights.position_bias(i), layer.window)
         x = weights.layer_linear(i, "attention_output", context, residual=x)
         x = after(x, None, attention_norm)
     else:

@@ -103,11 +103,13 @@ def _record(integers: str, **others: str) -> np.dtype[Any]:
 #   weight   ROTATE: cosines and sines of each position, each padded to 16, one after the other
 #   option   activation; attention: heads; ROTATE: of queries and keys; POOL: whether mean; COPY: output; EMBED: lookups
 #   window   attention: tokens on each side; 0: all
+#   position_keys, position_queries   attention: tables of a bias by distance, f32 [heads, head_dim, position_stride]
+#   position_rows   their column for each distance, s32 [2 * distance + 1]; position_stride: bytes
 #   column   COPY: first column
 #   per_sequence   COPY: a row a sequence
 INSTRUCTION = _record(
     "op x residual out codes width outputs weight scale colsum bias smooth row option column distance window "
-    "per_sequence",
+    "position_keys position_queries position_rows position_stride per_sequence",
     eps="f4",
 )
 # One embedding lookup: f32 rows, or codes with a scale a row; `ids` is a row of the batch's ids.
@@ -164,9 +166,11 @@ def code_tail(width: int) -> int:
     return (width + 63) // 64 * 64
 
 
-def attention_scratch_bytes(length: int, head_dim: int) -> int:
+def attention_scratch_bytes(length: int, head_dim: int, num_position_rows: int) -> int:
     """Bytes of scratch that either attention needs for one head of a sequence."""
-    return 4 * ((length + 15) // 16 * 16 + 24) * ((head_dim + 15) // 16 * 16 + 14)
+    span = min(num_position_rows + 15, 2 * length + 30) // 16 * 16 if num_position_rows else 0  # as of `_place_tables`
+    products = (length + max(DOT_ROWS, FMA_ROWS)) * span
+    return 4 * (((length + 15) // 16 * 16 + 24) * ((head_dim + 15) // 16 * 16 + 14) + products)
 
 
 # ---- exp2, GELU and tanh: one polynomial each, the C++ engine's ------------------------------------------------------
@@ -522,6 +526,49 @@ def _lay_out_bias(s: Record, call: Record, length: int, out: int) -> int:
 
 
 @_inline
+def _place_tables(s: Record, length: int) -> tuple[int, int]:
+    """(first, number) of the columns of the position tables that a sequence of that length needs, in whole vectors."""
+    reach = min(length - 1, s.distance)
+    middle = s.position_rows + 4 * s.distance
+    first: int = np.int64(load_i32_scalar(middle - 4 * reach)) // 16 * 16  # type: ignore[assignment]
+    return first, (load_i32_scalar(middle + 4 * reach) - first) // 16 * 16 + 16
+
+
+@_helper
+def _multiply_table(
+    s: Record, head: int, head_dim: int, x: int, stride: int, count: int, table: int, first: int, span: int, out: int
+) -> None:
+    """out [count][span] = x times the columns of a head's table from `first` on; each value is one chain."""
+    columns = table + head * head_dim * s.position_stride + 4 * first
+    for i in range(0, count, FMA_ROWS):
+        rows = min(FMA_ROWS, count - i)
+        at = np.int64(0)
+        while at < span:
+            num = _tile_vectors(span - at)
+            to = out + 4 * (i * span + at)
+            _fma_tile(rows, num, x + i * stride, stride, columns + 4 * at, s.position_stride, head_dim, to, 4 * span)
+            at += 16 * num
+
+
+@_helper
+def _gather_bias(
+    s: Record, query: int, begin: int, end: int, length: int, of_query: int, of_key: int, span: int, scale2: F, out: int
+) -> None:
+    """The bias of keys [begin, end) for a query, in units of 2**x, zeros up to whole vectors.
+
+    `of_query` is that of the query, `of_key` of the first key, both less the first column.
+    """
+    middle = s.position_rows + 4 * s.distance
+    last = min(end, length)
+    for j in range(begin, last):
+        column = 4 * np.int64(load_i32_scalar(middle + 4 * max(-s.distance, min(j - query, s.distance))))
+        value = load_f32_scalar(of_query + column) + load_f32_scalar(of_key + 4 * j * span + column)
+        store(out + 4 * j, scale2 * value)
+    for j in range(last, (end + 15) // 16 * 16):
+        store(out + 4 * j, _ZERO)
+
+
+@_inline
 def _add_bias_row(scores: int, length: int, scale2: F, bias: int) -> None:
     """scores = scale2 * scores + bias, in place."""
     for c in range(0, length, 16):
@@ -545,9 +592,19 @@ def _attention_varlen(s: Record, call: Record) -> None:
         for d in range(0, head_dim, 16):
             transpose_block(k + j * stride + 4 * d, stride, keys + d * scores_stride + 4 * j, scores_stride)
     scale2 = _LOG2_E / np.float32(math.sqrt(np.float32(head_dim)))
-    bias = _lay_out_bias(s, call, length, scores + FMA_ROWS * scores_stride) if s.bias else 0
+    rest = scores + FMA_ROWS * scores_stride
+    bias = _lay_out_bias(s, call, length, rest) if s.bias else 0
+    head, table_first, span = call.first % s.option, np.int64(0), np.int64(0)
+    of_query, of_key = rest + scores_stride, rest + scores_stride  # `rest` itself is a row of biases
+    if s.position_keys:
+        table_first, span = _place_tables(s, length)
+        of_key += 4 * FMA_ROWS * span
+        _multiply_table(s, head, head_dim, k, stride, length, s.position_queries, table_first, span, of_key)
     for i in range(0, length, FMA_ROWS):
         rows = min(FMA_ROWS, length - i)
+        if s.position_keys:
+            x = q + i * stride
+            _multiply_table(s, head, head_dim, x, stride, rows, s.position_keys, table_first, span, of_query)
         begin, end = _key_range(i, rows, length, s.window)
         begin = begin // 16 * 16
         at = begin
@@ -562,8 +619,13 @@ def _attention_varlen(s: Record, call: Record) -> None:
             skipped = (first - begin) // 16 * 16  # whole vectors: a key's lane does not depend on the tile
             if bias:
                 _add_bias_row(row, end - begin, scale2, bias + 4 * (begin - i - m))
+            if s.position_keys:
+                at_query, at_key = of_query + 4 * (m * span - table_first), of_key - 4 * table_first
+                _gather_bias(s, i + m, begin, end, length, at_query, at_key, span, scale2, rest)
+                _add_bias_row(row, end - begin, scale2, rest + 4 * begin)
             _keep_keys(row, begin, end, first, last, _LOWEST)
-            inv_sum = _softmax_row(row + 4 * skipped, last - begin - skipped, _ONE if bias else scale2)
+            is_scaled = bias or s.position_keys
+            inv_sum = _softmax_row(row + 4 * skipped, last - begin - skipped, _ONE if is_scaled else scale2)
             _keep_keys(row, begin, end, first, last, _ZERO)
             store(inv_sums + 4 * m, inv_sum)
         at = 0
@@ -682,7 +744,14 @@ def _attention_varlen_u8s8(s: Record, call: Record) -> None:
     query_codes = scores + DOT_ROWS * keys_stride
     score_codes = query_codes + DOT_ROWS * values_stride // 4
     block = score_codes + DOT_ROWS * keys_stride // 4
-    bias = _lay_out_bias(s, call, length, block + 16 * values_stride) if s.bias else 0
+    rest = block + 16 * values_stride
+    bias = _lay_out_bias(s, call, length, rest) if s.bias else 0
+    head, table_first, span = call.first % s.option, np.int64(0), np.int64(0)
+    of_query, of_key = rest + keys_stride, rest + keys_stride  # `rest` itself is a row of biases
+    if s.position_keys:
+        table_first, span = _place_tables(s, length)
+        of_key += 4 * DOT_ROWS * span
+        _multiply_table(s, head, head_dim, k, stride, length, s.position_queries, table_first, span, of_key)
     for j in range(0, length, 16):
         for d in range(0, head_dim, 16):
             transpose_block(k + j * stride + 4 * d, stride, block + 64 * d, 64)
@@ -711,6 +780,9 @@ def _attention_varlen_u8s8(s: Record, call: Record) -> None:
         rows = min(DOT_ROWS, length - i)
         begin, end = _key_range(i, rows, length, s.window)
         begin = begin // 16 * 16
+        if s.position_keys:
+            x = q + i * stride
+            _multiply_table(s, head, head_dim, x, stride, rows, s.position_keys, table_first, span, of_query)
         for m in range(rows):
             x = q + (i + m) * stride
             top = splat(_TINY)
@@ -745,6 +817,11 @@ def _attention_varlen_u8s8(s: Record, call: Record) -> None:
                 store(row + 4 * c, to_f32(load_i32(row + 4 * c)) * load(key_scale + 4 * (begin + c)))
             if bias:
                 _add_bias_row(row, end - begin, row_scale2, bias + 4 * (begin - i - m))
+                row_scale2 = _ONE
+            if s.position_keys:
+                at_query, at_key = of_query + 4 * (m * span - table_first), of_key - 4 * table_first
+                _gather_bias(s, i + m, begin, end, length, at_query, at_key, span, scale2, rest)
+                _add_bias_row(row, end - begin, row_scale2, rest + 4 * begin)
                 row_scale2 = _ONE
             first, last = _key_range(i + m, 1, length, s.window)
             _keep_keys(row, begin, end, first, last, _LOWEST)

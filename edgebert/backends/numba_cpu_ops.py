@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from edgebert.artifact.spec import EncoderSpec
 from edgebert.backends import numba_cpu_kernels as kernels
 from edgebert.backends import numpy_ops
-from edgebert.backends.encoder_loop import LayerNorm, Linear, Table, run_encoder
+from edgebert.backends.encoder_loop import LayerNorm, Linear, PositionBias, PositionTables, Table, run_encoder
 from edgebert.backends.numba_cpu_kernels import BLOCK_ROWS, DOT_ROWS, OVER_HEADS, OVER_SEQUENCES, OVER_TOKENS, ROW_ALIGN
 from edgebert.backends.numba_cpu_vectors import TILE
 from edgebert.batch import I32, PackedBatch
@@ -48,6 +48,7 @@ class Program(NamedTuple):
     block_rows: NDArray[np.int64]  # of each buffer: rows of a thread's block if it is local
     num_steps: int
     head_dim: int  # the largest
+    num_position_rows: int  # of the position tables; 0: none
     keep: list[Array]
     rotations: dict[int, tuple[int, float]]  # head_dim and base of each instruction that turns rows
     slack_rows: int = kernels.SLACK_ROWS  # of a buffer, beyond its last row
@@ -55,7 +56,7 @@ class Program(NamedTuple):
 
     def scratch_bytes(self, max_seqlen: int) -> int:
         """Bytes that attention needs for one head of a sequence of that length."""
-        return kernels.attention_scratch_bytes(max_seqlen, self.head_dim)
+        return kernels.attention_scratch_bytes(max_seqlen, self.head_dim, self.num_position_rows)
 
     def reserve_positions(self, count: int) -> list[Array]:
         """Tables of rotary positions for sequences of up to `count` tokens; they must live as long as they are used."""
@@ -96,6 +97,12 @@ class WeightStore:
             return padded.reshape(-1, group, padded.shape[1] // TILE, TILE).transpose(2, 0, 3, 1)
 
         return self._once("panels", weight, pack)
+
+    def lines(self, values: Array) -> Array:
+        """The last axis padded to an odd number of vectors: never a power of two, which would fill few cache sets."""
+        width = values.shape[-1]
+        padding = [(0, 0)] * (values.ndim - 1) + [(0, (-(-width // 16) | 1) * 16 - width)]
+        return self._once("lines", values, lambda: np.pad(values, padding))
 
     def _once(self, kind: str, source: Array, pack: Callable[[], Array]) -> Array:
         key = (kind, source.ctypes.data, source.shape, source.strides)
@@ -213,20 +220,29 @@ class _Recorder:
         return qkv
 
     def attention_varlen(
-        self, qkv: Rows, cu_seqlens: I32, num_heads: int, position_bias: Array | None, window: int
+        self, qkv: Rows, cu_seqlens: I32, num_heads: int, position_bias: PositionBias | None, window: int
     ) -> Rows:
         return self._attention(kernels.ATTENTION, qkv, num_heads, position_bias, window)
 
     def attention_varlen_u8s8(
-        self, qkv: Rows, cu_seqlens: I32, num_heads: int, position_bias: Array | None, window: int
+        self, qkv: Rows, cu_seqlens: I32, num_heads: int, position_bias: PositionBias | None, window: int
     ) -> Rows:
         return self._attention(kernels.ATTENTION_S8, qkv, num_heads, position_bias, window)
 
-    def _attention(self, op: int, qkv: Rows, num_heads: int, position_bias: Array | None, window: int) -> Rows:
+    def _attention(self, op: int, qkv: Rows, num_heads: int, position_bias: PositionBias | None, window: int) -> Rows:
         size = qkv.width // 3
         self._head_dim = max(self._head_dim, size // num_heads)
         fields = {"window": window}
-        if position_bias is not None:
+        if isinstance(position_bias, PositionTables):
+            keys, queries = self._weights.lines(position_bias.keys), self._weights.lines(position_bias.queries)
+            fields |= {
+                "position_keys": self._address(keys),
+                "position_queries": self._address(queries),
+                "position_rows": self._address(position_bias.rows),
+                "position_stride": keys.strides[1],
+                "distance": len(position_bias.rows) // 2,
+            }
+        elif position_bias is not None:
             fields |= {"bias": self._address(position_bias), "distance": position_bias.shape[1] // 2}
         return self._record(op, OVER_HEADS, size, x=qkv.number, width=size, option=num_heads, **fields)
 
@@ -340,6 +356,7 @@ class _Recorder:
             np.array([rows for *_, rows in slots]),
             2 + len(program),
             self._head_dim,
+            len(self._spec.distances_per_row),
             self._keep,
             self._rotations,
         )

@@ -40,11 +40,13 @@ class NumbaCudaBackend(Backend):
             spec.is_pre_norm
             or spec.is_gated
             or not spec.has_position_table
+            or spec.distances_per_row
             or any(layer.window or layer.rotary_base for layer in layers)
         ):
             raise UnsupportedModelError(
-                "the model has rotary positions, windows of attention, gates or norms before its sub-blocks, which the "
-                "CUDA kernels do not run: use device='cpu' (native, numba, onnxruntime and numpy run it)"
+                "the model has rotary positions, windows of attention, gates, norms before its sub-blocks or tables of "
+                "relative positions, which the CUDA kernels do not run: use device='cpu' (native, numba, onnxruntime "
+                "and numpy run it)"
             )
         from numba import cuda
 

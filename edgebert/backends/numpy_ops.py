@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from edgebert.artifact.spec import rotary_frequencies
-from edgebert.backends.encoder_loop import LayerNorm, Linear, QuantizedRows, Table
+from edgebert.backends.encoder_loop import LayerNorm, Linear, PositionBias, PositionTables, QuantizedRows, Table
 from edgebert.batch import I32
 from edgebert.quant import F32, attention_u8s8_f32, linear_u8s8_f32, mask_window, quantize_rows
 
@@ -130,7 +130,7 @@ def rotate(qkv: F32, cu_seqlens: I32, num_heads: int, base: float) -> F32:
 
 
 def attention_varlen(
-    qkv: F32, cu_seqlens: I32, num_heads: int, position_bias: F32 | None = None, window: int = 0
+    qkv: F32, cu_seqlens: I32, num_heads: int, position_bias: PositionBias | None = None, window: int = 0
 ) -> F32:
     """softmax(Q Kᵀ / sqrt(head_dim) + bias) V of each sequence and head (Vaswani et al., arXiv 1706.03762, 3.2.1).
 
@@ -138,8 +138,10 @@ def attention_varlen(
         qkv: f32 [tokens, 3 * num_heads * head_dim]: all heads' queries, then keys, then values.
         cu_seqlens: int32 [n + 1].
         num_heads: heads of this layer.
-        position_bias: f32 [num_heads, 2 * d + 1] or None: of query i and key j the score gets column d + (j - i), or
-            the last on its side if they are farther apart (Raffel et al., arXiv 1910.10683, section 2.1).
+        position_bias: of query i and key j the score gets one by the column d + (j - i), or the last on its side if
+            they are farther apart. f32 [num_heads, 2 * d + 1]: that column (Raffel et al., arXiv 1910.10683, section
+            2.1). Tables: (q_i keys[:, r] + k_j queries[:, r]) / sqrt(head_dim), r the column of `rows` (He et al.,
+            arXiv 2006.03654, section 3.1). None: nothing.
         window: tokens on each side that a token attends to; 0: all.
 
     Returns:
@@ -149,7 +151,7 @@ def attention_varlen(
 
 
 def attention_varlen_u8s8(
-    qkv: F32, cu_seqlens: I32, num_heads: int, position_bias: F32 | None = None, window: int = 0
+    qkv: F32, cu_seqlens: I32, num_heads: int, position_bias: PositionBias | None = None, window: int = 0
 ) -> F32:
     """`attention_varlen` with `quant.attention_u8s8_f32` for each sequence and head; the same shapes."""
     return _attend(attention_u8s8_f32, qkv, cu_seqlens, num_heads, position_bias, window)
@@ -188,7 +190,7 @@ def _attend(
     qkv: F32,
     cu_seqlens: I32,
     num_heads: int,
-    position_bias: F32 | None,
+    position_bias: PositionBias | None,
     window: int,
 ) -> F32:
     size = qkv.shape[1] // 3
@@ -197,13 +199,24 @@ def _attend(
     for first, last in itertools.pairwise(cu_seqlens):
         for head in range(num_heads):
             query, key, value = (qkv[first:last, part * size + head * head_dim :][:, :head_dim] for part in range(3))
-            bias = None
-            if position_bias is not None:
-                places = np.arange(last - first)
-                farthest = position_bias.shape[1] // 2
-                bias = position_bias[head, farthest + np.clip(places - places[:, None], -farthest, farthest)]
+            bias = None if position_bias is None else _bias_by_distance(position_bias, head, query, key)
             context[first:last, head * head_dim :][:, :head_dim] = attention(query, key, value, bias, window)
     return context
+
+
+def _bias_by_distance(bias: PositionBias, head: int, query: F32, key: F32) -> F32:
+    """What a head's scores get by distance, f32 [length, length] of queries and keys."""
+    columns = bias.rows if isinstance(bias, PositionTables) else np.arange(bias.shape[1])
+    places, farthest = np.arange(len(query)), len(columns) // 2
+    columns = columns[farthest + np.clip(places - places[:, None], -farthest, farthest)]
+    scores: F32
+    if not isinstance(bias, PositionTables):
+        scores = bias[head, columns]
+        return scores
+    of_query = np.take_along_axis(query @ bias.keys[head], columns, axis=1)
+    of_key = np.take_along_axis((key @ bias.queries[head]).T, columns, axis=0)
+    scores = (of_query + of_key) * np.float32(1.0 / math.sqrt(query.shape[1]))
+    return scores
 
 
 def add_layernorm(x: F32, residual: F32 | None, norm: LayerNorm) -> F32:

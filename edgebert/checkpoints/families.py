@@ -6,6 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from edgebert.errors import UnsupportedModelError
 
 
@@ -27,6 +30,8 @@ class Family:
     mlm: tuple[str, str, str, str]  # dense, layer norm, decoder, the name of the bias
     mlm_activation: str | None  # None: the config's `head_act`
     head_act: str = "hidden_act"
+    dense_act: str | None = None  # the key of the dense layer's activation where it is another than `head_act`
+    new_mlm: tuple[str, str, str, str] | None = None  # as mlm, where the config's `legacy` is false
     span_classifier: str = "qa_outputs"
     token_dense: bool = False  # heads over tokens have the classification head's dense layer too
     dense_norm: str | None = None  # its LayerNorm
@@ -40,7 +45,12 @@ class Family:
     drops_pooled: bool = False  # in training, the classification head drops before its dense layer too
     # part of a tensor's name -> the config's key that says whether it has a bias; the first one counts
     biases: Mapping[str, str] = field(default_factory=dict)
-    spec: Mapping[str, Any] = field(default_factory=dict)  # fields of EncoderSpec that its code fixes
+    ignored: tuple[str, ...] = ()  # what names of tensors end in that its code does not read
+    # Row of its table of relative positions for each distance j - i of key j from query i, ascending, from the config
+    # and the longest sequence: queries and keys are multiplied with these rows.
+    position_rows: Callable[[Mapping[str, Any], int], NDArray[np.int64]] | None = None
+    # fields of EncoderSpec that its code fixes, or takes from the config
+    spec: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda config: {}
     # fields of each LayerSpec, from the config and the number of layers
     layers: Callable[[Mapping[str, Any], int], list[dict[str, Any]]] = lambda config, count: [{}] * count
 
@@ -141,6 +151,65 @@ def _modernbert_layers(config: Mapping[str, Any], count: int) -> list[dict[str, 
         }
         for i, kind in enumerate(kinds)
     ]
+
+
+_DEBERTA_ENCODER = {
+    **{name: where for name, where in _BERT_ENCODER.items() if name not in ("projection", "pooler")},
+    **{name[0]: f"encoder.layer.{{i}}.attention.self.{name}_proj" for name in ("query", "key", "value")},
+    "positions": "encoder.rel_embeddings",
+    "positions.layer_norm": "encoder.LayerNorm",
+    "position_keys": "encoder.layer.{i}.attention.self.pos_key_proj",
+    "position_queries": "encoder.layer.{i}.attention.self.pos_query_proj",
+}
+
+
+def _deberta_spec(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Whether positions are added to the embeddings too; refuses what no engine computes."""
+    kinds = config.get("pos_att_type") or []
+    kinds = kinds.lower().split("|") if isinstance(kinds, str) else kinds
+    hidden_size, num_heads = config.get("hidden_size"), config.get("num_attention_heads")
+    for key, found, expected in (
+        ("relative_attention", bool(config.get("relative_attention")), True),
+        ("pos_att_type", sorted(str(kind).strip() for kind in kinds), ["c2p", "p2c"]),
+        ("conv_kernel_size", config.get("conv_kernel_size") or 0, 0),
+        ("embedding_size", config.get("embedding_size") or hidden_size, hidden_size),
+        ("pooler_hidden_size", config.get("pooler_hidden_size") or hidden_size, hidden_size),
+    ):
+        if found != expected:
+            raise UnsupportedModelError(f"{key} {found!r:.100} of DebertaV2 is not supported; supported: {expected!r}")
+    head_size = config.get("attention_head_size")
+    if head_size and num_heads and head_size * num_heads != hidden_size:
+        raise UnsupportedModelError(
+            f"attention_head_size {head_size} with {num_heads} heads is not supported; supported: heads that together "
+            f"have the hidden_size {hidden_size}"
+        )
+    biased = config.get("position_biased_input")
+    return {"has_position_table": biased is None or bool(biased)}
+
+
+def _deberta_rows(config: Mapping[str, Any], length: int) -> NDArray[np.int64]:
+    """Single distances up to half of the buckets, then ranges that grow with the distance; rounded as in transformers.
+
+    `make_log_bucket_position` there computes in float32 (He et al., arXiv 2006.03654, section 3.1, has no ranges).
+    """
+    buckets = config.get("position_buckets") or -1
+    farthest = config.get("max_relative_positions") or -1
+    farthest = farthest if farthest >= 1 else length
+    span, middle = buckets if buckets > 0 else farthest, buckets // 2
+    if buckets > 0 and not 1 <= middle < farthest - 1:
+        raise UnsupportedModelError(
+            f"position_buckets {buckets} with max_relative_positions {farthest} is not supported: expected at least 2 "
+            "buckets, and more positions than half of them"
+        )
+    reach = max(length, 2) - 1  # so that there are distances at all
+    distance = np.arange(reach, -reach - 1, -1)  # i - j, as the table counts
+    if buckets > 0:
+        size = np.maximum(np.abs(distance), middle).astype(np.float32)
+        unit = np.log(np.float32((farthest - 1) / middle))
+        wide = np.ceil(np.log(size / np.float32(middle)) / unit * np.float32(middle - 1)) + np.float32(middle)
+        distance = np.where(np.abs(distance) <= middle, distance, np.sign(distance) * wide.astype(np.int64))
+    rows: NDArray[np.int64] = np.clip(distance + span, 0, 2 * span - 1)
+    return rows
 
 
 def _roberta(class_prefix: str) -> Family:
@@ -273,7 +342,33 @@ FAMILY_TABLES = {
             "head.dense": "classifier_bias",
             "decoder": "decoder_bias",
         },
-        spec={"is_gated": True, "is_pre_norm": True, "has_position_table": False},
+        spec=lambda _: {"is_gated": True, "is_pre_norm": True, "has_position_table": False},
         layers=_modernbert_layers,
+    ),
+    "deberta-v2": Family(
+        class_prefix="DebertaV2",
+        prefix="deberta.",
+        encoder=_DEBERTA_ENCODER,
+        classifier="classifier",
+        dense="deberta.pooler.dense",  # the prefix is put before all of `pooler`
+        dense_activation=None,
+        dense_act="pooler_hidden_act",
+        mlm=(
+            "cls.predictions.transform.dense",
+            "cls.predictions.transform.LayerNorm",
+            "cls.predictions.decoder",
+            "cls.predictions.bias",
+        ),
+        new_mlm=(
+            "lm_predictions.lm_head.dense",
+            "lm_predictions.lm_head.LayerNorm",
+            "lm_predictions.lm_head.decoder",
+            "lm_predictions.lm_head.bias",
+        ),
+        mlm_activation=None,
+        defaults={"type_vocab_size": 0, "layer_norm_eps": 1e-7, "pooler_hidden_act": "gelu"},
+        ignored=("embeddings.position_embeddings.weight",),
+        position_rows=_deberta_rows,
+        spec=_deberta_spec,
     ),
 }

@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from edgebert.artifact.names import linear_name, linear_shape, position_bias_name, weight_tensors
+from edgebert.artifact.names import linear_name, linear_shape, position_bias_name, position_table_names, weight_tensors
 from edgebert.artifact.spec import LINEARS, POOLINGS, PROBLEM_TYPES, TASKS, EncoderSpec, LayerSpec
 from edgebert.checkpoints.families import FAMILY_TABLES, Family
 from edgebert.checkpoints.files import find_checkpoint_folder, read_json, read_object, read_weights
@@ -103,6 +103,13 @@ _TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {
     "local_rope_theta": ((int, float), "a number"),
     "rope_parameters": (dict, "an object"),
     "rope_scaling": (dict, "an object"),
+    "pos_att_type": ((str, list), "names"),
+    "position_buckets": (int, "a whole number"),
+    "max_relative_positions": (int, "a whole number"),
+    "conv_kernel_size": (int, "a whole number"),
+    "attention_head_size": (int, "a whole number"),
+    "norm_rel_ebd": (str, "a name"),
+    "pooler_hidden_act": (str, "a name"),
 }
 
 
@@ -239,7 +246,7 @@ class _Weights:
     """A checkpoint's tensors by the full names of transformers, whichever way they were saved."""
 
     def __init__(self, raw: dict[str, F32], table: Family, config: dict[str, Any]) -> None:
-        self._table = table
+        self._table, self.config = table, config
         self._has_bias = {part: bool(_value(config, table, key)) for part, key in table.biases.items()}
         tops = (*_TOPS, "embeddings_project.", "pooler.")
         self._tensors: dict[str, F32] = {}
@@ -285,7 +292,7 @@ class _Weights:
 
     def check_encoder_used(self) -> None:
         """Refuse tensors inside the encoder that were not read: they would change what the model computes."""
-        ignored = ("position_ids", "token_type_ids")
+        ignored = ("position_ids", "token_type_ids", *self._table.ignored)
         inside = tuple(self._table.prefix + top for top in _TOPS)
         unknown = sorted(
             name for name in self._tensors.keys() - self._used if name.startswith(inside) and not name.endswith(ignored)
@@ -390,6 +397,13 @@ def _body_spec(config: dict[str, Any], table: Family, family: str, task: str) ->
     num_token_types = size("type_vocab_size")
     position_offset = size("pad_token_id") + 1 if table.has_padding_position else 0
     num_positions = size("max_position_embeddings")
+    fields = table.spec(config)
+    if table.position_rows:
+        rows = _distance_rows(config, table, num_positions)
+        counts = Counter(rows.tolist())  # in the order of the distances
+        fields |= {"max_relative_distance": len(rows) // 2, "distances_per_row": tuple(counts.values())}
+    elif table.has_position_bias:
+        fields["max_relative_distance"] = _MAX_BUCKETED_DISTANCE
     if position_offset >= num_positions:
         raise UnsupportedModelError(f"{num_positions} positions leave none after the pad token's {position_offset}")
     return EncoderSpec(
@@ -405,13 +419,12 @@ def _body_spec(config: dict[str, Any], table: Family, family: str, task: str) ->
         layer_norm_eps=float(_value(config, table, "layer_norm_eps")),
         position_offset=position_offset,
         has_padding_position=table.has_padding_position,
-        max_relative_distance=_MAX_BUCKETED_DISTANCE if table.has_position_bias else 0,
         max_length=num_positions - position_offset,
         pad_token_id=size("pad_token_id"),
         mlm_activation=(table.mlm_activation or _activation(config, table, table.head_act))
         if task in ("fill-mask", "pretraining")
         else "identity",
-        **table.spec,
+        **fields,
     )
 
 
@@ -465,7 +478,7 @@ def dense_head(config: dict[str, Any], table: Family, task: str) -> dict[str, An
     if task == "text-classification" or (table.token_dense and task in ("token-classification", "question-answering")):
         head |= {
             "dense_size": _value(config, table, "hidden_size"),
-            "dense_activation": table.dense_activation or _activation(config, table, table.head_act),
+            "dense_activation": table.dense_activation or _activation(config, table, table.dense_act or table.head_act),
             "has_dense_norm": table.dense_norm is not None,
         }
     return head
@@ -690,7 +703,9 @@ def _canonical_tensors(spec: EncoderSpec, table: Family, raw: _Weights, dense: d
             inputs, outputs = linear_shape(spec, i, name)
             parts = keys if name == "qkv" else (name,)
             encoder_linear(linear_name(i, name), parts, inputs, outputs // len(parts), i)
-        if spec.max_relative_distance:
+        if spec.distances_per_row:
+            _add_position_tables(tensors, spec, table, raw, i)
+        elif spec.max_relative_distance:
             buckets = raw.encoder("position_bias", "weight", (_NUM_BUCKETS, layer.num_heads))
             tensors[position_bias_name(i)] = buckets[_distance_buckets()].T
         if layer.has_attention_norm:
@@ -723,6 +738,45 @@ def _canonical_tensors(spec: EncoderSpec, table: Family, raw: _Weights, dense: d
     return canonical
 
 
+def _distance_rows(config: dict[str, Any], table: Family, length: int) -> NDArray[np.int64]:
+    """The family's `position_rows`, as far as they differ: [2 * distance + 1], the farthest before first."""
+    assert table.position_rows is not None
+    rows = table.position_rows(config, length)
+    middle = len(rows) // 2
+    is_last = (rows == rows[0]) & (np.arange(len(rows)) < middle) | (rows == rows[-1]) & (np.arange(len(rows)) > middle)
+    farthest = max(int(np.abs(np.flatnonzero(~is_last) - middle).max()) + 1, 1)
+    return rows[max(middle - farthest, 0) : middle + farthest + 1]
+
+
+def _add_position_tables(tensors: dict[str, F32], spec: EncoderSpec, table: Family, raw: _Weights, i: int) -> None:
+    """The tables of layer i: the relative positions' embeddings through its linears, in float64, then rounded once.
+
+    DeBERTa divides the three products that make a score by sqrt(3 head_dim), the engines by sqrt(head_dim): the rest
+    goes into the queries, of tokens and of positions.
+    """
+    config, hidden, layer = raw.config, spec.hidden_size, spec.layers[i]
+    distances = _distance_rows(config, table, spec.num_positions)
+    buckets, farthest = config.get("position_buckets") or 0, config.get("max_relative_positions") or 0
+    span = buckets if buckets > 0 else farthest if farthest > 0 else spec.num_positions
+    rows = raw.encoder("positions", "weight", (2 * span, hidden)).astype(np.float64)
+    if "layer_norm" in [part.strip() for part in (config.get("norm_rel_ebd") or "none").lower().split("|")]:
+        norm = raw.norm(table.prefix + table.encoder["positions.layer_norm"], hidden)
+        rows = rows - rows.mean(axis=1, keepdims=True)
+        rows /= np.sqrt((rows * rows).mean(axis=1, keepdims=True) + spec.layer_norm_eps)
+        rows = rows * norm["weight"] + norm["bias"]
+    rows = rows[list(dict.fromkeys(distances.tolist()))]
+    share = 1.0 / math.sqrt(3.0)
+    keys = ("k", "q") if config.get("share_att_key") else ("position_keys", "position_queries")
+    for name, key, factor in zip(position_table_names(i), keys, (1.0, share), strict=True):
+        weight = raw.encoder(key, "weight", (layer.attention_size, hidden), i).astype(np.float64)
+        made = (rows @ weight.T + raw.encoder(key, "bias", (layer.attention_size,), i)) * factor
+        tensors[name] = made.astype(np.float32).reshape(len(rows), layer.num_heads, layer.head_dim).transpose(1, 2, 0)
+    for part in ("weight", "bias"):
+        name = f"{linear_name(i, 'qkv')}.{part}"
+        tensors[name] = np.array(tensors[name])
+        tensors[name][..., : layer.attention_size] *= np.float32(share)
+
+
 def _distance_buckets() -> NDArray[np.int64]:
     """The bucket of each distance j - i of a key from its query, from the farthest before on: int64.
 
@@ -739,7 +793,8 @@ def _distance_buckets() -> NDArray[np.int64]:
 
 
 def _add_mlm_head(tensors: dict[str, F32], spec: EncoderSpec, table: Family, raw: _Weights) -> None:
-    dense, norm, decoder, bias = table.mlm
+    is_new = table.new_mlm is not None and raw.config.get("legacy") is False
+    dense, norm, decoder, bias = table.new_mlm if table.new_mlm and is_new else table.mlm
     width = spec.embedding_size
     tensors["mlm.dense.weight"] = raw.get(f"{dense}.weight", (width, spec.hidden_size)).T
     tensors["mlm.dense.bias"] = raw.bias(dense, width)

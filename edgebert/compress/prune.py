@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from edgebert.artifact.names import linear_name, position_bias_name, weight_tensors
+from edgebert.artifact.names import linear_name, position_tensors, weight_tensors
 from edgebert.artifact.spec import EncoderSpec
 from edgebert.checkpoints.loading import Checkpoint
 from edgebert.compress.torch_encoder import TorchEncoder
@@ -325,8 +325,10 @@ def remove_units(
             new[f"{first}.weight"] = np.ascontiguousarray(tensors[f"{first}.weight"][:, outputs])
             new[f"{first}.bias"] = tensors[f"{first}.bias"][outputs]
             new[f"{second}.weight"] = tensors[f"{second}.weight"][inputs]
-        if (bias := new.pop(position_bias_name(i), None)) is not None and len(units.heads):
-            new[position_bias_name(i)] = bias[units.heads]
+        for name in position_tensors(spec, i):
+            bias = new.pop(name)
+            if len(units.heads):
+                new[name] = bias[units.heads]
         layers.append(replace(layer, num_heads=len(units.heads), intermediate_size=len(units.neurons)))
     return spec.replace(layers=tuple(layers)), new
 

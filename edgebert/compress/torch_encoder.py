@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from edgebert.artifact.names import linear_name, position_bias_name, weight_tensors
+from edgebert.artifact.names import linear_name, position_bias_name, position_table_names, weight_tensors
 from edgebert.artifact.spec import EncoderSpec, Step
 from edgebert.backends.numpy_ops import rotary_table
 from edgebert.checkpoints.families import FAMILY_TABLES
@@ -151,7 +151,7 @@ class TorchEncoder(nn.Module):
             is_near = (places[:, None] - places).abs() <= layer.window
             attention_bias = is_near if attention_bias is None else attention_bias & is_near
         if self.spec.max_relative_distance:
-            bias = self._position_bias(i, x.shape[1]).to(query.dtype)
+            bias = self._position_bias(i, query, key).to(query.dtype)
             attention_bias = bias if attention_bias is None else bias.where(attention_bias, -math.inf)
         context = functional.scaled_dot_product_attention(
             query,
@@ -165,11 +165,17 @@ class TorchEncoder(nn.Module):
             context = context * head_mask[..., None, None]
         return context.transpose(1, 2).flatten(2), qkv
 
-    def _position_bias(self, i: int, length: int) -> Tensor:
-        """What layer i's scores get by distance, [num_heads, S, S]."""
-        bias = self.tensor(position_bias_name(i))
-        places, farthest = torch.arange(length, device=bias.device), self.spec.max_relative_distance
-        return bias[:, (places - places[:, None]).clamp(-farthest, farthest) + farthest]
+    def _position_bias(self, i: int, query: Tensor, key: Tensor) -> Tensor:
+        """What layer i's scores get by distance, [num_heads, S, S]; of position tables [B, num_heads, S, S]."""
+        places, farthest = torch.arange(query.shape[2], device=query.device), self.spec.max_relative_distance
+        columns = (places - places[:, None]).clamp(-farthest, farthest) + farthest
+        if not self.spec.distances_per_row:
+            return self.tensor(position_bias_name(i))[:, columns]
+        keys, queries = (self.tensor(name) for name in position_table_names(i))
+        rows = torch.from_numpy(self.spec.distance_rows).long().to(query.device)[columns]
+        rows = rows.expand(*query.shape[:2], -1, -1)
+        of_query, of_key = (query @ keys).gather(3, rows), (key @ queries).mT.gather(2, rows)
+        return (of_query + of_key) / math.sqrt(query.shape[3])
 
     def activate(self, i: int, x: Tensor) -> Tensor:
         """The input of layer i's ffn_down, [B, S, intermediate_size]."""

@@ -95,7 +95,9 @@ struct Layer {
   int rotary_table;  // in Desk::rotary_tables; -1: none
   Linear qkv, attention_output, ffn_up, ffn_down;
   LayerNormWeights attention_norm, ffn_norm;  // a width of 0: none
-  const float* position_bias;                 // of AttentionArgs
+  // Of AttentionArgs.
+  const float* position_bias;
+  const float *position_keys, *position_queries;
 
   size_t weight_bytes() const {
     return qkv.weight_bytes() + attention_output.weight_bytes() + ffn_up.weight_bytes() + ffn_down.weight_bytes();
@@ -174,6 +176,8 @@ class Encoder::Impl {
   static size_t bytes_of(const RotaryTable& table, int positions) {
     return 2 * sizeof(float) * static_cast<size_t>(positions) * table.stride();
   }
+  // Of the position tables: an odd number of vectors, since lines a power of two apart fall on few places of a cache.
+  int position_stride() const { return row_stride(spec_.num_position_rows()) | kRowAlign; }
   void reserve(RotaryTable& table, int positions);
   void reserve(Workspace& workspace, int tokens, int sequences, int max_seqlen, int threads);
 
@@ -260,6 +264,19 @@ struct Encoder::Impl::Loader {
     return found ? copy_f32(*found, found->num_bytes / sizeof(float), to.arena_) : nullptr;
   }
 
+  // [heads][head_dim][Impl::position_stride()], zeros in the padding.
+  const float* position_table(const std::string& name) const {
+    const TensorView* found = weights.find(name);
+    if (!found) return nullptr;
+    const size_t lines = static_cast<size_t>(found->shape[0] * found->shape[1]), num_rows = found->shape[2];
+    const size_t stride = to.position_stride();
+    float* const table = to.arena_.allocate<float>(lines * stride);
+    std::memset(table, 0, lines * stride * sizeof(float));
+    for (size_t i = 0; i < lines; ++i)
+      std::memcpy(table + i * stride, found->data + i * num_rows * sizeof(float), num_rows * sizeof(float));
+    return table;
+  }
+
   // Layers of one base share a table.
   int rotary_table(const LayerSpec& layer) const {
     if (layer.rotary_base == 0 || layer.num_heads == 0) return -1;
@@ -301,7 +318,9 @@ struct Encoder::Impl::Loader {
                         linear(prefix + "ffn.down"),
                         sizes.has_attention_norm ? layer_norm(prefix + "attention.layer_norm") : LayerNormWeights{},
                         layer_norm(prefix + "ffn.layer_norm"),
-                        position_bias(prefix + "attention.position_bias")};
+                        position_bias(prefix + "attention.position_bias"),
+                        position_table(prefix + "attention.position_keys"),
+                        position_table(prefix + "attention.position_queries")};
       to.layers_.insert(to.layers_.end(), sizes.repeats, layer);
       if (to.layers_.back().weight_bytes() > kLargeLayer) to.few_rows_ = kFewRowsOfLargeLayers;
     }
@@ -356,7 +375,7 @@ void Encoder::Impl::reserve(Workspace& workspace, int tokens, int sequences, int
                at_codes = place(block_rows * codes_stride), at_scale = place(block_rows * sizeof(float)),
                at_zero = place(block_rows * sizeof(int32_t)), at_seqlens = place((sequences + 1) * sizeof(int32_t)),
                at_positions = place(tokens * sizeof(int32_t));
-  const size_t scratch_stride = round_up(static_cast<int>(attention_scratch(max_seqlen, head_dim)), 16);
+  const size_t scratch_stride = (attention_scratch(max_seqlen, head_dim, spec_.num_position_rows()) + 15) / 16 * 16;
   const size_t at_scratch = place(scratch_stride * threads * sizeof(float));
 
   if (total > workspace.capacity) {
@@ -531,7 +550,11 @@ struct Encoder::Impl::Pass {
                              row_stride(l.attention_size),
                              l.position_bias,
                              spec.max_relative_distance,
-                             l.window};
+                             l.window,
+                             l.position_keys,
+                             l.position_queries,
+                             spec.distance_rows.data(),
+                             model.position_stride()};
     float* scratch = w.scratch + w.scratch_stride * team.rank();
     const auto attend = spec.is_attention_s8 ? kernels.attention_varlen_u8s8 : kernels.attention_varlen;
     team.share(slice.num_sequences * l.num_heads, [&](int begin, int end) {

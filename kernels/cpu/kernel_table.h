@@ -131,13 +131,24 @@ struct AttentionArgs {
   const float* position_bias;
   int max_distance;
   int window;  // a token attends to so many on each side; 0: to all
+  // Tables that make the bias instead, or nullptr: of query i and key i + d it is (q_i keys[r] + k queries[r]) /
+  // sqrt(head_dim), r = position_rows[max_distance + d]. [heads][head_dim][position_stride], a column a row.
+  const float *position_keys, *position_queries;
+  const int32_t* position_rows;  // [2 * max_distance + 1], ascending
+  int position_stride;
 };
+// Columns of the tables that a sequence of `length` tokens needs, at most, where they have `num_rows`; whole vectors.
+constexpr int position_span(int length, int num_rows) {
+  const int all = round_up(num_rows, 16), reached = round_up(2 * length - 1, 16) + 16;
+  return all < reached ? all : reached;
+}
 // Floats of scratch that either attention kernel needs for a sequence of `length` tokens.
 constexpr int kAttentionRows = 32;   // at least the rows of any ISA's group of query tiles
 constexpr int kAttentionPanel = 64;  // at least the keys of any ISA's panel
-constexpr size_t attention_scratch(int length, int head_dim) {
+constexpr size_t attention_scratch(int length, int head_dim, int num_position_rows) {
   return (static_cast<size_t>(round_up(length, kAttentionPanel)) + 16) *
-         (2 * round_up(head_dim, 16) + kAttentionRows + 4);
+             (2 * round_up(head_dim, 16) + kAttentionRows + 4) +
+         (static_cast<size_t>(length) + kAttentionRows) * position_span(length, num_position_rows);
 }
 
 // out = LayerNorm(x + residual); with `quantize`, its codes too. `residual` nullptr: none; `out` may be `residual`.

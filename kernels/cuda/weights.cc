@@ -28,6 +28,7 @@ void check_supported(const EncoderSpec& spec) {
   }
   if (spec.is_pre_norm) refuse("the model has a norm before each sub-block");
   if (spec.is_gated) refuse("the model has a gated feed-forward part");
+  if (!spec.distance_rows.empty()) refuse("the model has tables of relative positions in its attention");
   if (!spec.has_position_table) refuse("the model has no table of positions");
   for (const LayerSpec& layer : spec.layers) {
     if (layer.rotary_base > 0) refuse("the model has rotary positions");

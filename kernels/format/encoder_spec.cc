@@ -36,8 +36,9 @@ class Members : public JsonMembers {
   }
 
   // An integer in [low, high]; required.
-  int take_size(const std::string& name, int low, int high) {
-    const std::string_view text = take_required(name);
+  int take_size(const std::string& name, int low, int high) { return to_size(name, take_required(name), low, high); }
+
+  int to_size(const std::string& name, std::string_view text, int low, int high) const {
     int value = 0;
     const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
     if (error != std::errc() || end != text.data() + text.size() || value < low || value > high) {
@@ -55,6 +56,16 @@ class Members : public JsonMembers {
     const std::string_view text = has(name) ? take(name) : absent ? "true" : "false";
     if (text != "true" && text != "false") fail(where_ + name + " must be true or false, got " + quote(text));
     return text == "true";
+  }
+
+  // Integers in [low, high]; none where the member is absent.
+  std::vector<int> take_sizes(const std::string& name, int low, int high) {
+    std::vector<int> sizes;
+    if (!has(name)) return sizes;
+    JsonCursor cursor(take(name));
+    if (cursor.peek() != '[') fail(where_ + name + " must be a list of integers");
+    cursor.read_array([&] { sizes.push_back(to_size(name, cursor.skip(), low, high)); });
+    return sizes;
   }
 
   double take_number(const std::string& name, double low, double high, double absent) {
@@ -138,6 +149,20 @@ LayerSpec parse_layer(std::string_view json, size_t index) {
     fail(where + "has_attention_norm must be true, or false in a first layer without repeats");
   members.check_all_taken();
   return layer;
+}
+
+// Row of the position tables for each of the distances from -farthest to farthest, from how many each row is for.
+std::vector<int32_t> take_distance_rows(Members& members, int farthest) {
+  std::vector<int32_t> rows;
+  const size_t num_distances = 2 * static_cast<size_t>(farthest) + 1;
+  int32_t row = 0;
+  for (const int count : members.take_sizes("distances_per_row", 1, static_cast<int>(num_distances))) {
+    if (rows.size() > num_distances) break;  // not one row more for each of a hostile file's
+    rows.insert(rows.end(), static_cast<size_t>(count), row++);
+  }
+  if (!rows.empty() && (farthest == 0 || rows.size() != num_distances))
+    fail("distances_per_row must be those from -max_relative_distance to max_relative_distance");
+  return rows;
 }
 
 // A file's outputs, from the members that say which: the twin of EncoderSpec.heads in edgebert/artifact/spec.py.
@@ -281,6 +306,7 @@ EncoderSpec parse_encoder_spec(std::string_view json) {
   spec.position_offset = spec.has_padding_position ? members.take_size("position_offset", 1, spec.num_positions - 1)
                                                    : members.take_size("position_offset", 0, spec.num_positions - 1, 0);
   spec.max_relative_distance = members.take_size("max_relative_distance", 0, 1 << 16, 0);
+  spec.distance_rows = take_distance_rows(members, spec.max_relative_distance);
   spec.text.max_length =
       members.take_size("max_length", 1, spec.usable_positions(), std::min(512, spec.usable_positions()));
   spec.pad_token_id = members.take_size("pad_token_id", 0, spec.vocab_size - 1, 0);

@@ -79,6 +79,8 @@ struct EncoderSpec {
   int position_offset = 0;
   bool has_padding_position = false;
   int max_relative_distance = 0;  // 0: attention's scores have no bias by distance
+  // Row of the layers' position tables for each distance from -max_relative_distance on; empty: no such tables.
+  std::vector<int32_t> distance_rows;
   int pad_token_id = 0;
   float layer_norm_eps = 0;
   Activation activation = Activation::kGeluErf;
@@ -92,6 +94,7 @@ struct EncoderSpec {
   TextSpec text;
 
   int usable_positions() const { return num_positions - position_offset; }
+  int num_position_rows() const { return distance_rows.empty() ? 0 : distance_rows.back() + 1; }
   // Rows of the position table for the tokens of one sequence; PackedBatch.position_ids in edgebert/batch.py.
   void find_positions(const int32_t* input_ids, int num_tokens, int32_t* position_ids) const;
   // nullptr if no output has that name.

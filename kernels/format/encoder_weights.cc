@@ -56,8 +56,7 @@ class Checker {
       const LayerSpec& layer = spec_.layers[i];
       const std::string prefix = "layer." + std::to_string(i);
       check_linear(prefix + ".attention.qkv", hidden, 3 * layer.attention_size(), layer.qkv);
-      if (spec_.max_relative_distance > 0 && layer.num_heads > 0)
-        check(prefix + ".attention.position_bias", DType::kF32, {layer.num_heads, 2 * spec_.max_relative_distance + 1});
+      if (spec_.max_relative_distance > 0 && layer.num_heads > 0) check_position_bias(prefix + ".attention.", layer);
       check_linear(prefix + ".attention.output", layer.attention_size(), hidden, layer.attention_output);
       if (layer.has_attention_norm) check_layer_norm(prefix + ".attention.layer_norm", hidden);
       check_linear(prefix + ".ffn.up", hidden, layer.intermediate_size * (spec_.is_gated ? 2 : 1), layer.ffn_up);
@@ -125,6 +124,16 @@ class Checker {
     }
     check_codes(name + ".weight", rows, width);
     check_finite(name + ".scale", rows);
+  }
+
+  void check_position_bias(const std::string& prefix, const LayerSpec& layer) {
+    const int num_rows = spec_.num_position_rows();
+    if (num_rows == 0) {
+      check(prefix + "position_bias", DType::kF32, {layer.num_heads, 2 * spec_.max_relative_distance + 1});
+      return;
+    }
+    for (const char* table : {"position_keys", "position_queries"})
+      check(prefix + table, DType::kF32, {layer.num_heads, layer.head_dim, num_rows});
   }
 
   void check_layer_norm(const std::string& name, int width) {

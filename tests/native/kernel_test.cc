@@ -357,28 +357,65 @@ TEST_KERNEL(gate) {
 }
 
 // Attention's bias of the scores by distance, or none.
-struct PositionBias {
-  static constexpr int kMaxDistance = 20;
-  std::vector<float> values;
+enum class Bias { kNone, kNumbers, kTables };
 
-  PositionBias(int heads, bool is_there) {
-    if (is_there) values = random_vector(heads * (2 * kMaxDistance + 1), 0.0f, 2.0f);
+// Biases by distance: a number each, or products with the columns of two tables; farther keys have the last one.
+struct PositionBias {
+  const int head_dim, max_distance;
+  std::vector<float> values, keys, queries;
+  std::vector<int32_t> rows;  // exact up to 60, then one for five distances
+  int stride = 0;
+
+  PositionBias(int heads, int head_dim, Bias kind)
+      : head_dim(head_dim), max_distance(kind == Bias::kTables ? 200 : 20) {
+    if (kind == Bias::kNumbers) values = random_vector(heads * (2 * max_distance + 1), 0.0f, 2.0f);
+    if (kind != Bias::kTables) return;
+    for (int d = -max_distance, row = 0; d <= max_distance; ++d) {
+      if (d > -max_distance && (std::abs(d) <= 60 || d % 5 == 0)) ++row;
+      rows.push_back(row);
+    }
+    stride = row_stride(rows.back() + 1) | kRowAlign;
+    keys = random_vector(heads * head_dim * stride, 0.0f, 1.0f);
+    queries = random_vector(heads * head_dim * stride, 0.0f, 1.0f);
   }
-  const float* data() const { return values.empty() ? nullptr : values.data(); }
-  float at(int head, int distance) const {
-    if (values.empty()) return 0.0f;
-    return values[head * (2 * kMaxDistance + 1) + kMaxDistance + std::clamp(distance, -kMaxDistance, kMaxDistance)];
+  static const float* data(const std::vector<float>& values) { return values.empty() ? nullptr : values.data(); }
+  int num_rows() const { return rows.empty() ? 0 : rows.back() + 1; }
+
+  // In type T, for a query and a key of a head.
+  template <class T>
+  T at(int head, int distance, const float* q, const float* k) const {
+    const int place = max_distance + std::clamp(distance, -max_distance, max_distance);
+    if (!values.empty()) return values[head * (2 * max_distance + 1) + place];
+    T of_query = 0, of_key = 0;
+    for (int d = 0; d < head_dim && !rows.empty(); ++d) {
+      const int i = (head * head_dim + d) * stride + rows[place];
+      of_query += static_cast<T>(q[d]) * static_cast<T>(keys[i]);
+      of_key += static_cast<T>(k[d]) * static_cast<T>(queries[i]);
+    }
+    return (of_query + of_key) / std::sqrt(static_cast<T>(head_dim));
   }
 };
 
 struct AttentionCase {
   int head_dim, window, longest;
-  bool is_biased;
+  Bias bias = Bias::kNone;
 };
-constexpr AttentionCase kAttentionCases[] = {
-    {32, 0, 130, false},   {64, 0, 600, false}, {7, 0, 130, false},  {48, 0, 130, false},  {80, 0, 130, false},
-    {32, 0, 130, true},    {7, 0, 130, true},   {32, 1, 130, false}, {64, 64, 300, false}, {7, 17, 130, false},
-    {48, 200, 270, false}, {16, 5, 129, false}, {80, 9, 130, true}};
+constexpr AttentionCase kAttentionCases[] = {{32, 0, 130},
+                                             {64, 0, 600},
+                                             {7, 0, 130},
+                                             {48, 0, 130},
+                                             {80, 0, 130},
+                                             {32, 0, 130, Bias::kNumbers},
+                                             {7, 0, 130, Bias::kNumbers},
+                                             {32, 1, 130},
+                                             {64, 64, 300},
+                                             {7, 17, 130},
+                                             {48, 200, 270},
+                                             {16, 5, 129},
+                                             {80, 9, 130, Bias::kNumbers},
+                                             {64, 0, 600, Bias::kTables},
+                                             {7, 0, 130, Bias::kTables},
+                                             {20, 9, 130, Bias::kTables}};
 
 // Random rows of sequences of these lengths, and where a kernel's context of them goes.
 struct AttentionInputs {
@@ -386,15 +423,15 @@ struct AttentionInputs {
   const int size;
   std::vector<int32_t> cu_seqlens{0};
   Matrix qkv, context;
-  std::vector<float> scratch;
   const PositionBias bias;
+  std::vector<float> scratch;
 
   AttentionInputs(const AttentionCase& sizes, std::initializer_list<int> lengths, float scale)
       : size(kHeads * sizes.head_dim),
         qkv(random_matrix(std::accumulate(lengths.begin(), lengths.end(), 0), 3 * size, scale)),
         context(std::accumulate(lengths.begin(), lengths.end(), 0), size),
-        scratch(attention_scratch(sizes.longest, sizes.head_dim), NAN),
-        bias(kHeads, sizes.is_biased) {
+        bias(kHeads, sizes.head_dim, sizes.bias),
+        scratch(attention_scratch(sizes.longest, sizes.head_dim, bias.num_rows()), NAN) {
     for (const int length : lengths) cu_seqlens.push_back(cu_seqlens.back() + length);
   }
 
@@ -406,9 +443,13 @@ struct AttentionInputs {
             cu_seqlens.data(),
             context.values.data(),
             context.stride,
-            bias.data(),
-            PositionBias::kMaxDistance,
-            window};
+            PositionBias::data(bias.values),
+            bias.max_distance,
+            window,
+            PositionBias::data(bias.keys),
+            PositionBias::data(bias.queries),
+            bias.rows.data(),
+            bias.stride};
   }
 };
 
@@ -426,7 +467,7 @@ std::vector<T> naive_attention(const Matrix& qkv, int first, int length, int siz
       p[j] = 0;
       for (int d = 0; d < head_dim; ++d) p[j] += static_cast<T>(q[d]) * static_cast<T>(k[d]);
       p[j] /= std::sqrt(static_cast<T>(head_dim));
-      p[j] += static_cast<T>(bias.at(head, j - i));
+      p[j] += bias.at<T>(head, j - i, q, k);
       if (window > 0 && std::abs(i - j) > window) p[j] = -INFINITY;
       top = std::max(top, p[j]);
     }
@@ -513,7 +554,8 @@ TEST_KERNEL(attention_varlen_u8s8) {
             int acc = 0;
             for (int d = 0; d < head_dim; ++d) acc += codes[0][i * head_dim + d] * codes[1][j * head_dim + d];
             score[j] = static_cast<double>(acc) * scale[1][j] * scale[0][i] / std::sqrt(static_cast<double>(head_dim));
-            score[j] += bias.at(head, j - i);
+            score[j] += bias.at<double>(head, j - i, &qkv.row(first + i)[head * head_dim],
+                                        &qkv.row(first + j)[size + head * head_dim]);
             if (window > 0 && std::abs(i - j) > window) score[j] = -INFINITY;
             top = std::max(top, score[j]);
           }

@@ -5,7 +5,8 @@
 // tiles goes over them together. Of a query whole rows of scores are kept, so the softmax needs no rescaling. Every
 // score and every output is one chain of fused multiply-adds, ascending: neither depends on the group, nor on the keys
 // outside the query's window that its tile may compute, whose weight is 0. A bias by distance is laid out once for the
-// sequence's length, so that each query's is a row of it.
+// sequence's length, so that each query's is a row of it; one from tables is gathered for each query from the products
+// of queries and keys with the tables' rows, each of them a chain too.
 #pragma once
 
 #include "cpu/generic/linear-inl.h"
@@ -39,22 +40,91 @@ inline void transpose_keys(const float* k, int stride, int length, int head_dim,
   }
 }
 
-// A head's bias by distance for one sequence, in units of 2**x: row(i)[j] is that of query i and key j, for j up to
-// `length` padded to 16. Linear in the length.
-struct PositionBias {
-  const float* zero = nullptr;  // of distance 0; nullptr: there is no bias
+// Calls run(first, Rows<n>()) for the tiles of `rows` rows.
+template <class Run>
+inline void for_tiles(int rows, Run run) {
+  for (int t = 0; t < rows; t += kTileRows)
+    with_rows<kTileRows>(min_of(kTileRows, rows - t), [&](auto tag) { run(t, tag); });
+}
 
-  PositionBias(const AttentionArgs& args, int head, int length, float* scratch) {
-    if (!args.position_bias) return;
+// log2(e) / sqrt(head_dim): what makes a product of a query and a key a score in units of 2**x.
+inline float scale2_of(int head_dim) { return 1.44269504f / __builtin_sqrtf(static_cast<float>(head_dim)); }
+
+// A head's bias by distance for one sequence, in units of 2**x. Linear in the length.
+class PositionBias {
+ public:
+  // `q`: the sequence's first query of this head.
+  PositionBias(const AttentionArgs& args, const float* q, int head, int length, float* scratch)
+      : args_(args), q_(q), length_(length) {
     const int farthest = args.max_distance;
-    const float* bias = args.position_bias + static_cast<size_t>(head) * (2 * farthest + 1) + farthest;
-    const int last = round_up(length, 16);
-    for (int d = 1 - length; d < last; ++d)
-      scratch[d + length - 1] = 1.44269504f * bias[d < -farthest ? -farthest : d > farthest ? farthest : d];
-    zero = scratch + length - 1;
+    if (args.position_bias) {
+      const float* bias = args.position_bias + static_cast<size_t>(head) * (2 * farthest + 1) + farthest;
+      const int last = round_up(length, 16);
+      for (int d = 1 - length; d < last; ++d)
+        scratch[d + length - 1] = 1.44269504f * bias[d < -farthest ? -farthest : d > farthest ? farthest : d];
+      zero_ = scratch + length - 1;
+    } else if (args.position_keys) {
+      reach_ = min_of(length - 1, farthest);
+      rows_ = args.position_rows + farthest;
+      first_ = rows_[-reach_] / 16 * 16;
+      span_ = round_up(rows_[reach_] + 1 - first_, 16);
+      const size_t table = static_cast<size_t>(head) * args.head_dim * args.position_stride + first_;
+      keys_ = args.position_keys + table;
+      of_key_ = scratch;
+      of_query_ = of_key_ + static_cast<size_t>(length) * span_;
+      row_ = of_query_ + static_cast<size_t>(kAttentionRows) * span_;
+      multiply(q + args.attention_size, length, args.position_queries + table, of_key_);
+    }
   }
-  explicit operator bool() const { return zero != nullptr; }
-  const float* row(int query) const { return zero - query; }
+  explicit operator bool() const { return zero_ || row_; }
+
+  // Makes ready the rows of queries [query, query + rows), at most kAttentionRows.
+  void prepare(int query, int rows) {
+    if (row_) multiply(q_ + static_cast<size_t>(query) * args_.qkv_stride, rows, keys_, of_query_);
+    prepared_ = query;
+  }
+
+  // What is at j is the bias of that query and key j, from `begin` to `end` padded to 16, where it is finite beyond the
+  // length. Valid until the next row.
+  const float* row(int query, int begin, int end) const {
+    if (zero_) return zero_ - query;
+    const float* const of_query = of_query_ + static_cast<size_t>(query - prepared_) * span_ - first_;
+    const float* of_key = of_key_ + static_cast<size_t>(begin) * span_ - first_;
+    const float scale2 = scale2_of(args_.head_dim);
+    const int last = min_of(end, length_);
+    for (int j = begin; j < last; ++j, of_key += span_) {
+      const int d = j - query, r = rows_[d < -reach_ ? -reach_ : d > reach_ ? reach_ : d];
+      row_[j] = scale2 * (of_query[r] + of_key[r]);
+    }
+    for (int j = last; j < round_up(end, 16); ++j) row_[j] = 0.0f;
+    return row_;
+  }
+
+ private:
+  // products [count][span] = x times the columns of a head's table from `first_` on.
+  void multiply(const float* x, int count, const float* table, float* products) const {
+    for (int c = 0, vectors; c < span_; c += 16 * vectors) {
+      vectors = min_of(kTileVectors, (span_ - c) / 16);
+      with_rows<kTileVectors>(vectors, [&](auto columns) {
+        for_tiles(count, [&](int t, auto tile_rows) {
+          fma_tile<decltype(tile_rows)::value, decltype(columns)::value>(
+              x + static_cast<size_t>(t) * args_.qkv_stride, args_.qkv_stride, table + c, args_.position_stride,
+              args_.head_dim, NothingAhead(), products + static_cast<size_t>(t) * span_ + c, span_);
+        });
+      });
+    }
+  }
+
+  const AttentionArgs& args_;
+  const float* q_;
+  int length_;
+  const float* zero_ = nullptr;  // of distance 0, where the bias is a number for each distance
+  // Where it is from tables: the columns [first, first + span) of these are those that the sequence reaches.
+  int reach_ = 0, first_ = 0, span_ = 0, prepared_ = 0;
+  const int32_t* rows_ = nullptr;  // of distance 0
+  const float* keys_ = nullptr;
+  float *of_key_ = nullptr, *of_query_ = nullptr;  // [length][span], [kAttentionRows][span]: products
+  float* row_ = nullptr;
 };
 
 // scores[j] = scale2 * scores[j] + bias[j]
@@ -140,13 +210,6 @@ struct HeadAttention {
     scores = scratch;
   }
 
-  // Calls run(first, Rows<n>()) for the tiles of a group.
-  template <class Run>
-  static void for_tiles(int rows, Run run) {
-    for (int t = 0; t < rows; t += kTileRows)
-      with_rows<kTileRows>(min_of(kTileRows, rows - t), [&](auto tag) { run(t, tag); });
-  }
-
   // scores[m][j - begin] = q[row + m] k[j], for the keys from `begin`, a multiple of 16, to the vector of the last.
   void multiply_keys(int row, int rows, int begin, int end) {
     for (int j = begin, vectors; j < end; j += 16 * vectors) {
@@ -206,10 +269,10 @@ struct HeadAttention {
 inline void attention_varlen(const AttentionArgs& args, int sequence, int head, float* scratch) {
   const int first = args.cu_seqlens[sequence], length = args.cu_seqlens[sequence + 1] - first;
   HeadAttention attention(args, first, length, head, scratch);
-  const PositionBias bias(args, head, length,
-                          attention.scores + static_cast<size_t>(HeadAttention::kGroupRows) * attention.score_stride);
+  PositionBias bias(args, attention.q, head, length,
+                    attention.scores + static_cast<size_t>(HeadAttention::kGroupRows) * attention.score_stride);
   float* context = args.context + static_cast<size_t>(first) * args.context_stride + head * args.head_dim;
-  const F32x16 scale2 = set1(1.44269504f / __builtin_sqrtf(static_cast<float>(args.head_dim)));  // log2(e) / sqrt(d)
+  const F32x16 scale2 = set1(scale2_of(args.head_dim));
   // with a window, a group of more rows would compute more keys for each
   const int group_rows = args.window ? kTileRows : HeadAttention::kGroupRows;
   for (int i = 0, rows; i < length; i += rows) {
@@ -218,9 +281,10 @@ inline void attention_varlen(const AttentionArgs& args, int sequence, int head, 
     const int begin = keys.begin / 16 * 16;
     float inv_sums[HeadAttention::kGroupRows];
     attention.multiply_keys(i, rows, begin, keys.end);
+    if (bias) bias.prepare(i, rows);
     for (int m = 0; m < rows; ++m)
       inv_sums[m] = attention.softmax(m, begin, keys.end, KeyRange(i + m, 1, length, args.window), scale2,
-                                      bias ? bias.row(i + m) : nullptr);
+                                      bias ? bias.row(i + m, begin, keys.end) : nullptr);
     attention.multiply_values(rows, begin, keys.end, inv_sums, context + static_cast<size_t>(i) * args.context_stride,
                               args.context_stride);
   }

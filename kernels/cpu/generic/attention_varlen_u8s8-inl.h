@@ -30,7 +30,7 @@ struct PackedKeysValues {
   int8_t* values;                  // [padded / 4][padded_dim][4]
   uint8_t* query_codes;            // [kTileRows][padded_dim]
   float* scores;  // [kTileRows][padded], from the first key of a tile on; then each row's codes, at its beginning
-  float* position_bias;  // [length - 1 + padded]
+  float* position_bias;  // that of PositionBias
 
   PackedKeysValues(int length, int head_dim, float* scratch)
       : length(length), head_dim(head_dim), padded(round_up(length, 16)), padded_dim(round_up(head_dim, 16)) {
@@ -145,16 +145,16 @@ struct PackedKeysValues {
     for (int m = 0; m < kRows; ++m) top[m] = reduce_max(tops[m]);
   }
 
-  // The scores with their bias, in units of 2**x: scale2_of becomes 1, and top[m] the largest of row m once more.
-  void add_bias(int rows, const PositionBias& bias, int first_query, int begin, int end, float* scale2_of,
+  // The scores with their bias, in units of 2**x: row_scale2 becomes 1, and top[m] the largest of row m once more.
+  void add_bias(int rows, const PositionBias& bias, int first_query, int begin, int end, float* row_scale2,
                 float* top) const {
     for (int m = 0; m < rows; ++m) {
       float* const row = scores + static_cast<size_t>(m) * padded;
-      add_bias_row(row, end - begin, set1(scale2_of[m]), bias.row(first_query + m) + begin);
+      add_bias_row(row, end - begin, set1(row_scale2[m]), bias.row(first_query + m, begin, end) + begin);
       F32x16 tops = set1(-3.0e38f);
       for (int j = 0; j < end - begin; j += 16) tops = max(tops, load(row + j));
       top[m] = reduce_max(tops);
-      scale2_of[m] = 1.0f;
+      row_scale2[m] = 1.0f;
     }
   }
 
@@ -234,21 +234,24 @@ inline void attention_varlen_u8s8(const AttentionArgs& args, int sequence, int h
   PackedKeysValues packed(length, head_dim, scratch);
   packed.pack_keys(q + args.attention_size, stride);
   packed.pack_values(q + 2 * args.attention_size, stride);
-  const PositionBias bias(args, head, length, packed.position_bias);
-  const float scale2 = 1.44269504f / __builtin_sqrtf(static_cast<float>(head_dim));  // log2(e) / sqrt(d)
+  PositionBias bias(args, q, head, length, packed.position_bias);
+  const float scale2 = scale2_of(head_dim);
   for (int i = 0, rows; i < length; i += rows) {
     rows = min_of(kTileRows, length - i);
     const KeyRange keys(i, rows, length, args.window);
     const int begin = keys.begin / 16 * 16, end = round_up(keys.end, 16);
-    float scale2_of[kTileRows], top[kTileRows], inv_sums[kTileRows];
+    float row_scale2[kTileRows], top[kTileRows], inv_sums[kTileRows];
     for (int m = 0; m < rows; ++m)
-      scale2_of[m] = scale2 * packed.quantize_query(q + static_cast<size_t>(i + m) * stride,
-                                                    packed.query_codes + static_cast<size_t>(m) * packed.padded_dim);
+      row_scale2[m] = scale2 * packed.quantize_query(q + static_cast<size_t>(i + m) * stride,
+                                                     packed.query_codes + static_cast<size_t>(m) * packed.padded_dim);
     with_rows<kTileRows>(rows, [&](auto tag) { packed.multiply_keys<decltype(tag)::value>(begin, end, top); });
-    if (bias) packed.add_bias(rows, bias, i, begin, end, scale2_of, top);
+    if (bias) {
+      bias.prepare(i, rows);
+      packed.add_bias(rows, bias, i, begin, end, row_scale2, top);
+    }
     for (int m = 0; m < rows && args.window; ++m)
       top[m] = packed.keep_keys(m, begin, end, KeyRange(i + m, 1, length, args.window));
-    packed.softmax_codes(rows, end - begin, top, scale2_of, inv_sums);
+    packed.softmax_codes(rows, end - begin, top, row_scale2, inv_sums);
     with_rows<kTileRows>(rows, [&](auto tag) {
       packed.multiply_values<decltype(tag)::value>(
           begin, end, inv_sums, context + static_cast<size_t>(i) * args.context_stride, args.context_stride);
