@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -540,6 +541,16 @@ def test_other_names_of_tasks_are_understood(tmp_path: Path, monkeypatch: pytest
     for given, expected in (("ner", "token-classification"), ("fill-mask", "fill-mask"), (None, "None")):
         with pytest.raises(LookupError, match=expected):
             edgebert.export("folder", tmp_path / "model.onnx", task=given)
+
+
+def test_a_pooling_that_is_assumed_is_told(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="their mean is taken; the task embedding:cls takes the first token"):
+        edgebert.export(checkpoint, tmp_path / "mean.onnx", task="embedding")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        edgebert.export(checkpoint, tmp_path / "stated.onnx", task="embedding:mean")
+        edgebert.export(checkpoint, tmp_path / "labels.onnx")
+    assert edgebert.load(tmp_path / "mean.onnx").spec.pooling == "mean"
 
 
 def test_a_source_that_transformers_cannot_load_is_named(

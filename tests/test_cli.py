@@ -198,13 +198,14 @@ def test_run_answers_as_the_model(make_file: Callable[..., Path], capsys: pytest
         (["FILE", "a", "--prompt-name", "query"], "unknown prompt_name 'query': this file has none"),
         (["FILE", "a", "--pairs"], "text 0 has no tab"),
         (["FILE", "x\udcff"], "text 0 is not valid Unicode"),
+        (["BARE", "a"], "bare.onnx has no tokenizer, and texts need one: export it from a folder that has one\n"),
     ],
 )
 def test_errors_are_one_line(
     make_file: Callable[..., Path], capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
-    path = make_file()
-    status, out, err = run(capsys, "run", *(path if word == "FILE" else word for word in arguments))
+    files = {"FILE": make_file(), "BARE": make_file("bare.onnx", tokenizer_json=None)}
+    status, out, err = run(capsys, "run", *(files.get(word, word) for word in arguments))
     assert (status, out) == (1, "")
     assert err.startswith("edgebert: ")
     assert message in err
@@ -275,8 +276,9 @@ def test_doctor(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPa
 def test_export_passes_its_options(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     monkeypatch.setattr(edgebert, "export", lambda *args, **options: calls.append((args, options)) or {"agreed": True})
-    status, out, _ = run(capsys, "export", "folder", "-o", "out.onnx", "--int8", "--calibrate", "texts.txt")
+    status, out, err = run(capsys, "export", "folder", "-o", "out.onnx", "--int8", "--calibrate", "texts.txt")
     assert status == 0
+    assert "folder is quantized" in err and err.count("\n") == 1  # told before the half minute that it takes
     options = {"int8": True, "portable": False, "int8_attention": False, "calibrate": "texts.txt"}
     options |= {"task": None, "family": None, "tokenizer": None}
     assert calls == [(("folder", "out.onnx"), options)]

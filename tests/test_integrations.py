@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import importlib
 import json
 import logging
 import pickle
@@ -30,7 +31,7 @@ from pipelines import assert_same_answers, make_pipeline_parts
 
 from edgebert.artifact.writer import build_model
 from edgebert.checkpoints.loading import load_checkpoint
-from edgebert.integrations import LIBRARIES, need_library
+from edgebert.integrations import LIBRARIES, need_library, take_model
 from edgebert.integrations.padding import pack
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -196,9 +197,7 @@ class TestSentenceTransformers:
         pytest.importorskip("sentence_transformers")
         from edgebert.integrations.sentence_transformers import EdgeBertCrossEncoder, EdgeBertModule, load
 
-        with pytest.raises(
-            InvalidInputError, match="expected a head of embedding or text-classification, got token-class"
-        ):
+        with pytest.raises(InvalidInputError, match="its head is token-classification"):
             EdgeBertModule(make_file(task="token-classification"))
         with pytest.raises(InvalidInputError, match="its head is text-classification"):
             load(make_file(task="text-classification"))
@@ -345,7 +344,7 @@ class TestTransformers:
 
         _, tokenizer, ours = self.make(tmp_path, tokenizer_json, "text-classification")
         with pytest.raises(
-            InvalidInputError, match="expected a head of fill-mask.*use EdgeBertModelForSequenceClassifi"
+            InvalidInputError, match="expected a file for fill-mask.*use EdgeBertModelForSequenceClassifi"
         ):
             EdgeBertModelForMaskedLM.from_pretrained(tmp_path)
         rows = tokenizer(TEXTS, padding=True, truncation=True, return_tensors="pt")
@@ -695,6 +694,39 @@ def test_mteb(prompted: Path, make_file: Callable[..., Path]) -> None:
         EdgeBertEncoder(make_file(task="text-classification"))
 
 
+def test_mteb_evaluates(prompted: Path) -> None:
+    mteb = pytest.importorskip("mteb")
+    from mteb_tasks import make_classification, make_retrieval, make_similarity
+    from scipy.stats import spearmanr
+
+    from edgebert.integrations.mteb import EdgeBertEncoder
+
+    model = edgebert.load(prompted)
+    texts = [f"{text} {word}" for text in TEXTS[:3] for word in ("now", "again", "the router")]
+    pairs, scores = list(zip(texts, texts[::-1], strict=True)), [0.5 * i for i in range(9)]
+    labelled = [(f"{text} {i} .", label) for i in range(12) for label, text in enumerate(TEXTS[:2])]
+    queries, corpus = (
+        model.encode(part, prompt_name=name) for part, name in ((TEXTS[:3], "query"), (texts, "passage"))
+    )
+    found = edgebert.similarity(queries, corpus)
+    places = np.argsort(-found, kind="stable")
+    gaps = -np.diff(np.take_along_axis(found, places, 1), prepend=2, append=-2)
+    ranks = np.minimum(gaps[:, :-1], gaps[:, 1:]).argmax(1)  # whose places rounding cannot change
+    relevant = places[range(3), ranks].tolist()
+    tasks = [
+        make_similarity(pairs, scores),
+        make_classification(labelled[:16], labelled[16:]),
+        make_retrieval(TEXTS[:3], texts, relevant),
+    ]
+    found = mteb.evaluate(EdgeBertEncoder(prompted, name="somebody/model"), tasks, cache=None, co2_tracker=False)
+    similar, classified, retrieved = (result.scores["test"][0] for result in found.task_results)
+    rows = model.encode(texts)
+    cosines = [float(edgebert.similarity(a[None], b[None])[0, 0]) for a, b in zip(rows, rows[::-1], strict=True)]
+    assert similar["main_score"] == pytest.approx(spearmanr(cosines, scores)[0], abs=1e-6)
+    assert classified["main_score"] == 1.0
+    assert retrieved["main_score"] == pytest.approx(np.mean(1 / np.log2(ranks + 2)), abs=1e-5)
+
+
 def test_padding_is_taken_off_and_gaps_are_refused() -> None:
     batch, mask = pack([[0, 5, 6], [7, 0, 0]], [[0, 1, 1], [1, 0, 0]], [[0, 1, 1], [0, 0, 0]])
     assert batch.input_ids.tolist() == [5, 6, 7] and batch.token_type_ids.tolist() == [1, 1, 0]
@@ -704,6 +736,66 @@ def test_padding_is_taken_off_and_gaps_are_refused() -> None:
             pack([[5, 6, 7]], [rows])
     with pytest.raises(InvalidInputError, match=r"got \[1, 2\], \[1, 3\] and \[1, 2\]"):
         pack([[5, 6]], [[1, 1, 1]])
+
+
+OTHER_HEADS = {  # module -> (what is called with a file, its head, what the message names)
+    "duckdb": [(lambda ours, path: ours.register(None, path), "token-classification", "edgebert.load")],
+    "haystack": [
+        (lambda ours, path: ours.EdgeBertRanker(str(path)).warm_up(), "embedding", "EdgeBertDocumentEmbedder"),
+        (lambda ours, path: ours.EdgeBertTextEmbedder(str(path)).warm_up(), "text-classification", "EdgeBertRanker"),
+    ],
+    "langchain": [
+        (lambda ours, path: ours.EdgeBertEmbeddings(path), "text-classification", "EdgeBertReranker"),
+        (lambda ours, path: ours.EdgeBertReranker(path), "embedding", "EdgeBertEmbeddings"),
+    ],
+    "llama_index": [
+        (lambda ours, path: ours.EdgeBertEmbedding(path), "text-classification", "EdgeBertRerank"),
+        (lambda ours, path: ours.EdgeBertRerank(path), "embedding", "EdgeBertEmbedding"),
+    ],
+    "mteb": [(lambda ours, path: ours.EdgeBertEncoder(path), "fill-mask", "edgebert.load")],
+    "polars": [
+        (lambda ours, path: ours.embed("text", path), "text-classification", "classify"),
+        (lambda ours, path: ours.classify("text", path), "embedding", "embed"),
+    ],
+    "sentence_transformers": [
+        (lambda ours, path: ours.load(path), "text-classification", "EdgeBertCrossEncoder"),
+        (lambda ours, path: ours.EdgeBertCrossEncoder(path), "embedding", "load"),
+        (lambda ours, path: ours.EdgeBertModule(path), "question-answering", "edgebert.load"),
+    ],
+    "sklearn": [
+        (lambda ours, path: ours.EdgeBertVectorizer(path).fit([]), "text-classification", "EdgeBertClassifier"),
+        (lambda ours, path: ours.EdgeBertClassifier(path).fit([]), "embedding", "EdgeBertVectorizer"),
+    ],
+    "spacy": [
+        (lambda ours, path: ours.EdgeBertVectors(path, {}, {}), "token-classification", "edgebert_entities"),
+        (lambda ours, path: ours.EdgeBertEntities(path, {}, "expand", {}), "embedding", "edgebert_vectors"),
+    ],
+    "transformers": [
+        (
+            lambda ours, path: ours.EdgeBertModelForMaskedLM.from_pretrained(path.parent, file_name=path.name),
+            "text-classification",
+            "EdgeBertModelForSequenceClassification",
+        )
+    ],
+}
+
+
+@pytest.mark.parametrize("module", sorted(LIBRARIES))
+def test_a_file_of_another_head_is_told_what_takes_it(module: str, make_file: Callable[..., Path]) -> None:
+    try:
+        need_library(module)
+    except BackendUnavailableError as reason:
+        pytest.skip(str(reason))
+    ours = importlib.import_module(f"edgebert.integrations.{module}")
+    for call, head, name in OTHER_HEADS[module]:
+        with pytest.raises(InvalidInputError, match=f"its head is {head}: use .*{name}"):
+            call(ours, make_file("other.onnx", task=head))
+        assert name == "edgebert.load" or module == "spacy" or hasattr(ours, name)
+
+
+def test_a_file_that_does_not_pool_is_told_how_it_is_exported(make_file: Callable[..., Path]) -> None:
+    with pytest.raises(InvalidInputError, match="embedding:mean or :cls"):
+        take_model(make_file(pooling="none", normalize=False), {}, "embedding")
 
 
 @pytest.mark.parametrize("module", sorted(LIBRARIES))

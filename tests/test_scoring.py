@@ -167,6 +167,17 @@ def test_scores_of_all_labels(make_file: Callable[..., Path], tmp_path: Path) ->
         Scorer(model, scores=True, options={"top_k": 2})
     with pytest.raises(InvalidInputError, match="for classifiers, this file's task is embedding"):
         Scorer(make_file("other.onnx"), threshold=0.5)
+    for function, least, most in ((None, 0, 1), ("sigmoid", 0, 1), ("tanh", -1, 1), ("none", -np.inf, np.inf)):
+        options = {"function_to_apply": function}
+        for threshold in (least - 0.3, most + 0.3, np.nan):
+            if not np.isinf(threshold):
+                with pytest.raises(
+                    InvalidInputError, match=f"threshold must be from {least} to {most}, as this file's"
+                ):
+                    Scorer(model, threshold=threshold, options=options)
+        Scorer(model, threshold=max(least, -1e30), options=options)
+    with pytest.raises(InvalidInputError, match="threshold must be from 0 to 1"):
+        Scorer(make_file("next.onnx", task="next-sentence"), ["a", "b"], threshold=1.3)
 
 
 def test_token_classification_gives_json(make_file: Callable[..., Path], tmp_path: Path) -> None:
@@ -399,7 +410,7 @@ def test_bad_sources(make_file: Callable[..., Path], tmp_path: Path) -> None:
     (tmp_path / "not.jsonl.gz").write_bytes(b"hello")
     fails(tmp_path / "not.jsonl.gz", "cannot be read after row 0")
     write_rows(tmp_path / "taken.jsonl", [{"text": "a", "embedding": 1}])
-    fails(tmp_path / "taken.jsonl", "has a column 'embedding' already")
+    fails(tmp_path / "taken.jsonl", r"has a column 'embedding' already.*prefix \(--prefix\)")
     write_rows(tmp_path / "taken.parquet", [{"text": "a", "error": "x"}])
     fails(tmp_path / "taken.parquet", "has a column 'error' already")
     (tmp_path / "twice.csv").write_text("text,text\na,b\n")

@@ -6,6 +6,7 @@ import base64
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -164,7 +165,7 @@ def test_long_texts_are_told(server: Server, models: dict[str, edgebert.Model]) 
     long = "a " * 200
     data = {"model": "embedder", "input": ["b", long]}
     error = server.post("/v1/embeddings", data, 400)["error"]
-    assert error["code"] == "context_length_exceeded" and "input 1 has more than 80 tokens" in error["message"]
+    assert error["code"] == "context_length_exceeded" and "input[1] has more than 80 tokens" in error["message"]
     answer = server.post("/v1/embeddings", {**data, "truncate_prompt_tokens": -1})
     assert answer["truncated"] == [1] and answer["usage"]["total_tokens"] == 83
     assert server.post("/v1/embeddings", {**data, "truncate_prompt_tokens": 7})["usage"]["total_tokens"] == 10
@@ -387,6 +388,104 @@ def test_wrong_values_are_refused_with_a_reason(server: Server, route: str, data
     assert len(answer if isinstance(answer, str) else answer["message"]) > 15
 
 
+LONG = "a " * 200
+
+
+@pytest.mark.parametrize(
+    ("route", "data", "words"),
+    [
+        ("/v1/embeddings", {"input": "a", "dimensions": 500}, "dimensions is 500, the embeddings have"),
+        ("/v1/embeddings", {"input": "a", "dimensions": -1}, "dimensions must be a positive integer"),
+        ("/v1/embeddings", {"input": "a", "truncate_prompt_tokens": 500}, "truncate_prompt_tokens must be an integer"),
+        ("/v1/embeddings", {"input": "a", "truncate_prompt_tokens": 1}, "truncate_prompt_tokens 1 has no room"),
+        ("/v1/embeddings", {"input": LONG}, 'input has more than 80 tokens.*"truncate_prompt_tokens": -1'),
+        ("/v1/embeddings", {"input": ["a", LONG]}, r"input\[1\] has more than 80 tokens"),
+        ("/v1/embeddings", {"input": [[5], [10**6]]}, r"input\[1\]: token ids must be"),
+        ("/v1/embeddings", {"input": [10**6]}, "input: token ids must be"),
+        ("/embed", {"inputs": "a", "dimensions": 500}, "dimensions is 500"),
+        ("/embed", {"inputs": ["a", LONG]}, r'inputs\[1\] has more than 80 tokens.*"truncate": true'),
+        ("/embed", {"inputs": [[5], [10**6]]}, r"inputs\[1\]: token ids must be"),
+        ("/embed", {"inputs": ["a", 5]}, r"inputs\[1\] must be a string, got an integer"),
+        ("/embed_all", {"inputs": ["a", LONG]}, r"inputs\[1\] has more than 80 tokens"),
+        ("/predict", {"inputs": [["a"], [LONG]], "model": "classifier"}, r"inputs\[1\] has more than 80 tokens"),
+        ("/predict", {"inputs": ["a", LONG], "model": "classifier"}, "inputs has more than 80 tokens"),
+        ("/rerank", {"query": "a", "texts": ["b", LONG]}, r"texts\[1\] has more than 80 tokens"),
+        (
+            "/rerank",
+            {"query": "a", "texts": ["b"], "model": "classifier", "label": "x"},
+            "label must be one of LABEL_0",
+        ),
+        ("/rerank", {"query": "a", "texts": ["b"], "model": "classifier"}, "label must be one of .*got null"),
+        ("/v1/rerank", {"query": "a", "documents": ["b"], "top_n": 0}, "top_n must be a positive integer"),
+        (
+            "/v1/rerank",
+            {"query": "a", "documents": ["b"], "max_tokens_per_doc": 0},
+            "max_tokens_per_doc must be an int",
+        ),
+        (
+            "/v1/rerank",
+            {"query": "a", "documents": ["b"], "max_tokens_per_doc": 2},
+            r"max_tokens_per_doc 2 has no room",
+        ),
+        ("/similarity", {"inputs": {"source_sentence": LONG, "sentences": ["b"]}}, "source_sentence has more than 80"),
+        (
+            "/similarity",
+            {"inputs": {"source_sentence": "a", "sentences": ["b", LONG]}},
+            r"sentences\[1\] has more than",
+        ),
+        ("/models/embedder/embedding", {"inputs": "a", "dimensions": 500}, "dimensions is 500"),
+        ("/models/embedder/embedding", {"inputs": "a", "parameters": {"truncate_dim": 500}}, "truncate_dim is 500"),
+        ("/models/embedder/embedding", {"inputs": {"a": "b"}}, "'inputs' must be a string or a list, got an object"),
+        ("/models/embedder/embedding", {"inputs": ["a", None]}, r"inputs\[1\] must be a string, got null"),
+        (
+            "/models/tagger/ner",
+            {"inputs": "a", "parameters": {"nothing": 1}},
+            "has no parameter 'nothing': it has max_",
+        ),
+        (
+            "/models/classifier/text-classification",
+            {"inputs": "a", "parameters": {"top_k": 0}},
+            "integer or null, got 0",
+        ),
+        ("/models/classifier/text-classification", {"inputs": ["a", ["b"]]}, r"inputs\[1\] must be a string or a pair"),
+        ("/models/classifier/text-classification", {"inputs": [{"text": 5}]}, r"inputs\[0\] must be a string"),
+        ("/models/reader/question-answering", {"inputs": {"question": "a", "context": ""}}, "inputs: context must be"),
+        (
+            "/models/reader/question-answering",
+            {"inputs": {"question": "a", "context": LONG}, "parameters": {"max_seq_len": 3}},
+            "max_seq_len 3 ",
+        ),
+        ("/models/masked/fill-mask", {"inputs": ["[MASK]", "b"]}, r"inputs\[1\] has no \[MASK\]"),
+        ("/models/masked/rescoring", {"inputs": ["a", 5]}, r"inputs\[1\]: expected a sentence .*got integer"),
+        ("/models/pairs/next-sentence", {"inputs": ["a"]}, r"inputs\[0\]: expected a pair of texts"),
+        ("/models/pairs/next-sentence", {"inputs": "text 1"}, "inputs: expected a pair"),
+        ("/models/embedder/embedding", {"inputs": "a", "parameters": {"prompt_name": "text 1 None"}}, "'text 1 None'"),
+    ],
+)
+def test_messages_have_the_requests_words(server: Server, route: str, data: dict[str, Any], words: str) -> None:
+    data = {"model": "ranker" if "rerank" in route else "embedder", **data} if route != "/predict" else data
+    if route.startswith("/models/"):
+        data.pop("model")
+    response = server.client.post(route, json=data)
+    assert 400 <= response.status_code < 500
+    answer = response.json()
+    told = answer.get("error", answer)
+    message = told if isinstance(told, str) else told["message"]
+    assert re.search(words, message), message
+    assert not re.search(r"\b(text \d|input \d|str|NoneType|None)\b", re.sub(r"'[^']*'", "", message)), message
+
+
+def test_errors_have_teis_types(server: Server) -> None:
+    for data, status, kind in (
+        ({}, 422, "Validation"),
+        ({"inputs": 5}, 422, "Validation"),
+        ({"inputs": "a", "prompt_name": "none"}, 422, "Validation"),
+        ({"inputs": []}, 400, "Empty"),
+        ({"inputs": LONG}, 413, "Validation"),
+    ):
+        assert server.post("/embed", data, status)["error_type"] == kind
+
+
 def test_what_is_too_much_is_refused_and_the_next_is_answered(server: Server) -> None:
     assert server.post("/embed", {"inputs": ["a"] * 100_000}, 413)["error_type"] == "Validation"
     assert "300" in server.post("/v1/embeddings", {"model": "embedder", "input": ["a"] * 301}, 413)["error"]["message"]
@@ -545,7 +644,7 @@ def test_sigterm_loses_no_request(start: Callable[..., Server], files: dict[str,
     server = start(files["embedder"], "--drain", WAIT, "--workers", workers)
     server.client.close()
     assert hammer(server, lambda: False, server.process.terminate) == []
-    assert server.process.wait(WAIT) in (0, -signal.SIGTERM)
+    assert server.process.wait(WAIT) == 0
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
@@ -600,6 +699,24 @@ def test_a_killed_worker_comes_back(start: Callable[..., Server], files: dict[st
     assert len(httpx.post(f"{server.url}/embed", json={"inputs": "a b"}, timeout=WAIT).json()) == 1
 
 
+def test_an_address_that_is_taken_is_told_in_one_line(
+    files: dict[str, str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "certificate.pem").write_text("none")
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        for arguments, words in (
+            (["--port", port], f"127.0.0.1:{port} cannot be listened on (Address already in use): choose another"),
+            (["--port", "0", "--host", "no.such.host.invalid"], "no.such.host.invalid:0 cannot be listened on ("),
+            (["--ssl-certfile", str(tmp_path / "none.pem")], "none.pem (["),
+            (["--ssl-certfile", str(tmp_path / "certificate.pem")], "certificate.pem (["),
+            (["--ssl-keyfile", str(tmp_path / "certificate.pem")], "give --ssl-certfile too"),
+        ):
+            assert cli.main(["serve", files["embedder"], *arguments]) == 1
+            told = capfd.readouterr().err
+            assert told.startswith("edgebert: ") and words in told and told.count("\n") == 1, told
+
+
 def test_what_cannot_be_served(
     files: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -614,6 +731,21 @@ def test_what_cannot_be_served(
         told = capsys.readouterr().err
         assert words in told
         assert "serving on" not in told
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "edgebert",
+        "serve",
+        tmp_path / "embedder.onnx",
+        "--port",
+        "0",
+        "--workers",
+        "2",
+    ]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=WAIT)
+    assert found.returncode == 1 and "a worker did not start" in found.stderr
+    assert "serving on" not in found.stderr
     for name in ("orjson", "starlette"):
         monkeypatch.setitem(sys.modules, name, None)
     find = __import__("importlib.util").util.find_spec

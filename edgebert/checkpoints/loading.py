@@ -26,6 +26,7 @@ from edgebert.checkpoints.files import find_checkpoint_folder, read_json, read_o
 from edgebert.checkpoints.tokenizer import CheckpointTokenizer, read_plain_tokenizer, read_tokenizer
 from edgebert.errors import ModelFormatError, UnsupportedModelError
 from edgebert.quant import F32
+from edgebert.tasks.base import warn
 
 # Names of transformers' ACT2FN for what the engines compute; gelu_10 clips, quick_gelu is another function.
 HIDDEN_ACTS = {
@@ -171,7 +172,7 @@ def load_checkpoint(source: str | Path, task: str | None = None, family: str | N
     raw = _Weights(read_weights(folder), table, config)
     head, dense = sentence_head(root, modules) if modules and task == "embedding" and pooling is None else ({}, None)
     if task == "embedding" and not head:
-        pooling = pooling or "mean"
+        pooling = pooling or assume_mean(root)
         head = {"pooling": "cls" if pooling == "pooler" else pooling}
         if pooling == "pooler":
             head |= {"dense_size": spec.hidden_size, "dense_activation": "tanh"}
@@ -180,6 +181,15 @@ def load_checkpoint(source: str | Path, task: str | None = None, family: str | N
         spec = spec.replace(rank_function=read_rank_function(config, root, modules))
     tensors = _canonical_tensors(spec, table, raw, dense)
     return finish_checkpoint(spec, tensors, config, root, folder, modules)
+
+
+def assume_mean(source: Path) -> str:
+    """The pooling "mean", of a source that does not say; warns."""
+    warn(
+        f"{source} does not say how an embedding is made of its tokens, as 1_Pooling/config.json does: their mean is "
+        "taken; the task embedding:cls takes the first token, embedding:mean says that this is right"
+    )
+    return "mean"
 
 
 def finish_checkpoint(

@@ -19,6 +19,7 @@ from edgebert.checkpoints.loading import (
     HIDDEN_ACTS,
     NEXT_SENTENCE_LABELS,
     Checkpoint,
+    assume_mean,
     choose_task,
     finish_checkpoint,
     read_config,
@@ -300,7 +301,7 @@ def _embedding_head(
         fields, dense = sentence_head(root, modules)
         tensors = {f"head.dense.{part}": value for part, value in dense.items()} if dense else {}
         return _Head(fields, tensors, names)
-    return _Head({"pooling": "mean"}, {}, names)
+    return _Head({"pooling": assume_mean(path)}, {}, names)
 
 
 def _is_pooler(output: Output) -> bool:

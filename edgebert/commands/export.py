@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
 from edgebert.printing import print_report
 
@@ -26,6 +27,8 @@ def main(args: argparse.Namespace) -> None:
     """Run the command."""
     import edgebert
 
+    steps = "is quantized on calibration texts, then " if args.int8 else ""
+    print(f"edgebert: {args.source} {steps}becomes a file that each runtime installed here checks", file=sys.stderr)
     report = edgebert.export(
         args.source,
         args.output,

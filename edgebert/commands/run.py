@@ -54,10 +54,12 @@ def main(args: argparse.Namespace) -> None:
     from edgebert.tasks.base import warn
 
     model = edgebert.load(args.file, backend=args.backend, device=args.device, threads=args.threads)
+    if model.tokenizer is None:
+        raise InvalidInputError(
+            f"{args.file} has no tokenizer, and texts need one: export it from a folder that has one"
+        )
     if args.verbose:
-        print(f"backend: {model.backend.detail}", file=sys.stderr)
-        if model.tokenizer is not None:
-            print(f"tokenizer: {model.tokenizer.detail}", file=sys.stderr)
+        print(f"backend: {model.backend.detail}\ntokenizer: {model.tokenizer.detail}", file=sys.stderr)
     task = model.choose_task(args.task)
     check_html(args.html, task)
     texts = list(_read_lines(skip_blank=args.json)) if args.texts in ([], ["-"]) else args.texts

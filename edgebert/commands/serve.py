@@ -64,6 +64,8 @@ def main(args: argparse.Namespace) -> None:
             raise InvalidInputError(f"--{name.replace('_', '-')} must be greater than 0, got {getattr(args, name)}")
     if not 0 <= args.port <= 65535:
         raise InvalidInputError(f"--port must be from 0 to 65535, got {args.port}")
+    if args.ssl_keyfile and not args.ssl_certfile:
+        raise InvalidInputError("--ssl-keyfile is the key of a certificate: give --ssl-certfile too")
     models = _name_models(args.models)
     serve(
         Settings(

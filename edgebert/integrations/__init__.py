@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from edgebert.artifact.reader import find_model_file
 from edgebert.errors import BackendUnavailableError, InvalidInputError
 from edgebert.model import Model, load
+from edgebert.tasks import TASKS
 
 Source = str | os.PathLike[str] | Model
 
@@ -61,27 +63,49 @@ def _numbers(release: str) -> list[int]:
     return [int(number) for number in re.findall(r"\d+", release)[:3]]
 
 
-def take_model(model: Source, task: str | None = None, **options: Any) -> Model:
-    """A model that reads texts, and answers `task` where one is given: loaded from a path, or as it was given.
+def take_model(
+    model: Source,
+    names: Mapping[str, str],
+    *tasks: str,
+    reads_texts: bool = True,
+    pools: bool = True,
+    **options: Any,
+) -> Model:
+    """A model that answers one of these tasks: loaded from a path, or as it was given.
 
     Args:
         model: a model file, or what `edgebert.load` returned.
-        task: as for `Model.__call__`.
+        names: task -> what takes its files in the calling module, for messages.
+        *tasks: those that the caller can use.
+        reads_texts: whether it is to read texts.
+        pools: whether an embedding file must give an embedding a text, and not one a token alone.
         **options: of `edgebert.load`.
 
     Raises:
-        EdgeBertError: as `edgebert.load`; InvalidInputError where the head does not fit, or the file has no tokenizer.
+        EdgeBertError: as `edgebert.load`; InvalidInputError where the head does not fit, or something is missing.
     """
     if isinstance(model, Model):
         if options:
             raise InvalidInputError(f"{', '.join(options)}: this model is loaded already, give these to edgebert.load")
     else:
         model = load(model, **options)
-    if task is not None:
-        model.choose_task(task)
-    if model.tokenizer is None:
+    if not any(_is_for(model, task) for task in tasks):
+        fitting = [name for task, name in names.items() if _is_for(model, task)]
+        raise InvalidInputError(
+            f"expected a file for {' or '.join(tasks)}, its head is {model.task}: use "
+            f"{' or '.join(dict.fromkeys(fitting)) or 'edgebert.load, nothing of this library takes it'}"
+        )
+    if pools and model.task == "embedding" and model.spec.pooling == "none":
+        raise InvalidInputError(
+            "the file gives no embedding of a text, but one a token: export it with the task embedding:mean or :cls"
+        )
+    if reads_texts and model.tokenizer is None:
         raise InvalidInputError("the file has no tokenizer, and texts need one: export it from a folder that has one")
     return model
+
+
+def _is_for(model: Model, task: str) -> bool:
+    return task == model.task or (task in TASKS and model.task in TASKS[task].heads)
 
 
 def copy_file(model: Model, folder: str | os.PathLike[str]) -> None:
@@ -102,14 +126,3 @@ def score_documents(
 ) -> list[tuple[int, float]]:
     """A cross-encoder's (index, score) of each document, best first."""
     return [(entry["corpus_id"], entry["score"]) for entry in model.rank(query, documents, label=label)]
-
-
-def score_labels(model: Model, texts: list[Any], function_to_apply: str | None = None) -> NDArray[np.float32]:
-    """Scores of text classification in the order of the file's labels: f32 [n, labels]."""
-    places = {label: i for i, label in enumerate(model.spec.labels)}
-    scores = np.zeros((len(texts), len(places)), np.float32)
-    answers = model(texts, task="text-classification", top_k=None, function_to_apply=function_to_apply)
-    for row, found in zip(scores, answers, strict=True):
-        for entry in found:
-            row[places[entry["label"]]] = entry["score"]
-    return scores

@@ -33,9 +33,7 @@ def register(connection: duckdb.DuckDBPyConnection, model: Source, name: str | N
     Raises:
         EdgeBertError: as `edgebert.load`; InvalidInputError where the head is another.
     """
-    loaded = take_model(model)
-    is_classifier = loaded.task == "text-classification"
-    loaded.choose_task("text-classification" if is_classifier else "embedding")
+    loaded = take_model(model, {}, "embedding", "text-classification")
 
     def embed(texts: pa.ChunkedArray) -> pa.Array:
         rows = loaded.encode(texts.to_pylist(), **options)
@@ -47,7 +45,7 @@ def register(connection: duckdb.DuckDBPyConnection, model: Source, name: str | N
         columns = [pa.array(labels, pa.string()), pa.array(np.array(scores, np.float32))]
         return pa.StructArray.from_arrays(columns, ["label", "score"])
 
-    if is_classifier:
+    if loaded.task == "text-classification":
         run, returned = classify, "STRUCT(label VARCHAR, score FLOAT)"
     else:
         width = options.get("truncate_dim") or loaded.spec.output_width("sentence_embedding")[1]

@@ -13,6 +13,8 @@ need_library(__name__)
 
 from haystack import Document, component
 
+NAMES = {"embedding": "EdgeBertTextEmbedder or EdgeBertDocumentEmbedder", "reranking": "EdgeBertRanker"}
+
 
 class _Component:
     """What the three have in common: the path of a file, loaded by `warm_up` or the first run."""
@@ -29,7 +31,7 @@ class _Component:
 
     def _load(self) -> Model:
         if self._loaded is None:
-            self._loaded = take_model(self.model, self._task, backend=self.backend, threads=self.threads)
+            self._loaded = take_model(self.model, NAMES, self._task, backend=self.backend, threads=self.threads)
         return self._loaded
 
 

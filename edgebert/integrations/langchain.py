@@ -14,13 +14,15 @@ from langchain_core.documents import BaseDocumentCompressor, Document
 from langchain_core.embeddings import Embeddings
 from pydantic import ConfigDict
 
+NAMES = {"embedding": "EdgeBertEmbeddings", "reranking": "EdgeBertReranker"}
+
 
 class EdgeBertEmbeddings(Embeddings):
     """Embeddings of an embedding file, queries and documents each with the file's prompt for them."""
 
     def __init__(self, model: Source, **options: Any) -> None:
         """Args: a model file or what `edgebert.load` returned, and options of `Model.encode`."""
-        self.model, self.options = take_model(model, "embedding"), options
+        self.model, self.options = take_model(model, NAMES, "embedding"), options
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
         """A row a text."""
@@ -47,7 +49,7 @@ class EdgeBertReranker(BaseDocumentCompressor):
 
     def __init__(self, model: Source, **fields: Any) -> None:
         """Args: a model file or what `edgebert.load` returned, and the other attributes."""
-        super().__init__(model=take_model(model, "reranking"), **fields)
+        super().__init__(model=take_model(model, NAMES, "reranking"), **fields)
 
     def compress_documents(self, documents: Sequence[Document], query: str, callbacks: Any = None) -> list[Document]:
         """Copies of the best documents."""

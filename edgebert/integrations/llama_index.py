@@ -16,6 +16,8 @@ from llama_index.core.bridge.pydantic import PrivateAttr
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
 
+NAMES = {"embedding": "EdgeBertEmbedding", "reranking": "EdgeBertRerank"}
+
 
 class EdgeBertEmbedding(BaseEmbedding):
     """Embeddings of an embedding file, queries and documents each with the file's prompt for them."""
@@ -25,7 +27,7 @@ class EdgeBertEmbedding(BaseEmbedding):
 
     def __init__(self, model: Source, *, embed_batch_size: int = 256, **options: Any) -> None:
         """Args: a model file or what `edgebert.load` returned, texts a call, and options of `Model.encode`."""
-        loaded = take_model(model, "embedding")
+        loaded = take_model(model, NAMES, "embedding")
         super().__init__(model_name=str(loaded.arguments[0]), embed_batch_size=embed_batch_size)
         self._model, self._options = loaded, options
 
@@ -68,7 +70,7 @@ class EdgeBertRerank(BaseNodePostprocessor):
     def __init__(self, model: Source, **fields: Any) -> None:
         """Args: a model file or what `edgebert.load` returned, and the attributes."""
         super().__init__(**fields)
-        self._model = take_model(model, "reranking")
+        self._model = take_model(model, NAMES, "reranking")
 
     @classmethod
     def class_name(cls) -> str:

@@ -21,7 +21,7 @@ class EdgeBertEncoder(AbsEncoder):
 
     def __init__(self, model: Source, name: str = "edgebert/model", revision: str = "1", **options: Any) -> None:
         """Args: a model file or what `edgebert.load` returned, what the results are filed under, `Model.encode`'s."""
-        self.edgebert, self.options = take_model(model, "embedding"), options
+        self.edgebert, self.options = take_model(model, {}, "embedding"), options
         spec = self.edgebert.spec
         self.mteb_model_meta = ModelMeta.create_empty(
             {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 
 from edgebert.batch import PackedBatch
 from edgebert.errors import InvalidInputError
+from edgebert.model import Model
 
 F32 = NDArray[np.float32]
 Bools = NDArray[np.bool_]
@@ -44,6 +46,25 @@ def pack(input_ids: Any, attention_mask: Any = None, token_type_ids: Any = None)
         )
     parts = ([row[chosen] for row, chosen in zip(rows, mask, strict=True)] for rows in (ids, types))
     return PackedBatch.from_lists(*parts), mask
+
+
+def run_padded(model: Model, rows: Iterable[Any], outputs: Sequence[str] | None = None) -> dict[str, F32]:
+    """A model's outputs for a tokenizer's padded rows.
+
+    Args:
+        model: what runs them.
+        rows: the arguments of `pack`, tensors among them.
+        outputs: as for `Model.forward`.
+
+    Returns:
+        name -> those of tokens f32 [n, length, ...], zeros where padding was; others as they are.
+
+    Raises:
+        InvalidInputError: as `pack` and `Model.forward`.
+    """
+    batch, mask = pack(*(row.cpu() if hasattr(row, "cpu") else row for row in rows))
+    found = model.forward(batch, outputs)
+    return {n: pad(values, mask) if model.spec.output_width(n)[0] else values for n, values in found.items()}
 
 
 def pad(values: F32, mask: Bools) -> F32:

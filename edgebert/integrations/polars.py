@@ -10,6 +10,8 @@ need_library(__name__)
 
 import polars as pl
 
+NAMES = {"embedding": "embed", "text-classification": "classify"}
+
 
 def embed(texts: pl.Expr | str, model: Source, **options: Any) -> pl.Expr:
     """The embedding of each text, Array(Float32, width); null where the text is.
@@ -19,7 +21,7 @@ def embed(texts: pl.Expr | str, model: Source, **options: Any) -> pl.Expr:
         model: an embedding file, or what `edgebert.load` returned.
         **options: of `Model.encode`.
     """
-    loaded = take_model(model, "embedding")
+    loaded = take_model(model, NAMES, "embedding")
     width = options.get("truncate_dim") or loaded.spec.output_width("sentence_embedding")[1]
     dtype = pl.Array(pl.Float32, width)
 
@@ -38,7 +40,7 @@ def classify(texts: pl.Expr | str, model: Source, **options: Any) -> pl.Expr:
         model: a text-classification file, or what `edgebert.load` returned.
         **options: of text classification, for instance `function_to_apply`.
     """
-    loaded = take_model(model, "text-classification")
+    loaded = take_model(model, NAMES, "text-classification")
     dtype = pl.Struct({"label": pl.String, "score": pl.Float64})
 
     def run(column: pl.Series) -> pl.Series:

@@ -6,7 +6,7 @@ from typing import Any
 
 from edgebert.errors import InvalidInputError
 from edgebert.integrations import Source, copy_file, need_library, take_model
-from edgebert.integrations.padding import pack, pad
+from edgebert.integrations.padding import run_padded
 from edgebert.tokenizer import Tokenizer
 
 need_library(__name__)
@@ -15,6 +15,8 @@ import torch
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.base.modules import InputModule
 from torch import nn
+
+NAMES = {"embedding": "load", "text-classification": "EdgeBertCrossEncoder"}
 
 
 class EdgeBertModule(InputModule):
@@ -33,9 +35,7 @@ class EdgeBertModule(InputModule):
     def __init__(self, model: Source, max_seq_length: int | None = None, **options: Any) -> None:
         """Args: a model file or what `edgebert.load` returned, its limit or another, options of `edgebert.load`."""
         super().__init__()
-        self.model = take_model(model, **options)
-        if self.model.task not in ("embedding", "text-classification"):
-            raise InvalidInputError(f"expected a head of embedding or text-classification, got {self.model.task}")
+        self.model = take_model(model, NAMES, *NAMES, pools=False, **options)
         self.max_seq_length = max_seq_length or self.tokenizer.max_length
 
     @property
@@ -58,11 +58,8 @@ class EdgeBertModule(InputModule):
         """Put `token_embeddings` and `sentence_embedding`, or `scores`, beside the features."""
         ids = features["input_ids"]
         rows = (features.get(name) for name in ("input_ids", "attention_mask", "token_type_ids"))
-        batch, mask = pack(*(None if part is None else part.cpu() for part in rows))
-        outputs = self.model.forward(batch)
-        found = {"scores": outputs["logits"]} if "logits" in outputs else dict(outputs)
-        if "last_hidden_state" in found:
-            found["token_embeddings"] = pad(found.pop("last_hidden_state"), mask)
+        called = {"last_hidden_state": "token_embeddings", "logits": "scores"}
+        found = {called.get(name, name): values for name, values in run_padded(self.model, rows).items()}
         return features | {name: torch.from_numpy(values).to(ids.device) for name, values in found.items()}
 
     def get_embedding_dimension(self) -> int:
@@ -94,7 +91,7 @@ class EdgeBertCrossEncoder(CrossEncoder):
         self, model: Source, *, max_length: int | None = None, activation_fn: Any = None, **options: Any
     ) -> None:
         """Args: a model file or what `edgebert.load` returned, and options of `CrossEncoder`."""
-        loaded = take_model(model, "text-classification")
+        loaded = take_model(model, NAMES, "text-classification")
         name = loaded.spec.rank_function or ("sigmoid" if len(loaded.spec.labels) == 1 else "none")
         activations = {"none": nn.Identity(), "sigmoid": nn.Sigmoid(), "tanh": nn.Tanh(), "softmax": nn.Softmax(dim=1)}
         super().__init__(modules=[EdgeBertModule(loaded, max_length)], **options)
@@ -117,6 +114,6 @@ def load(model: Source, max_seq_length: int | None = None, **options: Any) -> Se
     Raises:
         EdgeBertError: as `edgebert.load`; InvalidInputError where the head is not an embedding's.
     """
-    loaded = take_model(model, "embedding")
+    loaded = take_model(model, NAMES, "embedding")
     texts = {"prompts": dict(loaded.spec.prompts), "default_prompt_name": loaded.spec.default_prompt_name}
     return SentenceTransformer(modules=[EdgeBertModule(loaded, max_seq_length)], **texts | options)

@@ -9,13 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgebert.errors import InvalidInputError
-from edgebert.integrations import Source, need_library, score_labels, take_model
+from edgebert.integrations import Source, need_library, take_model
 from edgebert.model import Model
 
 need_library(__name__)
 
 from sklearn.base import BaseEstimator, ClassifierMixin, TransformerMixin
 from sklearn.utils import Tags
+
+NAMES = {"embedding": "EdgeBertVectorizer", "text-classification": "EdgeBertClassifier"}
 
 
 class _OfTexts(BaseEstimator):
@@ -32,7 +34,7 @@ class _OfTexts(BaseEstimator):
         options = {name: value for name in ("backend", "threads") if (value := getattr(self, name)) is not None}
         key = (self.model, options)
         if getattr(self, "_loaded", (None,))[0] != key:
-            self._loaded = (key, take_model(self.model, self._task, **options))
+            self._loaded = (key, take_model(self.model, NAMES, self._task, **options))
         return self._loaded[1]
 
     def __sklearn_tags__(self) -> Tags:
@@ -101,15 +103,14 @@ class EdgeBertClassifier(ClassifierMixin, _OfTexts):
         """The file's labels, sorted as scikit-learn sorts them; columns are in this order."""
         spec = self._load().spec
         if spec.problem_type == "regression" or len(spec.labels) < 2:
-            raise InvalidInputError(
-                "this file gives a score, and a classifier needs two labels or more: use its rank()"
-            )
+            raise InvalidInputError("this file gives a score, a classifier needs two labels or more: use its rank()")
         return np.array(sorted(spec.labels), object)
 
     def predict_proba(self, X: Iterable[str]) -> NDArray[np.float32]:
         """Scores, f32 [n, labels], in the order of `classes_`."""
-        order = [self._load().spec.labels.index(label) for label in self.classes_]
-        return score_labels(self._load(), [*X])[:, order]
+        found = self._load()([*X], task="text-classification", top_k=None)
+        rows = [sorted(labels, key=lambda one: one["label"]) for labels in found]
+        return np.array([[one["score"] for one in row] for row in rows], np.float32).reshape(-1, len(self.classes_))
 
     def predict(self, X: Iterable[str]) -> NDArray[Any]:
         """The best label of each text, [n]; where texts may have several, 1 for those above a half, int [n, labels]."""

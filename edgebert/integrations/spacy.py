@@ -14,6 +14,8 @@ from spacy.language import Language
 from spacy.tokens import Doc
 from spacy.util import filter_spans, minibatch
 
+NAMES = {"embedding": "the component edgebert_vectors", "token-classification": "the component edgebert_entities"}
+
 
 class _Component:
     """A component that answers documents in batches."""
@@ -37,7 +39,7 @@ class EdgeBertEntities(_Component):
     """Sets `doc.ents`, and `doc._.edgebert_entities` to the tagger's answer, with exact characters and scores."""
 
     def __init__(self, model: str, options: dict[str, Any], alignment_mode: str, load: dict[str, Any]) -> None:
-        self.model, self.options = take_model(model, "token-classification", **load), options
+        self.model, self.options = take_model(model, NAMES, "token-classification", **load), options
         self.alignment_mode = alignment_mode
         if not Doc.has_extension("edgebert_entities"):
             Doc.set_extension("edgebert_entities", default=[])
@@ -60,7 +62,7 @@ class EdgeBertVectors(_Component):
     """Sets `doc.vector`, and with it `doc.similarity`."""
 
     def __init__(self, model: str, options: dict[str, Any], load: dict[str, Any]) -> None:
-        self.model, self.options = take_model(model, "embedding", **load), options
+        self.model, self.options = take_model(model, NAMES, "embedding", **load), options
 
     def change(self, docs: list[Doc]) -> None:
         """Set the vectors."""

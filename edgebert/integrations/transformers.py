@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from edgebert.errors import InvalidInputError
-from edgebert.integrations import copy_file, need_library
-from edgebert.integrations.padding import pack, pad
-from edgebert.model import Model, load
+from edgebert.integrations import copy_file, need_library, take_model
+from edgebert.integrations.padding import run_padded
+from edgebert.model import Model
 
 need_library(__name__)
 
@@ -51,16 +50,14 @@ class EdgeBertModel(torch.nn.Module):
                 mapping["edgebert"] = cls.__name__
 
     @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike[str], *, file_name: str = "model.onnx", **options: Any) -> Self:
+    def from_pretrained(cls, folder: str | Path, *, file_name: str = "model.onnx", **options: Any) -> Self:
         """Load a folder that `edgebert export` wrote: `file_name`, with options of `edgebert.load`, and config.json.
 
         Raises:
             EdgeBertError: as `edgebert.load`; InvalidInputError where the head is that of another class.
         """
-        model = load(Path(folder) / file_name, **options)
-        if model.task != cls.head:
-            name = next(name for name, (head, _) in HEADS.items() if head == model.task)
-            raise InvalidInputError(f"expected a head of {cls.head}, got {model.task}: use EdgeBertModelFor{name}")
+        names = {head: f"EdgeBertModelFor{name}" for name, (head, _) in HEADS.items()}
+        model = take_model(Path(folder) / file_name, names, cls.head, reads_texts=False, pools=False, **options)
         if not Path(folder, "config.json").is_file():
             raise InvalidInputError(f"{folder} has no config.json: export the model to a folder instead of a file")
         config = AutoConfig.from_pretrained(folder)
@@ -78,13 +75,10 @@ class EdgeBertModel(torch.nn.Module):
         """
         if given := [name for name, value in others.items() if value is not None and name != "return_dict"]:
             raise InvalidInputError(f"{type(self).__name__} does not take {', '.join(given)}: leave it out")
-        rows = (input_ids, attention_mask, token_type_ids)
-        is_torch = isinstance(input_ids, torch.Tensor)
-        batch, mask = pack(*(row.cpu() if isinstance(row, torch.Tensor) else row for row in rows))
-        spec, known = self.model.spec, {field.name for field in fields(self.output_class)}
-        found = self.model.forward(batch, [name for name in spec.outputs if name in known])
-        values: dict[str, Any] = {n: pad(v, mask) if spec.output_width(n)[0] else v for n, v in found.items()}
-        if is_torch:
+        known = {field.name for field in fields(self.output_class)}
+        names = [name for name in self.model.spec.outputs if name in known]
+        values: dict[str, Any] = run_padded(self.model, (input_ids, attention_mask, token_type_ids), names)
+        if isinstance(input_ids, torch.Tensor):
             values = {name: torch.from_numpy(value).to(input_ids.device) for name, value in values.items()}
         return self.output_class(**values)
 
@@ -92,7 +86,7 @@ class EdgeBertModel(torch.nn.Module):
         """Whether it writes texts, which pipelines ask: no."""
         return False
 
-    def save_pretrained(self, folder: str | os.PathLike[str], **_: Any) -> None:
+    def save_pretrained(self, folder: str | Path, **_: Any) -> None:
         """Copy the file and write the config into a folder."""
         self.config.save_pretrained(folder)
         copy_file(self.model, folder)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from edgebert.errors import InvalidInputError
 from edgebert.model import load
+from edgebert.tasks.text_classification import find_range
 
 Bools = NDArray[np.bool_]
 
@@ -121,6 +122,10 @@ class Scorer:
         self._place: dict[str, Any] = {"backend": backend, "device": device, "threads": threads}
         self._model = load(model, **self._place)
         self._task = self._model.choose_task(task)
+        if self._model.tokenizer is None:
+            raise InvalidInputError(
+                f"{model} has no tokenizer, and texts need one: export it from a folder that has one"
+            )
         if self._task == "reranking":
             raise InvalidInputError("reranking orders the documents of one query: score pairs, without a task")
         self._options = {**(options or {}), "task": self._task}
@@ -130,6 +135,13 @@ class Scorer:
                 raise InvalidInputError(f"scores and threshold are for classifiers, this file's task is {self._task}")
             if "top_k" in self._options:
                 raise InvalidInputError("scores and threshold look at every label: leave top_k out")
+            least, most = 0.0, 1.0
+            if self._task == "text-classification":
+                least, most = find_range(self._model.spec, self._options.get("function_to_apply"))
+            if threshold is not None and not least <= threshold <= most:
+                raise InvalidInputError(
+                    f"threshold must be from {least:g} to {most:g}, as this file's scores are, got {threshold!r}"
+                )
             self._options["top_k"] = None
         self._too_long = too_long
         self.dtype = np.dtype(dtype.replace("f", "float"))

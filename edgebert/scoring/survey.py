@@ -215,7 +215,8 @@ def _see_columns(path: Path, known: Collection[str], check: RowCheck) -> None:
 def _see_results(known: Collection[str], results: set[str]) -> None:
     if taken := results.intersection(known):
         raise InvalidInputError(
-            f"the input has a column {min(taken)!r} already, which a result would be called: give the results a prefix"
+            f"the input has a column {min(taken)!r} already, which a result would be called: give the "
+            "results a prefix (--prefix)"
         )
 
 

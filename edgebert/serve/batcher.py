@@ -94,34 +94,34 @@ class Batcher:
             EdgeBertError: what the model refuses.
         """
         future: asyncio.Future[Answer] = self._loop.create_future()
-        watch: asyncio.Task[None] | None = None
-
-        def give_up(error: BaseException | None) -> None:
-            if error is not None and not future.done():
-                future.set_exception(error)
-
-        def listen() -> None:
-            nonlocal watch
-            watch = self._loop.create_task(is_gone())
-            watch.add_done_callback(lambda task: None if task.cancelled() else give_up(task.exception()))
-
         self._put(_Job(work, future, time.monotonic()))
-        late = RequestError(
-            504,
-            "timeout",
-            f"not answered within {self._settings.timeout:g} s: send fewer texts, or start the server with a longer "
-            "--timeout",
-        )
         # most are answered soon: only then it is worth listening for clients that hang up
-        timers = self._loop.call_at(deadline, give_up, late), self._loop.call_later(LISTEN_AFTER, listen)
+        timers = (
+            self._loop.call_at(deadline, self._expire, future),
+            self._loop.call_later(LISTEN_AFTER, self._listen, future, is_gone),
+        )
         try:
             return await future
         finally:
             for timer in timers:
                 timer.cancel()
-            if watch is not None:
-                watch.cancel()
             future.cancel()  # where this task was cancelled: the queue drops it
+
+    def _expire(self, future: asyncio.Future[Answer]) -> None:
+        _give_up(
+            future,
+            RequestError(
+                504,
+                "timeout",
+                f"not answered within {self._settings.timeout:g} s: send fewer texts, or start the server with a "
+                "longer --timeout",
+            ),
+        )
+
+    def _listen(self, future: asyncio.Future[Answer], is_gone: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        watch = self._loop.create_task(is_gone())
+        watch.add_done_callback(lambda task: None if task.cancelled() else _give_up(future, task.exception()))
+        future.add_done_callback(lambda _: watch.cancel())
 
     @property
     def num_waiting(self) -> int:
@@ -283,6 +283,11 @@ class Batcher:
             f"input {int(job.is_truncated.argmax())} has more than {longest} tokens, which is the most the model "
             "takes: shorten it, or ask for truncation",
         )
+
+
+def _give_up(future: asyncio.Future[Answer], error: BaseException | None) -> None:
+    if error is not None and not future.done():
+        future.set_exception(error)
 
 
 def _try(make: Callable[[Any], Any], outputs: Any) -> Any:

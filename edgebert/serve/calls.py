@@ -34,6 +34,20 @@ JSON = b"application/json"
 _REQUIRED: Any = object()
 _ID = re.compile(rb"[\x21-\x7e]{1,128}")
 _MAX_TOLD = 64  # truncated inputs that a header names
+# Of a message: what is quoted, an input by its number, a word.
+_PARTS = re.compile(r"""(?<!\w)'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|\b(?:text|input|pair) (\d+)\b|\w+""")
+_JSON_WORDS = {
+    "str": "string",
+    "dict": "object",
+    "tuple": "list",
+    "int": "integer",
+    "float": "number",
+    "bool": "boolean",
+    "NoneType": "null",
+    "None": "null",
+    "True": "true",
+    "False": "false",
+}
 
 
 class Context:
@@ -102,6 +116,8 @@ class Call:
         query: the query string.
         data: the body, a JSON object; empty where the route takes none.
         headers: of the answer.
+        words: the request's names of options, by the model's, for messages.
+        name_input: the request's name of input i.
     """
 
     def __init__(self, context: Context, scope: Scope, receive: Receive) -> None:
@@ -109,6 +125,8 @@ class Call:
         self.path: dict[str, str] = scope.get("path_params", {})
         self.data: dict[str, Any] = {}
         self.headers: Headers = []
+        self.words: dict[str, str] = {}
+        self.name_input: Callable[[int], str] = "input {}".format
         self.num_texts = self.num_tokens = self.num_truncated = 0
         self._deadline = asyncio.get_running_loop().time() + context.settings.timeout
         self._body = b""
@@ -201,12 +219,39 @@ class Call:
         texts = [value] if isinstance(value, str) else value
         if not isinstance(texts, list):
             raise RequestError(400, "wrong_type", f"{name!r} must be a string or a list of strings, got {_name(value)}")
+        self.name_inputs(name, value)
         if keyword:
             texts = [text.get(keyword) if isinstance(text, dict) else text for text in texts]
         for i, text in enumerate(texts):
             if not isinstance(text, str):
                 raise RequestError(400, "wrong_type", f"{name}[{i}] must be a string, got {_name(text)}")
         return texts
+
+    def take_ids(self, name: str, value: Any) -> list[list[int]] | None:
+        """Rows of token ids, of one row a list of it; None for what is something else."""
+        if not isinstance(value, list):
+            return None
+        is_one = all(type(item) is int for item in value)
+        rows = [value] if is_one else value
+        if not all(isinstance(row, list) and all(type(item) is int for item in row) for row in rows):
+            return None
+        self.name_inputs(name, None if is_one else value)
+        self.check_count(len(rows))
+        return rows
+
+    def name_inputs(self, name: str, value: Any) -> None:
+        """In messages, call what is in `value` by the field it stands in."""
+        self.name_input = f"{name}[{{}}]".format if isinstance(value, list) else lambda i: name
+
+    def describe(self, error: EdgeBertError) -> str:
+        """An error's message in the words of the request: its fields and JSON's types, but for what is quoted."""
+
+        def rename(found: re.Match[str]) -> str:
+            if found[1]:
+                return self.name_input(int(found[1]))
+            return self.words.get(found[0]) or _JSON_WORDS.get(found[0], found[0])
+
+        return _PARTS.sub(rename, str(error))
 
     def check_count(self, num_texts: int) -> None:
         """Raise RequestError for more texts than a request may have."""
@@ -254,6 +299,7 @@ class Endpoint:
         self._context, self._route, self._handler, self._shape = context, route, handler, shape
         self._has_body, self._is_open = has_body, is_open
         self._seconds = context.metrics.seconds.labels(route)
+        self._statuses: dict[int, Any] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
@@ -276,12 +322,12 @@ class Endpoint:
             status, code = 499, "client_gone"  # as nginx counts them
         except RequestError as error:
             code = error.code
-            status, body = self._describe(error.status, code, str(error))
+            status, body = self._describe(error.status, code, call.describe(error))
             if error.retry_after is not None:
                 call.headers.append((b"retry-after", str(error.retry_after).encode()))
         except EdgeBertError as error:
             code = "invalid_input"
-            status, body = self._describe(400, code, str(error))
+            status, body = self._describe(400, code, call.describe(error))
         except Exception as error:
             code = "internal"
             where = "".join(traceback.format_tb(error.__traceback__))  # not the message, which may hold a text
@@ -312,7 +358,9 @@ class Endpoint:
     def _count(self, call: Call, status: int, code: str, seconds: float) -> None:
         metrics = self._context.metrics
         self._seconds.observe(seconds)
-        metrics.requests.labels(self._route, str(status)).inc()
+        if status not in self._statuses:
+            self._statuses[status] = metrics.requests.labels(self._route, str(status))
+        self._statuses[status].inc()
         if code:
             metrics.errors.labels(code).inc()
         if call.num_tokens:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -59,7 +60,9 @@ class Models:
         for name, path in settings.models:
             model = edgebert.load(path, settings.backend, settings.device, settings.threads)
             if model.tokenizer is None:
-                raise InvalidInputError(f"{path} has no tokenizer, it takes token ids: export it with one to serve it")
+                raise InvalidInputError(
+                    f"{path} has no tokenizer, and texts need one: export it from a folder that has one"
+                )
             loaded[name] = model
         return loaded
 
@@ -128,6 +131,13 @@ def estimate_tokens(items: Any, longest: int) -> int:
     return 1
 
 
+@cache
+def find_options(task: str) -> dict[str, str]:
+    """What the parameters of POST /models/NAME/TASK may have, besides `truncate`: name -> annotation."""
+    own = fields(find_task(task).Options)
+    return {field.name: str(field.type) for field in own if field.name not in ("spec", "query")}
+
+
 def task_work(
     served: Served, task: str, inputs: Sequence[Any], options: dict[str, Any], is_long_allowed: bool, unlists: bool
 ) -> tuple[Work, int]:
@@ -188,13 +198,13 @@ def ids_work(served: Served, rows: list[list[int]], options: dict[str, Any], is_
 def _id_rows(rows: list[list[int]], model: Model) -> list[Row]:
     made = []
     for i, row in enumerate(rows):
-        ids = np.array(row[: model.spec.max_length], np.int64)
-        if not len(ids) or ids.min() < 0 or ids.max() >= model.spec.vocab_size:
+        kept = row[: model.spec.max_length]
+        if not kept or min(kept) < 0 or max(kept) >= model.spec.vocab_size:
             raise InvalidInputError(
                 f"input {i}: token ids must be from 0 to {model.spec.vocab_size - 1}, those of this model's own "
                 "vocabulary, and at least one: send texts, or ids of /tokenize"
             )
-        made.append(Row(i, 0, ids.astype(np.int32), np.zeros(len(ids), np.int32)))
+        made.append(Row(i, 0, np.array(kept, np.int32), np.zeros(len(kept), np.int32)))
     return made
 
 

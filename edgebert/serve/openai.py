@@ -44,13 +44,15 @@ def _read_input(call: Call, served: Served) -> tuple[Work, int]:
     if cut is not None and cut != -1:
         options["max_length"] = cut
     is_long_allowed = cut is not None
-    if isinstance(given, list):
-        if not given:
-            raise RequestError(400, "invalid_value", "'input' is empty: at least one text was expected")
-        rows = [given] if all(type(value) is int for value in given) else given
-        if all(isinstance(row, list) and all(type(value) is int for value in row) for row in rows):
-            call.check_count(len(rows))
-            return ids_work(served, rows, options, is_long_allowed), len(rows)
+    call.words |= {
+        "truncate_dim": "dimensions",
+        "max_length": "truncate_prompt_tokens",
+        "truncation": '"truncate_prompt_tokens": -1',
+    }
+    if given == []:
+        raise RequestError(400, "invalid_value", "'input' is empty: at least one text was expected")
+    if (rows := call.take_ids("input", given)) is not None:
+        return ids_work(served, rows, options, is_long_allowed), len(rows)
     texts = call.take_texts("input", given)
     call.check_count(len(texts))
     return task_work(served, "embedding", (texts,), options, is_long_allowed, unlists=False)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from typing import Any
 
 import edgebert
 from edgebert.serve.calls import Context
-from edgebert.tasks import TASKS, find_task
+from edgebert.serve.models import find_options
+from edgebert.tasks import TASKS
 
 Schema = dict[str, Any]
 
@@ -55,7 +55,7 @@ def describe(context: Context) -> Schema:
     cohere = (
         _object(
             {"query": _STRING, "documents": _list({"oneOf": [_STRING, _object({"text": _STRING})]})},
-            {"top_n": _COUNT, "return_documents": _BOOLEAN, "max_tokens_per_doc": _COUNT, **model},
+            {"top_n": _COUNT, "return_documents": _BOOLEAN, "max_tokens_per_doc": _COUNT, "label": _STRING, **model},
         ),
         _object({"id": _STRING, "results": _list(found, 0)}),
     )
@@ -161,11 +161,7 @@ def _task_input(task: str) -> Schema:
         "explain": {"anyOf": [_STRING, both, pair]},
         "rescoring": {"oneOf": [_STRING, hypotheses]},
     }.get(task, _STRING)
-    options = {
-        field.name: _KINDS[str(field.type).removesuffix(" | None")]
-        for field in fields(find_task(task).Options)
-        if field.name not in ("spec", "query")
-    }
+    options = {name: _KINDS[kind.removesuffix(" | None")] for name, kind in find_options(task).items()}
     parameters: Schema = {"type": "object", "properties": {**options, "truncate": _BOOLEAN}}
     if task == "reranking":
         return _object({"query": _STRING, "documents": _list(_STRING)}, {"parameters": parameters})

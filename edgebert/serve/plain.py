@@ -10,7 +10,7 @@ import numpy as np
 from edgebert.serve import tei
 from edgebert.serve.calls import Call
 from edgebert.serve.errors import RequestError
-from edgebert.serve.models import Served, task_work
+from edgebert.serve.models import Served, find_options, task_work
 from edgebert.tasks import TASKS
 
 NAMES = {  # other names of tasks, those of Hugging Face's pipelines among them
@@ -45,20 +45,30 @@ async def _answer(call: Call, served: Served, task: str) -> Any:
         texts = call.take_texts("documents", call.take("documents", list, data=data))
         inputs = call.take("query", str, data=data), texts
     else:
-        given = call.take("inputs", str, list, dict)
+        given = call.take("inputs", *TASKS[task].single, list)
         inputs = (given,)
+        call.name_inputs("inputs", given)
         if task == "embedding":
             # of Hugging Face's clients
             for name in ("normalize", "prompt_name", "truncate", "truncation_direction", "dimensions"):
                 if name in call.data:
                     options[name] = call.data[name]
-            options = _read_embedding_options(options)
+            options = _read_embedding_options(call, options)
     allowed = options.pop("truncate", True)  # as in pipelines here
     if not isinstance(allowed, bool):
         raise RequestError(400, "wrong_type", "'truncate' must be a boolean")
-    for name in ("batch_tokens", "return_truncated", "task"):
-        if name in options:
-            raise RequestError(400, "invalid_value", f"{name!r} is the server's to choose: leave it out")
+    known = find_options(task)
+    if unknown := [name for name in options if name not in known]:
+        raise RequestError(
+            400, "unknown_field", f"{task} has no parameter {unknown[0]!r:.100}: it has {', '.join(known)} and truncate"
+        )
+    call.words["truncation"] = '"truncate": true'
+    if task == "question-answering":  # pipelines' names, which go before our own
+        call.words |= {
+            ours: name
+            for name, ours in {"max_seq_len": "max_length", "doc_stride": "stride"}.items()
+            if name in options
+        }
     call.check_count(len(inputs[-1]) if isinstance(inputs[-1], list) else 1)
     work, num_texts = task_work(served, task, inputs, options, allowed, unlists=True)
     answer = await call.run(served, work, num_texts)
@@ -68,8 +78,9 @@ async def _answer(call: Call, served: Served, task: str) -> Any:
     return [answer.value] if task == "text-classification" and isinstance(inputs[0], str) else answer.value
 
 
-def _read_embedding_options(options: dict[str, Any]) -> dict[str, Any]:
+def _read_embedding_options(call: Call, options: dict[str, Any]) -> dict[str, Any]:
     names = {"normalize": "normalize_embeddings", "dimensions": "truncate_dim"}
+    call.words |= {ours: name for name, ours in names.items() if name in options}
     read = {names.get(name, name): value for name, value in options.items() if value is not None}
     if str(read.pop("truncation_direction", "right")).lower() != "right":
         raise RequestError(400, "invalid_value", "texts are truncated as the model's file says")
@@ -89,6 +100,7 @@ async def rerank(call: Call) -> Any:
     returns = call.take("return_documents", bool, default=False)
     if len(served.model.spec.labels) > 1:
         options["label"] = call.take("label", str, default=None)
+    call.words |= {"top_k": "top_n", "max_length": "max_tokens_per_doc"}
     call.check_count(len(documents))
     work, num_texts = task_work(
         served, "reranking", (call.take("query", str), documents), options, is_long_allowed=True, unlists=False

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+import ssl
 import sys
 import tempfile
 import warnings
 from functools import partial
+from pathlib import Path
 
 import uvicorn
-from starlette.applications import Starlette
+from starlette.types import ASGIApp
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 
@@ -19,18 +22,24 @@ from edgebert.serve.app import make_app
 from edgebert.serve.protocol import Protocol
 from edgebert.serve.settings import Settings
 
+BACKLOG = 4096
+_FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # of the workers' metrics
+_LOADED = "loaded-{}"  # the file there of a worker that has its models
+
 
 class ServerError(EdgeBertError):
-    """A worker did not start."""
+    """The address cannot be listened on, or a worker did not start."""
 
 
 def serve(settings: Settings) -> None:
     """Serve until a signal stops it.
 
     Raises:
-        EdgeBertError: a model cannot be loaded, or a worker did not start.
-        OSError: the address is in use, or the file of keys cannot be read.
+        EdgeBertError: the address cannot be listened on, a model, certificate or file of keys cannot be loaded, or a
+            worker did not start.
     """
+    if settings.ssl_certfile:
+        _check_certificate(settings.ssl_certfile, settings.ssl_keyfile)
     config = uvicorn.Config(
         partial(_make_app, settings),
         factory=True,
@@ -46,31 +55,80 @@ def serve(settings: Settings) -> None:
         ssl_certfile=settings.ssl_certfile,
         ssl_keyfile=settings.ssl_keyfile,
         timeout_worker_healthcheck=60,
-        backlog=4096,
+        backlog=BACKLOG,
     )
-    try:
-        socket = config.bind_socket()
-    except SystemExit:
-        raise ServerError(f"{settings.host}:{settings.port} cannot be listened on: choose another --port") from None
-    host, port = socket.getsockname()[:2]
-    scheme = "https" if settings.ssl_certfile else "http"
-    place = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
-    if settings.workers == 1:
-        config.load()  # with the models
-        _tell(f"serving on {place}")
-        uvicorn.Server(config).run(sockets=[socket])
-        return
-    with tempfile.TemporaryDirectory(prefix="edgebert-metrics-") as folder:
-        os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
-        _tell(f"serving on {place} with {settings.workers} workers")
-        workers = _Workers(config, sockets=[socket])
-        workers.run()
+    with _bind(settings.host, settings.port) as listener:
+        host, port = listener.getsockname()[:2]
+        scheme = "https" if settings.ssl_certfile else "http"
+        told = f"serving on {scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+        if settings.workers == 1:
+            config.load()  # with the models
+            listener.listen(BACKLOG)
+            _tell(told)
+            _run(uvicorn.Server(config), listener)
+            return
+        with tempfile.TemporaryDirectory(prefix="edgebert-workers-") as folder:
+            os.environ[_FOLDER] = folder
+            workers = _Workers(config, listener, f"{told} with {settings.workers} workers")
+            workers.run()
     if any(process.exitcode == STARTUP_FAILURE for process in workers.processes):
         raise ServerError("a worker did not start: its message stands above")
 
 
+def _check_certificate(certificate: str, key: str | None) -> None:
+    try:
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certificate, key, password="")
+    except OSError as error:
+        names = certificate if key is None else f"{certificate} and {key}"
+        raise ServerError(
+            f"no certificate with its key can be read from {names} ({error}): give PEM files, the key without a "
+            "password, with --ssl-certfile and --ssl-keyfile"
+        ) from None
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """A socket that does not listen yet, as until the models are loaded nobody would answer."""
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        if sys.platform != "win32":  # there it would share the port with whoever has it
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise ServerError(
+            f"{host}:{port} cannot be listened on ({error.strerror}): choose another --port or --host"
+        ) from None
+    return listener
+
+
+def _run(server: uvicorn.Server, listener: socket.socket) -> None:
+    """Run until a signal; uvicorn raises it once more when it has stopped, and would end the process by it."""
+
+    def stop(*_: object) -> None:
+        server.should_exit = True
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        server.run(sockets=[listener])
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 class _Workers(Multiprocess):
     """uvicorn's workers, which load their models again on SIGHUP instead of being replaced."""
+
+    def __init__(self, config: uvicorn.Config, listener: socket.socket, told: str) -> None:
+        """Args: as of uvicorn, and what is told once all workers have their models."""
+        super().__init__(config, sockets=[listener])
+        self._told = told
+
+    def keep_subprocess_alive(self) -> None:
+        """See to the workers; called twice a second."""
+        super().keep_subprocess_alive()
+        if self._told and len(list(Path(os.environ[_FOLDER]).glob(_LOADED.format("*")))) >= self.processes_num:
+            _tell(self._told)
+            self._told = ""
 
     def handle_hup(self) -> None:
         """Pass the signal on."""
@@ -79,17 +137,19 @@ class _Workers(Multiprocess):
                 os.kill(process.pid, signal.SIGHUP)
 
 
-def _make_app(settings: Settings) -> Starlette:
+def _make_app(settings: Settings) -> ASGIApp:
     warnings.simplefilter("ignore")  # those of tasks may hold texts
     if sys.platform != "win32":
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the models are there
     if settings.workers == 1:
         return make_app(settings)
     try:
-        return make_app(settings)
+        app = make_app(settings)
     except (EdgeBertError, OSError) as error:
         _tell(str(error))
         sys.exit(STARTUP_FAILURE)
+    Path(os.environ[_FOLDER], _LOADED.format(os.getpid())).touch()
+    return app
 
 
 def _tell(message: str) -> None:

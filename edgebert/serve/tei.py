@@ -21,11 +21,18 @@ from edgebert.tokenizer import check_ids
 async def embed(call: Call) -> Any:
     """POST /embed: an embedding a text, always a list of them."""
     served = _find(call, "embedding")
-    answer = await _embed(call, served, call.take("inputs", str, list), call.data)
-    return np.ascontiguousarray(answer.value)
+    given = call.take("inputs", str, list)
+    if given == []:
+        raise RequestError(400, "empty", "'inputs' is empty: at least one text was expected")
+    rows = call.take_ids("inputs", given)
+    texts = call.take_texts("inputs", given) if rows is None else []
+    return np.ascontiguousarray((await _embed(call, served, texts, rows, call.data)).value)
 
 
-async def _embed(call: Call, served: Served, given: Any, data: dict[str, Any]) -> Answer:
+async def _embed(
+    call: Call, served: Served, texts: list[str], rows: list[list[int]] | None, data: dict[str, Any]
+) -> Answer:
+    """Embeddings of texts, or of rows of token ids, with the options in `data`."""
     options: dict[str, Any] = {"normalize_embeddings": call.take("normalize", bool, default=True, data=data)}
     if served.model.spec.normalize:
         options["normalize_embeddings"] = False  # the file does it: its own bits
@@ -33,16 +40,12 @@ async def _embed(call: Call, served: Served, given: Any, data: dict[str, Any]) -
         width = served.model.spec.output_width("sentence_embedding")[1]
         if dimensions != width:
             options |= {"truncate_dim": dimensions, "normalize_embeddings": True}
+            call.words["truncate_dim"] = "dimensions"
     is_long_allowed = _read_truncation(call, data)
-    if isinstance(given, list):
-        if not given:
-            raise RequestError(400, "empty", "'inputs' is empty: at least one text was expected")
-        rows = [given] if all(type(value) is int for value in given) else given
-        if all(isinstance(row, list) and all(type(value) is int for value in row) for row in rows):
-            return await call.run(served, ids_work(served, rows, options, is_long_allowed), len(rows))
+    if rows is not None:
+        return await call.run(served, ids_work(served, rows, options, is_long_allowed), len(rows))
     if (prompt_name := call.take("prompt_name", str, default=None, data=data)) is not None:
         options["prompt_name"] = prompt_name
-    texts = call.take_texts("inputs", given)
     call.check_count(len(texts))
     return await call.run(served, *task_work(served, "embedding", (texts,), options, is_long_allowed, unlists=False))
 
@@ -101,6 +104,7 @@ async def predict(call: Call) -> Any:
     if call.take("raw_scores", bool, default=False):
         options["function_to_apply"] = "none"
     allowed = _read_truncation(call, call.data)
+    call.name_inputs("inputs", None if is_single else given)
     call.check_count(len(texts))
     work, num_texts = task_work(served, "text-classification", (texts,), options, allowed, unlists=False)
     answer = await call.run(served, work, num_texts)
@@ -115,8 +119,9 @@ async def similarity(call: Call) -> Any:
     sentences = call.take_texts("sentences", call.take("sentences", list, data=inputs))
     if not sentences:
         raise RequestError(400, "empty", "'sentences' is empty: at least one was expected")
+    call.name_input = lambda i: f"sentences[{i - 1}]" if i else "source_sentence"
     data = call.take("parameters", dict, default={})
-    answer = await _embed(call, served, [source, *sentences], {**call.data, **data})
+    answer = await _embed(call, served, [source, *sentences], None, {**call.data, **data})
     return edgebert.similarity(answer.value[:1], answer.value[1:])[0]
 
 
@@ -226,11 +231,10 @@ def _describe_type(served: Served) -> dict[str, Any]:
 
 def shape(status: int, code: str, message: str) -> tuple[int, Any]:
     """Errors as TEI writes them."""
-    kinds = {413: "Validation", 424: "Backend", 429: "Overloaded", 503: "Unhealthy", 504: "Overloaded"}
-    if status == 400:
-        status = 400 if code in ("empty", "invalid_json") else 422
-    kind = kinds.get(status, "Empty" if code == "empty" else "Tokenizer" if status == 422 else "Validation")
-    return status, {"error": message, "error_type": kind}
+    kinds = {424: "Backend", 429: "Overloaded", 500: "Backend", 503: "Unhealthy", 504: "Overloaded"}
+    if status == 400 and code not in ("empty", "invalid_json"):
+        status = 422
+    return status, {"error": message, "error_type": kinds.get(status, "Empty" if code == "empty" else "Validation")}
 
 
 def _find(call: Call, *tasks: str) -> Served:
@@ -251,5 +255,6 @@ def _read_truncation(call: Call, data: dict[str, Any]) -> bool:
         raise RequestError(
             400, "invalid_value", "'truncation_direction' must be Right: texts are truncated as the model's file says"
         )
+    call.words["truncation"] = '"truncate": true'
     allowed: bool = call.take("truncate", bool, default=call.context.settings.auto_truncate, data=data)
     return allowed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -94,6 +95,18 @@ def find_function(spec: EncoderSpec, function_to_apply: str | None) -> Callable[
     if not isinstance(name, str) or name not in FUNCTIONS:
         raise InvalidInputError(f"function_to_apply must be one of {', '.join(FUNCTIONS)}, got {function_to_apply!r}")
     return FUNCTIONS[name]
+
+
+def find_range(spec: EncoderSpec, function_to_apply: str | None) -> tuple[float, float]:
+    """(the least, the greatest) of the scores that `find_function` makes.
+
+    Raises:
+        InvalidInputError: as there.
+    """
+    function = find_function(spec, function_to_apply)
+    if function in (softmax, sigmoid):
+        return 0.0, 1.0
+    return (-1.0, 1.0) if function is tanh else (-math.inf, math.inf)
 
 
 def read_item(i: int, item: Any) -> Text:
