@@ -23,7 +23,7 @@ from edgebert.runner import run_rows
 from edgebert.serve.errors import ClientGoneError, RequestError
 from edgebert.serve.metrics import Metrics
 from edgebert.serve.settings import Settings
-from edgebert.tasks.base import Bools, Prepared
+from edgebert.tasks.base import Prepared
 from edgebert.tokenizer import Row
 
 HANDICAP = 1e-4  # seconds a token
@@ -32,10 +32,10 @@ MAX_HELD = 1 << 22  # numbers that requests which run together give; of more, a 
 
 
 class Answer(NamedTuple):
-    """What a model answered: `value`, which inputs were truncated, and of how many tokens it was made."""
+    """What a model answered: `value`, the indices of inputs that were truncated, and of how many tokens it was made."""
 
     value: Any
-    is_truncated: Bools
+    truncated: list[int]
     num_tokens: int
 
 
@@ -62,7 +62,7 @@ class _Job:
     future: asyncio.Future[Answer]
     came: float
     num_tokens: int = 0
-    is_truncated: Any = None
+    truncated: list[int] = field(default_factory=list)
     found: list[tuple[Row, Outputs]] = field(default_factory=list)
 
 
@@ -194,8 +194,9 @@ class Batcher:
         for job in jobs:
             self._metrics.queue_seconds.observe(started - job.came)
             try:
-                rows, outputs, job.is_truncated = job.work.prepare()
-                if job.is_truncated.any() and not job.work.is_long_allowed:
+                rows, outputs, is_truncated = job.work.prepare()
+                job.truncated = is_truncated.nonzero()[0].tolist()
+                if job.truncated and not job.work.is_long_allowed:
                     self._refuse_long(job)
                 if isinstance(rows, list):
                     job.num_tokens = self._check_tokens(sum(len(row.input_ids) for row in rows))
@@ -280,7 +281,7 @@ class Batcher:
         raise RequestError(
             413,
             "too_long",
-            f"input {int(job.is_truncated.argmax())} has more than {longest} tokens, which is the most the model "
+            f"input {job.truncated[0]} has more than {longest} tokens, which is the most the model "
             "takes: shorten it, or ask for truncation",
         )
 
@@ -305,4 +306,4 @@ def _deliver(answered: list[tuple[_Job, Any]]) -> None:
         if isinstance(value, Exception):
             job.future.set_exception(value)
         else:
-            job.future.set_result(Answer(value, job.is_truncated, job.num_tokens))
+            job.future.set_result(Answer(value, job.truncated, job.num_tokens))

@@ -273,10 +273,9 @@ class Call:
         self.check_count(num_texts)
         answer = await served.batcher.run(work, self._is_gone, self._deadline)
         self.num_tokens += answer.num_tokens
-        if answer.is_truncated.any():
-            truncated = answer.is_truncated.nonzero()[0].tolist()
-            self.num_truncated += len(truncated)
-            told = [*map(str, truncated[:_MAX_TOLD]), *(["..."] if len(truncated) > _MAX_TOLD else [])]
+        if answer.truncated:
+            self.num_truncated += len(answer.truncated)
+            told = [*map(str, answer.truncated[:_MAX_TOLD]), *(["..."] if len(answer.truncated) > _MAX_TOLD else [])]
             self.headers.append((b"x-truncated-inputs", ",".join(told).encode()))
         return answer
 

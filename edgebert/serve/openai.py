@@ -22,7 +22,7 @@ async def embeddings(call: Call) -> Any:
     rows = answer.value
     vectors = [base64.b64encode(row.tobytes()).decode() for row in rows] if encoding == "base64" else rows
     usage = {"prompt_tokens": answer.num_tokens, "total_tokens": answer.num_tokens}
-    told = {"truncated": answer.is_truncated.nonzero()[0].tolist()} if answer.is_truncated.any() else {}
+    told = {"truncated": answer.truncated} if answer.truncated else {}
     return {
         "object": "list",
         "data": [{"object": "embedding", "index": i, "embedding": vector} for i, vector in enumerate(vectors)],

@@ -106,7 +106,7 @@ async def rerank(call: Call) -> Any:
         served, "reranking", (call.take("query", str), documents), options, is_long_allowed=True, unlists=False
     )
     answer = await call.run(served, work, num_texts)
-    told = {"truncated": answer.is_truncated.nonzero()[0].tolist()} if answer.is_truncated.any() else {}
+    told = {"truncated": answer.truncated} if answer.truncated else {}
     return {
         "id": str(uuid.uuid4()),
         "results": [
