@@ -523,6 +523,26 @@ def test_clients_that_hang_up_or_never_finish(server: Server) -> None:
         connection.close()
 
 
+def test_what_is_on_the_wire(server: Server) -> None:
+    host, port = server.url.removeprefix("http://").split(":")
+    body = b'{"inputs": "a b"}'
+    with socket.create_connection((host, int(port)), WAIT) as connection:
+        connection.settimeout(WAIT)
+
+        def ask(head: str, content: bytes = b"") -> bytes:
+            connection.sendall(f"{head}\r\nHost: x\r\n\r\n".encode() + content)
+            return connection.recv(1 << 16)
+
+        post = f"POST /embed HTTP/1.1\r\nContent-Length: {len(body)}"
+        head, _, answer = ask(post, body).partition(b"\r\n\r\n")  # both in one packet
+        assert head.startswith(b"HTTP/1.1 200") and len(json.loads(answer)) == 1
+        assert ask(f"{post}\r\nExpect: 100-continue") == b"HTTP/1.1 100 Continue\r\n\r\n"
+        connection.sendall(body)
+        assert connection.recv(1 << 16).partition(b"\r\n\r\n")[2] == answer
+        assert ask("HEAD /health HTTP/1.1").startswith(b"HTTP/1.1 200")  # which has no body to wait for
+        assert ask(post, body).endswith(answer)
+
+
 def test_request_ids_metrics_and_logs_without_texts(server: Server) -> None:
     response = server.client.post("/embed", json={"inputs": "water roses"}, headers={"x-request-id": "my-id.1"})
     assert response.headers["x-request-id"] == "my-id.1"

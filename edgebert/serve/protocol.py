@@ -1,4 +1,4 @@
-"""uvicorn's HTTP protocol, with limits on the head of a request and with connections counted."""
+"""uvicorn's HTTP protocol, with limits on the head of a request, connections counted, and answers sent whole."""
 
 from __future__ import annotations
 
@@ -19,6 +19,36 @@ def count_connections() -> int:
     return len(_connections)
 
 
+class _Transport:
+    """uvicorn's transport, but that the head of an answer waits for its body and both leave in one packet."""
+
+    def __init__(self, transport: Any) -> None:
+        self._transport = transport
+        self._head = b""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        """Send bytes, or keep a head."""
+        is_head = data.startswith(b"HTTP/1.1 ") and data.endswith(b"\r\n\r\n")
+        if is_head and not data.startswith(b"HTTP/1.1 100 ") and not self._head:  # 100 asks for the request's body
+            self._head = data
+            return
+        self._transport.write(self._head + data)
+        self._head = b""
+
+    def flush(self) -> None:
+        """Send a head that no body has followed."""
+        if self._head:
+            self.write(b"")
+
+    def close(self) -> None:
+        """Close, once all is sent."""
+        self.flush()
+        self._transport.close()
+
+
 class Protocol(HttpToolsProtocol):
     """One connection. A client that does not finish the head of its first request in time is let go."""
 
@@ -29,7 +59,7 @@ class Protocol(HttpToolsProtocol):
 
     def connection_made(self, transport: Any) -> None:
         """A client has come."""
-        super().connection_made(transport)
+        super().connection_made(_Transport(transport))  # type: ignore[arg-type]
         _connections.add(self)
         self._timer = self.loop.call_later(HEAD_SECONDS, self._give_up)
 
@@ -56,6 +86,11 @@ class Protocol(HttpToolsProtocol):
         super().on_headers_complete()
         if self._is_last:
             self.cycle.keep_alive = False
+
+    def on_response_complete(self) -> None:
+        """All of an answer was given."""
+        self.transport.flush()  # type: ignore[attr-defined]
+        super().on_response_complete()
 
     def shutdown(self) -> None:
         """The server stops: a request that is on its way is answered, and is the connection's last one."""
