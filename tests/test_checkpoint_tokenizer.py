@@ -162,6 +162,40 @@ def test_sentencepiece_model_alone_is_refused(tmp_path: Path, monkeypatch: pytes
         load_checkpoint(tmp_path)
 
 
+def test_deberta_tokenizers_are_those_of_the_installed_release(tmp_path: Path) -> None:
+    """Release 5 makes a normalizer of its own, release 4 takes the file's; the native tokenizer runs both."""
+    special = ["[PAD]", "[CLS]", "[SEP]", "[UNK]"]
+    words = ["▁the", "▁", *"theca sr.é!", "▁cat", "at", "[MASK]"]
+    model = tokenizers.models.Unigram([(word, -float(i)) for i, word in enumerate(dict.fromkeys(special + words))], 3)
+    made = tokenizers.Tokenizer(model)
+    normalizers = tokenizers.normalizers
+    made.normalizer = normalizers.Sequence(
+        [normalizers.Strip(), normalizers.Replace(tokenizers.Regex(" {2,}"), " "), normalizers.NFC()]
+    )
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
+        [tokenizers.pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")]
+    )
+    made.add_special_tokens([*special, "[MASK]"])
+    made.post_processor = tokenizers.processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+    )
+    make_checkpoint(tmp_path, "deberta-v2", "fill-mask", type_vocab_size=2)
+    made.save(str(tmp_path / "tokenizer.json"))
+    settings = {f"{role}_token": f"[{role.upper()}]" for role in ("pad", "cls", "sep", "unk", "mask")}
+    write_json(tmp_path / "tokenizer_config.json", {"tokenizer_class": "DebertaV2Tokenizer"} | settings)
+    edgebert.export(tmp_path, tmp_path / "model.onnx")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    ours = edgebert.load(tmp_path / "model.onnx", backend="numpy").tokenizer
+    assert "native" in ours.detail
+    texts = ["The cat.", " the  cat\n\tat\r ", "the\u3000\u3000[MASK]!", "", "e\u0301  \n", ("the cat", " at  the ")]
+    for text, row in zip(texts, ours.make_rows(texts)[0], strict=True):
+        expected = theirs(text) if isinstance(text, str) else theirs(*text)
+        assert (row.input_ids.tolist(), row.token_type_ids.tolist()) == (
+            expected["input_ids"],
+            expected["token_type_ids"],
+        )
+
+
 def test_json_is_cleared_and_lower_casing_put_first(tmp_path: Path, tokenizer_json: str) -> None:
     make_checkpoint(tmp_path)
     tokenizer = tokenizers.Tokenizer.from_str(tokenizer_json)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import BACKENDS
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from edgebert.errors import EdgeBertError, InvalidInputError, ModelFormatError, UnsupportedModelError
 from edgebert.tokenizer.library import LibraryTokenizer
@@ -336,6 +336,7 @@ def test_precompiled_maps_and_graphemes(texts: list[str]) -> None:
     assert differences(json.dumps(content), [*clusters, *texts[-4000:]]) == []
 
 
+SPACES = r"\s{2,}|[\n\r\t]"
 NORMALIZERS = [
     normalizers.NFC(),
     normalizers.NFD(),
@@ -354,12 +355,16 @@ NORMALIZERS = [
         [normalizers.Nmt(), normalizers.NFKC(), normalizers.Replace("``", '"'), normalizers.Prepend("q")]
     ),
     normalizers.Sequence([normalizers.BertNormalizer(), normalizers.Strip()]),
+    normalizers.Sequence(
+        [normalizers.Replace(Regex(SPACES), " "), normalizers.NFC(), normalizers.Strip(left=False, right=True)]
+    ),
 ]
 
 
 @pytest.mark.parametrize("normalizer", NORMALIZERS, ids=str)
 def test_normalizers(normalizer: normalizers.Normalizer, texts: list[str]) -> None:
-    assert differences(small(normalizer, BERT), texts[-4000:]) == []
+    spaced = ["".join(random.Random(i).choices(" \n\r\t\u3000\xa0\x0bax", k=i % 9)) for i in range(2000)]
+    assert differences(small(normalizer, BERT), [*texts[-4000:], *spaced]) == []
     assert differences(small(normalizer, pre_tokenizers.Whitespace()), every_character()[::5]) == []
 
 
@@ -408,7 +413,10 @@ def random_tokenizer(random_: random.Random) -> str:
         *({"type": name} for name in ("NFC", "NFD", "NFKC", "NFKD", "Lowercase", "StripAccents", "Nmt")),
         *(bert | {"lowercase": lowers} for lowers in (True, False)),
         *({"type": "Strip", "strip_left": left, "strip_right": not left} for left in (True, False)),
-        *({"type": "Replace", "pattern": pattern, "content": "▁"} for pattern in ({"String": " "}, {"Regex": " {2,}"})),
+        *(
+            {"type": "Replace", "pattern": pattern, "content": "▁"}
+            for pattern in ({"String": " "}, {"Regex": " {2,}"}, {"Regex": SPACES})
+        ),
         {"type": "Prepend", "prepend": "é"},
         {
             "type": "Precompiled",

@@ -115,13 +115,18 @@ void list_composed(Scratch* scratch) {
   changes.resize(size);
 }
 
-void replace_all(const std::vector<uint32_t>& pattern, const std::vector<uint32_t>& content, Scratch* scratch) {
+bool is_line_space(uint32_t code) { return code == '\n' || code == '\r' || code == '\t'; }
+
+void replace_all(const std::vector<uint32_t>& pattern, const std::vector<uint32_t>& content, bool takes_spaces,
+                 Scratch* scratch) {
   std::vector<Character>& characters = scratch->characters;
   const size_t count = characters.size();
   const auto match = [&](size_t at) -> size_t {
     if (pattern.empty()) {
       size_t end = at;
-      while (end < count && characters[end].code == ' ') ++end;
+      const auto is_blank = [&](uint32_t code) { return takes_spaces ? (class_of(code) & kSpace) != 0 : code == ' '; };
+      while (end < count && is_blank(characters[end].code)) ++end;
+      if (takes_spaces && end - at == 1 && is_line_space(characters[at].code)) return 1;
       return end - at >= 2 ? end - at : 0;
     }
     if (pattern.size() > count - at) return 0;
@@ -346,7 +351,8 @@ void Normalizer::add(JsonObject* object) {
       if (step.pattern.empty()) pattern.refuse("is empty");
     } else {
       const std::string expression = pattern.take_string("Regex");
-      if (expression != " {2,}") pattern.refuse("is the expression " + expression.substr(0, 100));
+      step.takes_spaces = expression == R"(\s{2,}|[\n\r\t])";  // DeBERTa-v2's of release 5 of transformers
+      if (expression != " {2,}" && !step.takes_spaces) pattern.refuse("is the expression " + expression.substr(0, 100));
     }
     pattern.finish();
   } else if (type == "Precompiled") {
@@ -393,9 +399,9 @@ bool Normalizer::find_alone(uint32_t code, Scratch* scratch) const {
         for (const Character& character : characters) {
           const bool is_pattern =
               std::find(step.pattern.begin(), step.pattern.end(), character.code) != step.pattern.end();
-          if (is_pattern) return false;
-          const bool is_blank = step.kind == Kind::kStrip ? (class_of(character.code) & kSpace) != 0
-                                                          : step.pattern.empty() && character.code == ' ';
+          const bool is_space = (class_of(character.code) & kSpace) != 0;
+          if (is_pattern || (step.takes_spaces && is_space && character.code != ' ')) return false;
+          const bool is_blank = step.kind == Kind::kStrip ? is_space : step.pattern.empty() && character.code == ' ';
           if (is_blank) blank = character.code;
         }
         continue;
@@ -542,7 +548,7 @@ void Normalizer::apply(const Step& step, Scratch* scratch) {
       map_characters([](uint32_t code) { return is_nmt_space(code) ? uint32_t{' '} : code; }, scratch);
       break;
     case Kind::kReplace:
-      replace_all(step.pattern, step.content, scratch);
+      replace_all(step.pattern, step.content, step.takes_spaces, scratch);
       break;
     case Kind::kStrip:
       strip(step.strips_left, step.strips_right, scratch);

@@ -56,6 +56,7 @@ class Normalizer {
     bool cleans = false, spaces_cjk = false, strips_accents = false, lowers = false;  // kBert
     bool strips_left = false, strips_right = false;                                   // kStrip
     std::vector<uint32_t> pattern, content;  // kReplace and kPrepend; an empty pattern: two or more blanks
+    bool takes_spaces = false;  // with that pattern: two or more of any white space, and \n, \r and \t alone
     CharsMap map;
   };
 

@@ -29,6 +29,7 @@ const char* const kTokenizers[] = {
     R"("post_processor":{"type":"BertProcessing","sep":["e",4],"cls":["a",1]},)" MODEL_WORDS,
     R"({"normalizer":{"type":"Sequence","normalizers":[{"type":"NFKD"},{"type":"StripAccents"},{"type":"NFC"},)"
     R"({"type":"Lowercase"},{"type":"Nmt"},{"type":"Strip","strip_left":true,"strip_right":true},)"
+    R"({"type":"Replace","pattern":{"Regex":"\\s{2,}|[\\n\\r\\t]"},"content":" "},)"
     R"({"type":"Replace","pattern":{"Regex":" {2,}"},"content":" "},{"type":"Prepend","prepend":"e"}]},)" ADDED
     R"("pre_tokenizer":{"type":"Sequence","pretokenizers":[{"type":"Whitespace"},)"
     R"({"type":"Punctuation","behavior":"Isolated"},{"type":"Digits","individual_digits":true}]},)" MODEL_WORDS,
