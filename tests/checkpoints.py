@@ -13,20 +13,15 @@ import transformers
 from numpy.typing import NDArray
 
 from edgebert.batch import PackedBatch
+from edgebert.checkpoints.families import FAMILY_TABLES
 
 F32 = NDArray[np.float32]
 
+# Of those families that the installed release of transformers has.
 CONFIGS = {
-    "bert": transformers.BertConfig,
-    "roberta": transformers.RobertaConfig,
-    "xlm-roberta": transformers.XLMRobertaConfig,
-    "camembert": transformers.CamembertConfig,
-    "mpnet": transformers.MPNetConfig,
-    "albert": transformers.AlbertConfig,
-    "distilbert": transformers.DistilBertConfig,
-    "electra": transformers.ElectraConfig,
-    "modernbert": transformers.ModernBertConfig,
-    "deberta-v2": transformers.DebertaV2Config,
+    family: getattr(transformers, f"{table.class_prefix}Config")
+    for family, table in FAMILY_TABLES.items()
+    if hasattr(transformers, f"{table.class_prefix}Config")
 }
 CLASSES = {
     "embedding": "Model",

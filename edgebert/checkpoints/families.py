@@ -18,7 +18,8 @@ class Family:
 
     `class_prefix` begins the names of its classes in transformers. `encoder` names are below `prefix`, which a
     checkpoint of the bare encoder leaves out; `dense` (of the classification head), `classifier` and the `mlm` names
-    are given in full. `qkv` in `encoder` stands for `q`, `k` and `v` one below the other.
+    are given in full. `qkv` in `encoder` stands for `q`, `k` and `v` one below the other; `factors_and_gate` for a
+    gated `ffn_up` whose factors come first.
     """
 
     class_prefix: str
@@ -38,6 +39,8 @@ class Family:
     config: Mapping[str, str] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
     fixed: Mapping[str, Any] = field(default_factory=dict)  # what its code fixes, whatever the config says
+    position_type: str = "absolute"  # what the config may call its positions
+    has_span_head: bool = True  # there is a question answering head
     has_padding_position: bool = False  # the pad token's row comes first, and positions count the others alone
     shares_layers: bool = False  # consecutive layers have one group's weights
     has_position_bias: bool = False  # of attention's scores by distance, in buckets, one table for all layers
@@ -120,6 +123,35 @@ _MODERNBERT_ENCODER = {
 }
 
 
+_GTE_ENCODER = {
+    "word": "embeddings.word_embeddings",
+    "token_type": "embeddings.token_type_embeddings",
+    "embeddings.layer_norm": "embeddings.LayerNorm",
+    "qkv": "encoder.layer.{i}.attention.qkv_proj",
+    "attention_output": "encoder.layer.{i}.attention.o_proj",
+    "attention.layer_norm": "encoder.layer.{i}.attn_ln",
+    "factors_and_gate": "encoder.layer.{i}.mlp.up_gate_proj",
+    "ffn_down": "encoder.layer.{i}.mlp.down_proj",
+    "ffn.layer_norm": "encoder.layer.{i}.mlp_ln",
+    "pooler": "pooler.dense",
+}
+
+
+def _rotary_base(config: Mapping[str, Any], stated: Mapping[str, Any], base: float) -> float:
+    """The base of rotary positions: `stated`, else `base`; refuses those that are scaled for longer texts."""
+    rotary = {"rope_type": "default", "rope_theta": base} | dict(stated) | (config.get("rope_scaling") or {})
+    if rotary["rope_type"] != "default" or rotary.get("type", "default") != "default":
+        raise UnsupportedModelError(f"rotary positions of {rotary!r:.100} are not supported; supported: default")
+    return float(rotary["rope_theta"])
+
+
+def _gte_layers(config: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
+    if config.get("logn_attention_scale"):
+        raise UnsupportedModelError("logn_attention_scale True is not supported; supported: False")
+    base = _rotary_base(config, config.get("rope_parameters") or {}, config.get("rope_theta") or 160_000.0)
+    return [{"rotary_base": base}] * count
+
+
 def _modernbert_layers(config: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
     """Global layers and local ones in turn, which count their positions in other units; the first has no norm.
 
@@ -136,13 +168,8 @@ def _modernbert_layers(config: Mapping[str, Any], count: int) -> list[dict[str, 
             f"expected {count} layer_types, each of {' and '.join(stated)}, and a local_attention of at least 2, "
             f"got {kinds!r:.200} and {config.get('local_attention')!r}"
         )
-    bases = {}
-    for kind, base in stated.items():
-        rotary = (config.get("rope_parameters") or {}).get(kind) or {}
-        rotary = {"rope_type": "default", "rope_theta": base} | rotary | (config.get("rope_scaling") or {})
-        if rotary["rope_type"] != "default" or rotary.get("type", "default") != "default":
-            raise UnsupportedModelError(f"rotary positions of {rotary!r:.100} are not supported; supported: default")
-        bases[kind] = float(rotary["rope_theta"])
+    rotary = config.get("rope_parameters") or {}
+    bases = {kind: _rotary_base(config, rotary.get(kind) or {}, base) for kind, base in stated.items()}
     return [
         {
             "window": window if kind == "sliding_attention" else 0,
@@ -344,6 +371,23 @@ FAMILY_TABLES = {
         },
         spec=lambda _: {"is_gated": True, "is_pre_norm": True, "has_position_table": False},
         layers=_modernbert_layers,
+    ),
+    "gte": Family(
+        class_prefix="Gte",
+        prefix="gte.",
+        encoder=_GTE_ENCODER,
+        classifier="classifier",
+        dense="gte.pooler.dense",
+        dense_activation="tanh",
+        mlm=("lm_head.dense", "lm_head.norm", "lm_head.decoder", "lm_head.bias"),
+        mlm_activation="gelu_erf",
+        position_type="rope",
+        has_span_head=False,
+        defaults={"type_vocab_size": 1, "pad_token_id": 1},
+        fixed={"up_gate_bias": False},
+        biases={"up_gate_proj": "up_gate_bias"},
+        spec=lambda _: {"is_gated": True, "has_position_table": False},
+        layers=_gte_layers,
     ),
     "deberta-v2": Family(
         class_prefix="DebertaV2",

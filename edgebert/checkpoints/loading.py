@@ -67,6 +67,7 @@ TEXT_FILES = (
     "vocab.json",
     "merges.txt",
     "sentencepiece.bpe.model",
+    "spm.model",
     "modules.json",
     "config_sentence_transformers.json",
 )
@@ -104,6 +105,7 @@ _TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {
     "local_rope_theta": ((int, float), "a number"),
     "rope_parameters": (dict, "an object"),
     "rope_scaling": (dict, "an object"),
+    "rope_theta": ((int, float), "a number"),
     "pos_att_type": ((str, list), "names"),
     "position_buckets": (int, "a whole number"),
     "max_relative_positions": (int, "a whole number"),
@@ -369,6 +371,8 @@ def _check_task_of_family(task: str, table: Family) -> None:
             f"{table.class_prefix} has no {task} head that EdgeBERT supports (only BERT has); supported: "
             + ", ".join(name for name in TASKS if name not in ("next-sentence", "pretraining"))
         )
+    if task == "question-answering" and not table.has_span_head:
+        raise UnsupportedModelError(f"{table.class_prefix} has no question-answering head")
 
 
 def _body_spec(config: dict[str, Any], table: Family, family: str, task: str) -> EncoderSpec:
@@ -376,9 +380,9 @@ def _body_spec(config: dict[str, Any], table: Family, family: str, task: str) ->
     for flag in ("is_decoder", "add_cross_attention"):
         if config.get(flag):
             raise UnsupportedModelError(f"the config has {flag}: only encoders without cross attention are supported")
-    position_type = config.get("position_embedding_type") or "absolute"
-    if position_type != "absolute":
-        _refuse("position_embedding_type", position_type, ["absolute"])
+    position_type = config.get("position_embedding_type") or table.position_type
+    if position_type != table.position_type:
+        _refuse("position_embedding_type", position_type, [table.position_type])
     num_buckets = config.get("relative_attention_num_buckets")
     if table.has_position_bias and num_buckets not in (None, _NUM_BUCKETS):
         _refuse("relative_attention_num_buckets", num_buckets, [str(_NUM_BUCKETS)])
@@ -711,8 +715,12 @@ def _canonical_tensors(spec: EncoderSpec, table: Family, raw: _Weights, dense: d
         keys = ("qkv",) if "qkv" in table.encoder else ("q", "k", "v")
         for name in LINEARS:
             inputs, outputs = linear_shape(spec, i, name)
-            parts = keys if name == "qkv" else (name,)
+            is_turned = name == "ffn_up" and "factors_and_gate" in table.encoder
+            parts = keys if name == "qkv" else ("factors_and_gate",) if is_turned else (name,)
             encoder_linear(linear_name(i, name), parts, inputs, outputs // len(parts), i)
+            for part in ("weight", "bias") if is_turned else ():
+                both = tensors[f"{linear_name(i, name)}.{part}"]
+                tensors[f"{linear_name(i, name)}.{part}"] = np.roll(both, outputs // 2, axis=-1)
         if spec.distances_per_row:
             _add_position_tables(tensors, spec, table, raw, i)
         elif spec.max_relative_distance:
