@@ -256,6 +256,14 @@ def test_tei_routes(server: Server, models: dict[str, edgebert.Model]) -> None:
         ("masked", "fill-mask", {"inputs": "the [MASK] is slow"}, ("the [MASK] is slow",), {}),
         ("masked", "rescoring", {"inputs": ["the router", "a b c"]}, (["the router", "a b c"],), {}),
         ("pairs", "next-sentence", {"inputs": [["a", "b"]]}, ([("a", "b")],), {}),
+        ("classifier", "explain", {"inputs": "the router"}, ("the router",), {}),
+        (
+            "embedder",
+            "explain",
+            {"inputs": {"text": "a b", "text_pair": "c"}, "parameters": {"span_length": 2}},
+            ({"text": "a b", "text_pair": "c"},),
+            {"span_length": 2},
+        ),
     ],
 )
 def test_tasks_answer_what_the_model_answers(
