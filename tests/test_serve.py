@@ -463,6 +463,11 @@ LONG = "a " * 200
             {"inputs": {"question": "a", "context": LONG}, "parameters": {"max_seq_len": 3}},
             "max_seq_len 3 ",
         ),
+        (
+            "/models/reader/question-answering",
+            {"inputs": {"question": LONG, "context": "a"}},
+            "^inputs: max_length .* the first text of inputs taken off",
+        ),
         ("/models/masked/fill-mask", {"inputs": ["[MASK]", "b"]}, r"inputs\[1\] has no \[MASK\]"),
         ("/models/masked/rescoring", {"inputs": ["a", 5]}, r"inputs\[1\]: expected a sentence .*got integer"),
         ("/models/pairs/next-sentence", {"inputs": ["a"]}, r"inputs\[0\]: expected a pair of texts"),

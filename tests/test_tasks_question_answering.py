@@ -184,6 +184,15 @@ def test_truncation_instead_of_windows(reader: tuple[Any, Any, Path]) -> None:
         ([{"question": "a", "context": "\ud800"}], {}, "input 0: context is not valid Unicode .* at character 0"),
         ([], {"question": "a", "context": "b", "stride": 78}, "leaves 78 tokens to a window, special tokens taken off"),
         ([], {"question": "a", "context": "b " * 99, "doc_stride": 77}, "and stride is 77: raise max_length or lower"),
+        ([], {"question": "a", "context": "b", "max_seq_len": "9"}, "max_seq_len must be a positive integer, got '9'"),
+        (
+            [],
+            {"question": "a", "context": "b", "max_seq_len": 81},
+            "max_seq_len must be an integer from 1 to 80, the mod",
+        ),
+        ([], {"question": "a", "context": "b", "max_length": [9]}, r"max_length must be a positive integer, got \[9\]"),
+        ([], {"question": "a", "context": "b", "doc_stride": -1}, "doc_stride must be an integer of at least 0, and"),
+        ([], {"question": "a", "context": "b", "stride": 2**32}, "stride must be an integer of at least 0, and less"),
     ],
 )
 def test_refuses(make_file: Callable[..., Path], inputs: list, options: dict, message: str) -> None:

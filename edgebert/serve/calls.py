@@ -35,7 +35,7 @@ _REQUIRED: Any = object()
 _ID = re.compile(rb"[\x21-\x7e]{1,128}")
 _MAX_TOLD = 64  # truncated inputs that a header names
 # Of a message: what is quoted, an input by its number, a word.
-_PARTS = re.compile(r"""(?<!\w)'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|\b(?:text|input|pair) (\d+)\b|\w+""")
+_PARTS = re.compile(r"""(?<!\w)'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|\b(?:text|input|pair|row) (\d+)\b|\w+""")
 _JSON_WORDS = {
     "str": "string",
     "dict": "object",

@@ -11,7 +11,7 @@ import numpy as np
 from edgebert.errors import InvalidInputError
 from edgebert.tasks import base
 from edgebert.tasks.base import F32, Outputs, Prepared, check_count, in_order, make_rows, softmax
-from edgebert.tokenizer import Row, Tokenizer, check_text
+from edgebert.tokenizer import Row, Tokenizer, check_stride, check_text
 
 Answer = dict[str, Any]
 
@@ -51,6 +51,14 @@ class Options(base.Options):
         if self.top_k is not None:
             check_count("top_k", self.top_k)
         check_count("max_answer_len", self.max_answer_len)
+        most = self.spec.usable_positions
+        for name in ("max_seq_len", "max_length"):
+            if (size := getattr(self, name)) is not None and check_count(name, size) > most:
+                raise InvalidInputError(
+                    f"{name} must be an integer from 1 to {most}, the model's positions, got {size}"
+                )
+        if self.doc_stride is not None:
+            check_stride("doc_stride", self.doc_stride)
 
 
 def prepare(inputs: Sequence[dict[str, str]], tokenizer: Tokenizer, options: Options) -> Prepared:

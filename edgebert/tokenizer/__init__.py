@@ -15,7 +15,7 @@ from edgebert.errors import BackendUnavailableError, InvalidInputError, Unsuppor
 from edgebert.tokenizer.base import BaseTokenizer, Text, Tokens, check_text
 from edgebert.tokenizer.native import NativeTokenizer
 
-__all__ = ["Row", "Text", "Tokenizer", "check_id", "check_ids", "check_text"]
+__all__ = ["Row", "Text", "Tokenizer", "check_id", "check_ids", "check_stride", "check_text"]
 
 _NO_OFFSETS = np.zeros((0, 2), np.int32)
 _NO_WORDS = np.zeros(0, np.int32)
@@ -205,8 +205,8 @@ class Tokenizer:
         Raises:
             InvalidInputError: as `make_rows`; a stride, or the first of a pair, that leaves windows no room to move on.
         """
-        if stride is not None and (not isinstance(stride, int) or isinstance(stride, bool) or stride < 0):
-            raise InvalidInputError(f"stride must be an integer of at least 0, got {stride!r}")
+        if stride is not None:
+            check_stride("stride", stride)
         cuts_last_text = stride is not None or not cuts_longer
         tokens = self._tokenize(
             texts, max_length, stride=stride, lowers_stride=lowers_stride, cuts_last_text=cuts_last_text, offsets=True
@@ -283,6 +283,12 @@ def _describe(value: object) -> str:
     if isinstance(value, (tuple, list)):
         return f"{type(value).__name__} of {', '.join(type(part).__name__ for part in value) or 'nothing'}"
     return type(value).__name__
+
+
+def check_stride(name: str, value: object) -> None:
+    """Raise InvalidInputError for what is no count of tokens that windows can have in common."""
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**31:
+        raise InvalidInputError(f"{name} must be an integer of at least 0, and less than 2**31, got {value!r}")
 
 
 def check_id(token_id: int, where: str, tokenizer: Tokenizer, spec: EncoderSpec) -> None:
