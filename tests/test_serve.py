@@ -581,6 +581,14 @@ def test_the_openapi_document_names_every_route(server: Server) -> None:
             schema = operation["responses"]["200"]["content"]["application/json"]["schema"]
             jsonschema.Draft202012Validator.check_schema(schema)
     assert {f"/models/{name}/embedding" for name in TASKS} & set(document["paths"]) == {"/models/embedder/embedding"}
+
+    def find(path: str) -> Any:
+        body = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
+        return body["properties"]["parameters"]["properties"]
+
+    assert find("/models/classifier/explain")["label"] == {"enum": ["LABEL_0", "LABEL_1", "LABEL_2"]}
+    assert find("/models/embedder/embedding")["max_length"]["maximum"] == 80
+    assert "first" in find("/models/tagger/token-classification")["aggregation_strategy"]["enum"]
     answer = server.post("/v1/embeddings", {"model": "embedder", "input": "a"})
     schema = document["paths"]["/v1/embeddings"]["post"]["responses"]["200"]["content"]["application/json"]["schema"]
     jsonschema.validate(answer, schema)

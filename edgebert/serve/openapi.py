@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import edgebert
+from edgebert.artifact.spec import EncoderSpec
 from edgebert.serve.calls import Context
 from edgebert.serve.models import find_options
 from edgebert.tasks import TASKS
+from edgebert.tasks.text_classification import FUNCTIONS
+from edgebert.tasks.token_classification import STRATEGIES
 
 Schema = dict[str, Any]
 
@@ -114,7 +117,7 @@ def describe(context: Context) -> Schema:
             _list(_STRING, 0),
         ),
         **{
-            f"/models/{served.name}/{task}": (f"What {task} answers", _task_input(task), {})
+            f"/models/{served.name}/{task}": (f"What {task} answers", _task_input(task, served.model.spec), {})
             for served in context.models
             for task in served.tasks
             if task in TASKS
@@ -149,19 +152,30 @@ def describe(context: Context) -> Schema:
     return document
 
 
-def _task_input(task: str) -> Schema:
-    """The body of POST /models/NAME/TASK, its parameters out of the task's `Options`."""
+def _task_input(task: str, spec: EncoderSpec) -> Schema:
+    """The body of POST /models/NAME/TASK, its parameters out of the task's `Options` and of what the file has."""
     pair = _object({"question": _STRING, "context": _STRING})
     both = {"oneOf": [_object({"text": _STRING, "text_pair": _STRING}), {**_list(_STRING, 2), "maxItems": 2}]}
     hypotheses = _object({"hypotheses": _list(_object({"text": _STRING, "score": _NUMBER}))})
-    one = {
+    of_tasks: dict[str, Schema] = {
         "question-answering": pair,
         "text-classification": {"anyOf": [_STRING, both]},
         "next-sentence": both,
-        "explain": {"anyOf": [_STRING, both, pair]},
         "rescoring": {"oneOf": [_STRING, hypotheses]},
-    }.get(task, _STRING)
+    }
+    one = of_tasks.get(task, _STRING)
+    if task == "explain":
+        one = {"embedding": both, "pretraining": both, **of_tasks}.get(spec.task, _STRING)
     options = {name: _KINDS[kind.removesuffix(" | None")] for name, kind in find_options(task).items()}
+    known = {
+        "aggregation_strategy": {"enum": [*STRATEGIES]},
+        "function_to_apply": {"enum": [*FUNCTIONS]},
+        "label": {"enum": [*spec.labels]},
+        "prompt_name": {"enum": [*spec.prompts]},
+        "max_length": _COUNT | {"maximum": spec.usable_positions},
+        "max_seq_len": _COUNT | {"maximum": spec.usable_positions},
+    }
+    options |= {name: schema for name, schema in known.items() if name in options and schema.get("enum") != []}
     parameters: Schema = {"type": "object", "properties": {**options, "truncate": _BOOLEAN}}
     if task == "reranking":
         return _object({"query": _STRING, "documents": _list(_STRING)}, {"parameters": parameters})
