@@ -62,7 +62,9 @@ def main() -> None:
     parser.add_argument("--infinity-engine", default="torch", choices=("torch", "optimum"), help="(default: torch)")
     parser.add_argument("--seconds", type=float, default=4.0, help="of a turn (default: 4)")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each (default: 5)")
-    parser.add_argument("--soak", type=int, default=0, metavar="N", help="then N requests to EdgeBERT, for its memory")
+    parser.add_argument(
+        "--soak", type=int, default=0, metavar="N", help="then N requests of a text to EdgeBERT, for its memory"
+    )
     parser.add_argument("--quick", action="store_true", help="one turn of a second")
     parser.add_argument("--out", type=Path, help="write JSON here instead of printing it")
     args = parser.parse_args()
@@ -102,10 +104,14 @@ def main() -> None:
                     "requests": len(times),
                 }
         if args.soak:
+            bodies = [json.dumps({"model": "model", "input": given[0]}).encode() for given in texts]
+            before = servers[0].read_bytes("VmRSS")
             run(servers[0], bodies, 8, float("inf"), args.soak)
-            result["soak_requests"] = args.soak
+            after = servers[0].read_bytes("VmRSS")
+            result["soak"] = {"requests": args.soak, "mb_before": before / 1e6, "mb_after": after / 1e6}
+            result["soak"]["load_average"] = os.getloadavg()
         for server in servers:
-            table[server.name]["peak_mb"] = server.peak_bytes() / 1e6
+            table[server.name]["peak_mb"] = server.read_bytes("VmHWM") / 1e6
     finally:
         for server in servers:
             server.stop()
@@ -170,13 +176,13 @@ class Server:
                     raise SystemExit(f"{self.name} did not start:\n{self.log.read()}") from None
                 time.sleep(0.1)
 
-    def peak_bytes(self) -> int:
-        """The most memory its process had, with its children's."""
+    def read_bytes(self, field: str) -> int:
+        """Memory of its process and its children: VmRSS now, VmHWM at most."""
         total, pids = 0, [self.process.pid]
         while pids:
             pid = pids.pop()
             lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-            total += next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+            total += next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
             pids += map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
         return total
 
