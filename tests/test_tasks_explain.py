@@ -19,6 +19,7 @@ from edgebert import cli
 from edgebert.artifact.writer import build_model
 from edgebert.batch import PackedBatch
 from edgebert.errors import InvalidInputError
+from edgebert.scoring.scorer import Scorer
 from edgebert.tasks import explain
 from edgebert.tasks.faithfulness import DEPTHS, measure, order_words
 
@@ -347,6 +348,24 @@ def test_windows_are_explained_together(make_parts: Callable[..., Any]) -> None:
     assert len(found["words"]) == 4 + 8 * 10
 
 
+def test_a_tag_is_that_of_the_window_with_most_text_around(make_parts: Callable[..., Any]) -> None:
+    model = edgebert.load(make_parts("token-classification", num_labels=3)[2], "numpy")
+    text = "the router is off and a modem on " * 5
+    rows, _ = model.tokenizer.make_windows([text], None, 20)
+    places = {}  # of each token the window that owns it
+    for row in rows:
+        for i in row.owned:
+            places[int(row.offsets[i, 0])] = row, row.first + i
+    assert len(rows) == 2 and len(places) == 40
+    for start in (11 * 4, 100, 120):
+        start = text.index(" ", start) + 1
+        end = text.index(" ", start)
+        found = model.explain(text, stride=20, target=(start, end), label="LABEL_1")
+        row, place = places[start]
+        logits = model.forward(PackedBatch.from_lists([row.input_ids]))["logits"][place].astype(np.float64)
+        assert found["score"] == pytest.approx(float(np.exp(logits[1]) / np.exp(logits).sum()), abs=1e-6)
+
+
 def unigram(words: list[tuple[str, float]], has_pre_tokenizer: bool = True) -> str:
     """A tokenizer as XLM-R's: words begin with ▁, and blanks alone divide them; or nothing does."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
@@ -466,6 +485,14 @@ def test_deletion_curves_as_masked_by_hand(make_parts: Callable[..., Any]) -> No
     for name in ("comprehensiveness", "sufficiency", "deletion"):
         assert found["faithfulness"][name] == pytest.approx(expected[name], abs=1e-6)
         assert found["faithfulness"]["random"][name] == pytest.approx(expected["random"][name], abs=1e-6)
+
+
+def test_files_of_rows_are_explained(make_file: Callable[..., Path]) -> None:
+    path = make_file(task="text-classification")
+    scorer = Scorer(path, backend="numpy", task="explain", options={"span_length": 2})
+    found = scorer({"text": ["the router is slow", ""]})
+    model = edgebert.load(path, "numpy")
+    assert found["answer"] == [model.explain(text, span_length=2) for text in ("the router is slow", "")]
 
 
 # On the command line
