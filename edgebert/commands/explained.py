@@ -34,7 +34,7 @@ def print_explanation(texts: Texts, answer: Mapping[str, Any]) -> None:
     if parts:
         print_table(
             [
-                [text, *([one["side"]] if "side" in one else []), format_signed(one["contribution"])]
+                [" ".join(text.split()), *([one["side"]] if "side" in one else []), format_signed(one["contribution"])]
                 for text, one in parts
             ]
         )
