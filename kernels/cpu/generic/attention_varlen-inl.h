@@ -150,7 +150,7 @@ inline float softmax_row(float* scores, int first, int length, F32x16 scale2) {
   const F32x16 shift = mul(set1(-reduce_max(top)), scale2);
   F32x16 sums = set1(0.0f);
   int c = 0;
-  for (; c + 16 * kMathWidth <= length; c += 16 * kMathWidth) {
+  for (; kMathWidth > 1 && c + 16 * kMathWidth <= length; c += 16 * kMathWidth) {
     Wide<kMathWidth> p;
     for (int i = 0; i < kMathWidth; ++i) p.v[i] = fma(load(scores + c + 16 * i), scale2, shift);
     p = exp2(p);

@@ -162,7 +162,7 @@ inline void gate_row(float* x, int width, const float* inv_smooth, RowRange* ran
     *range = widen(*range, inv_smooth ? mul(y, load_lanes(inv_smooth + c, lanes)) : y);
   };
   int c = 0;
-  for (; c + 16 * kMathWidth <= width; c += 16 * kMathWidth) {
+  for (; kMathWidth > 1 && c + 16 * kMathWidth <= width; c += 16 * kMathWidth) {
     Wide<kMathWidth> y;
     for (int i = 0; i < kMathWidth; ++i) y.v[i] = load(x + c + 16 * i);
     y = activate<kActivation>(y);
