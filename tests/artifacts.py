@@ -67,6 +67,7 @@ def random_spec(
     has_dense_norm: bool = False,
     windows: Sequence[int] = (),
     rotary_bases: Sequence[float] = (),
+    is_weight_only: bool = False,
 ) -> EncoderSpec:
     """A spec of the given shape; `dense_size` None means `hidden` for labels of a sequence, none for embeddings.
 
@@ -103,6 +104,7 @@ def random_spec(
             )
             for i, (heads, head_dim, ffn) in enumerate(layers)
         ),
+        is_weight_only=is_weight_only,
         is_gated=is_gated,
         is_pre_norm=is_pre_norm,
         has_position_table=has_position_table,

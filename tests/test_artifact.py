@@ -26,6 +26,7 @@ from edgebert.artifact.spec import TASKS
 from edgebert.artifact.writer import build_model, encode_metadata
 from edgebert.backends.base import Outputs
 from edgebert.backends.numpy_backend import NumpyBackend
+from edgebert.checkpoints.loading import Checkpoint
 from edgebert.errors import InvalidInputError, ModelFormatError, UnsupportedModelError
 from edgebert.exporting import check as check_module
 from edgebert.exporting import export as export_module
@@ -337,6 +338,66 @@ def test_export_int8_passes_the_gate(checkpoint: Path, tmp_path: Path) -> None:
         assert report["mean_cosine_to_fp32"]["logits"] > 0.98
         limit = quant.PORTABLE_WEIGHT_LIMIT if portable else quant.WEIGHT_LIMIT
         assert np.abs(artifact.tensors["layer.0.ffn.up.weight"].astype(int)).max() == limit
+
+
+def test_int8_weights_are_those_of_int8_in_another_graph(checkpoint: Path, tmp_path: Path) -> None:
+    edgebert.export(checkpoint, tmp_path / "int8.onnx", int8=True)
+    report = edgebert.export(checkpoint, tmp_path / "weights.onnx", int8_weights=True)
+    int8, weights = read_artifact(tmp_path / "int8.onnx"), read_artifact(tmp_path / "weights.onnx")
+    assert weights.spec == int8.spec.replace(is_weight_only=True)
+    assert weights.tensors.keys() == int8.tensors.keys()
+    for name, values in weights.tensors.items():
+        np.testing.assert_array_equal(values, int8.tensors[name])
+    assert weights.probe == int8.probe  # what engines give
+    assert {"numpy", "onnxruntime"} <= set(report["agreed"])
+    assert report["graph"]["mean_cosine_to_fp32"]["logits"] > 0.999  # nearer than with int8 activations
+    assert report["graph"]["min_cosine"]["logits"] > 0.9999
+    check(tmp_path / "weights.onnx")
+    for argument in ("portable", "int8_attention"):
+        with pytest.raises(InvalidInputError, match="no integer product"):
+            edgebert.export(checkpoint, tmp_path / "wrong.onnx", int8_weights=True, **{argument: True})
+
+
+def test_a_weight_only_graph_that_is_wrong_stops_an_export(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _spoil(monkeypatch, 3.0)
+    with pytest.raises(GateError, match="onnxruntime and numpy, dequantized have a cosine of"):
+        edgebert.export(checkpoint, tmp_path / "model.onnx", int8_weights=True)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_single_text_has_no_token_types(checkpoint: Path, tmp_path: Path) -> None:
+    edgebert.export(checkpoint, tmp_path / "both.onnx")
+    report = edgebert.export(checkpoint, tmp_path / "single.onnx", single_text=True)
+    assert "pytorch" in report["agreed"]
+    graph = onnx.load(tmp_path / "single.onnx").graph
+    assert [value.name for value in graph.input] == ["input_ids", "attention_mask"]
+    texts = ["the router is slow", "roses"]
+    for backend in ("numpy", "onnxruntime"):
+        both, single = (edgebert.load(tmp_path / f"{name}.onnx", backend=backend) for name in ("both", "single"))
+        for a, b in zip(both(texts), single(texts), strict=True):
+            assert a["label"] == b["label"] and a["score"] == pytest.approx(b["score"], abs=1e-6)
+    edgebert.export(checkpoint, tmp_path / "folder", single_text=True)
+    config = json.loads((tmp_path / "folder" / "tokenizer_config.json").read_text(encoding="utf-8"))
+    assert config["model_input_names"] == ["input_ids", "attention_mask"]
+    spec = random_spec(task="question-answering")
+    with pytest.raises(UnsupportedModelError, match="reads pairs"):
+        export_module.drop_token_types(Checkpoint(spec, random_tensors(spec), None, {}, {}, tmp_path))
+
+
+def test_an_int8_folder_has_its_file_where_each_loader_looks(checkpoint: Path, tmp_path: Path) -> None:
+    target = tmp_path / "model"
+
+    def graphs() -> set[str]:
+        return {str(path.relative_to(target)) for path in target.rglob("*.onnx")}
+
+    for options, second, dtype in (({}, "model", "fp32"), ({"int8": True}, "model_quantized", "q8")):
+        edgebert.export(checkpoint, target, **options)  # the second over the first, whose graph must not stay
+        assert graphs() == {"model.onnx", f"onnx/{second}.onnx"}
+        assert (target / "model.onnx").read_bytes() == (target / "onnx" / f"{second}.onnx").read_bytes()
+        config = json.loads((target / "config.json").read_text(encoding="utf-8"))
+        assert config["transformers.js_config"] == {"dtype": dtype}
 
 
 def test_export_to_a_folder_makes_a_whole_one(checkpoint: Path, tmp_path: Path) -> None:

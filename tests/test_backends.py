@@ -17,12 +17,15 @@ import pytest
 from artifacts import POSITION_TABLES, ROTARY, random_artifact, random_batch
 from conftest import BACKENDS, ISAS
 
+from edgebert.artifact.reader import read_artifact
 from edgebert.backends import numpy_ops
 from edgebert.backends.base import Backend
 from edgebert.backends.encoder_loop import LayerNorm
+from edgebert.backends.numpy_backend import NumpyBackend
 from edgebert.backends.registry import available_backends, load_backend
-from edgebert.batch import PackedBatch
+from edgebert.batch import PackedBatch, unpad
 from edgebert.errors import BackendUnavailableError, InvalidInputError, ModelFormatError
+from edgebert.exporting.quantize import dequantize
 
 LENGTHS = (1, 2, 63, 64, 65, 512)
 
@@ -265,6 +268,53 @@ def test_refuses_bad_files(backend: str, make_file: Callable[..., Path], damage:
         path.write_bytes({"empty": b"", "truncated": data[: len(data) // 2], "text": b"not a model\n" * 9}[damage])
     with pytest.raises(ModelFormatError):
         load_backend(path, backend)
+
+
+WEIGHT_ONLY = ("embedding", "pruned", "no-layers", "pretraining", "position-bias", "shared-layers", "rotary-pruned")
+
+
+@pytest.mark.parametrize("case", WEIGHT_ONLY)
+def test_a_weight_only_file_is_the_int8_file_but_for_its_graph(case: str, tmp_path: Path) -> None:
+    int8, weights = tmp_path / "int8.onnx", tmp_path / "weights.onnx"
+    random_artifact(int8, int8=True, num_positions=140, **CASES[case])
+    random_artifact(weights, int8=True, is_weight_only=True, num_positions=140, **CASES[case])
+    for name in BACKENDS:
+        one, other = load_backend(int8, name), load_backend(weights, name)
+        batch = random_batch(one.spec, (1, 2, 130))
+        if name != "onnxruntime":
+            expected = outputs_of(one, batch)
+            for output, values in outputs_of(other, batch).items():
+                assert_same_bits(values, expected[output])
+
+
+@pytest.mark.parametrize("case", WEIGHT_ONLY)
+def test_a_weight_only_graph_multiplies_dequantized_weights(case: str, tmp_path: Path) -> None:
+    onnx, onnxruntime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+    path = tmp_path / "weights.onnx"
+    random_artifact(path, int8=True, is_weight_only=True, num_positions=140, **CASES[case])
+    model = onnx.load(path)
+    onnx.checker.check_model(model, full_check=True)
+    kinds = {node.op_type for node in model.graph.node}
+    assert not kinds & {"MatMulInteger", "QuantizeLinear", "DynamicQuantizeLinear"}
+    read = {name for node in model.graph.node for name in node.input}
+    unread = {tensor.name for tensor in model.graph.initializer} - read  # runtimes warn of these
+    assert all("layer_norm" in name for name in unread)  # of sub-blocks that are pruned away
+    artifact = read_artifact(path)
+    oracle = NumpyBackend(*dequantize(artifact.spec, artifact.tensors))
+    batch = random_batch(oracle.spec, (1, 2, 130))
+    expected = outputs_of(oracle, batch)
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    ids, mask, types = batch.pad(oracle.spec.pad_token_id)
+    feed = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
+    feed = {value.name: feed[value.name] for value in session.get_inputs()}
+    for (name, values), found in zip(expected.items(), session.run(list(expected), feed), strict=True):
+        found = unpad(found, mask) if oracle.spec.output_width(name)[0] else found
+        assert np.abs(found - values).max() <= 1e-5 * np.abs(values).max()
+    for name, values in outputs_of(load_backend(path, "onnxruntime"), batch).items():
+        for a, b in zip(*(per_text(oracle, batch, name, of) for of in (values, expected[name])), strict=True):
+            assert a @ b >= 0.998 * np.linalg.norm(a) * np.linalg.norm(b)
 
 
 def test_only_onnxruntime_runs_a_changed_graph(make_file: Callable[..., Path]) -> None:

@@ -280,6 +280,7 @@ def test_export_passes_its_options(capsys: pytest.CaptureFixture[str], monkeypat
     assert status == 0
     assert "folder is quantized" in err and err.count("\n") == 1  # told before the half minute that it takes
     options = {"int8": True, "portable": False, "int8_attention": False, "calibrate": "texts.txt"}
+    options |= {"int8_weights": False, "single_text": False}
     options |= {"task": None, "family": None, "tokenizer": None}
     assert calls == [(("folder", "out.onnx"), options)]
     assert out == "agreed: True\nwrote out.onnx\n"

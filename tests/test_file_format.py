@@ -56,6 +56,11 @@ def read(data: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
     assert digest.hexdigest() == metadata["edgebert.graph_hash"].decode(), "the graph was changed"
     spec = DEFAULTS | json.loads(metadata["edgebert.spec"])
     spec["layers"] = [LAYER_DEFAULTS | layer for layer in spec["layers"]]
+    if spec["is_weight_only"]:
+        for prefix in [name.removesuffix(".scale") for name in tensors if name.endswith(".scale")]:
+            is_word = prefix == "embeddings.word"  # of which the masked head's columns are the rows
+            sums = tensors[f"{prefix}.weight"].sum(1 if is_word else 0, dtype=np.int32)
+            tensors["mlm.colsum" if is_word else f"{prefix}.colsum"] = sums
     assert spec.keys() == SPEC.keys() and all(layer.keys() == LAYER.keys() for layer in spec["layers"])
     return spec, tensors
 
@@ -166,6 +171,7 @@ def run(spec: dict[str, Any], tensors: dict[str, Any], ids: Any, types: Any) -> 
 FILES: dict[str, dict[str, Any]] = {
     "f32": {"position_offset": 3, "has_padding_position": True, "layers": ((2, 8, 40), (0, 8, 0))},
     "int8": {"int8": True, "attention_dtype": "s8"},
+    "int8 weights": {"int8": True, "is_weight_only": True, "task": "pretraining", "layers": ((2, 8, 40), (0, 8, 7))},
     "f32, shared layers": {"repeats": 3},
     "f32, position bias": {"max_relative_distance": 11, "layers": ((2, 8, 40), (0, 8, 0))},
     "int8, position bias": {"max_relative_distance": 40, "int8": True, "attention_dtype": "s8"},

@@ -28,7 +28,7 @@ from onnxruntime.transformers.onnx_model import OnnxModel
 import edgebert
 from edgebert.artifact.reader import read_artifact
 from edgebert.artifact.spec import EncoderSpec
-from edgebert.backends.registry import load_backend
+from edgebert.backends.registry import available_backends, load_backend
 from edgebert.batch import PackedBatch, unpad
 from edgebert.cli import main
 from edgebert.errors import EdgeBertError, InvalidInputError, ModelFormatError, UnsupportedModelError
@@ -273,12 +273,95 @@ def test_a_file_of_ours_that_a_tool_rewrote(task: str, tool: Any, tmp_path: Path
     assert read_artifact(tmp_path / "ours.onnx").tokenizer_json == first.tokenizer_json
 
 
-def test_an_int8_file_of_ours_that_a_tool_rewrote_is_refused(tmp_path: Path) -> None:
+def _fold(source: Path, target: Path) -> None:
+    """Names, types and places of weights change, and they become values of nodes."""
+    model = onnx.load(source)
+    for number, tensor in enumerate(model.graph.initializer):
+        model.graph.node.insert(0, onnx.helper.make_node("Constant", [], [f"w{number}"], value=tensor))
+        for node in model.graph.node:
+            node.input[:] = [f"w{number}" if name == tensor.name else name for name in node.input]
+    del model.graph.initializer[:]
+    onnx.save(model, target)
+
+
+@pytest.mark.parametrize("tool", [_convert, _fold])
+@pytest.mark.parametrize("form", ["fp32", "int8", "int8_weights"])
+def test_onnxruntime_runs_a_file_of_ours_that_a_tool_rewrote(
+    form: str, tool: Any, tmp_path: Path, tokenizer_json: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_checkpoint(tmp_path / "checkpoint", task="text-classification")
+    (tmp_path / "checkpoint" / "tokenizer.json").write_text(tokenizer_json)
+    change_config(tmp_path / "checkpoint", id2label={0: "a", 1: "b", 2: "c"})
+    options = {} if form == "fp32" else {form: True}
+    edgebert.export(tmp_path / "checkpoint", tmp_path / "first.onnx", **options)
+    tool(tmp_path / "first.onnx", tmp_path / "other.onnx")
+    texts = ["the router is slow", "roses", ("the", "root")]
+    first, other = (edgebert.load(tmp_path / f"{name}.onnx", backend="onnxruntime") for name in ("first", "other"))
+    assert "changed since export" in other.backend.detail
+    for a, b in zip(first(texts), other(texts), strict=True):
+        assert a["label"] == b["label"] and a["score"] == pytest.approx(b["score"], abs=1e-4)
+    for backend in ("native", "numba", "numpy"):
+        if available_backends()[backend] is None:
+            with pytest.raises(ModelFormatError, match="onnxruntime backend runs it|ONNX Runtime"):
+                edgebert.load(tmp_path / "other.onnx", backend=backend)
+    assert main(["info", str(tmp_path / "other.onnx")]) == 1
+    out, err = capsys.readouterr()
+    assert "only the onnxruntime backend runs it" in out and "labels: a, b, c" in out
+    assert ("export the checkpoint again" if options else "edgebert export FILE.onnx") in err
+    if options:
+        with pytest.raises(UnsupportedModelError, match="int8 file of EdgeBERT.*export its checkpoint again"):
+            edgebert.export(tmp_path / "other.onnx", tmp_path / "ours.onnx")
+
+
+def test_a_rewritten_graph_that_does_not_fit_its_spec_is_refused(tmp_path: Path) -> None:
     make_checkpoint(tmp_path / "checkpoint")
-    edgebert.export(tmp_path / "checkpoint", tmp_path / "first.onnx", int8=True)
-    _convert(tmp_path / "first.onnx", tmp_path / "other.onnx")
-    with pytest.raises(UnsupportedModelError, match="int8 file of EdgeBERT.*export its checkpoint again"):
-        edgebert.export(tmp_path / "other.onnx", tmp_path / "ours.onnx")
+    edgebert.export(tmp_path / "checkpoint", tmp_path / "first.onnx", task="embedding:mean")
+    batch = edgebert.PackedBatch.from_lists([[1, 2, 3]])
+
+    def change(how: Any) -> Any:
+        model = onnx.load(tmp_path / "first.onnx")
+        how(model.graph)
+        onnx.save(model, tmp_path / "other.onnx")
+        return edgebert.load(tmp_path / "other.onnx", backend="onnxruntime")
+
+    def lose_output(graph: onnx.GraphProto) -> None:
+        del graph.output[1:]
+
+    def rename_input(graph: onnx.GraphProto) -> None:
+        for node in graph.node:
+            node.input[:] = ["ids" if name == "input_ids" else name for name in node.input]
+        graph.input[0].name = "ids"
+
+    def keep_outside(graph: onnx.GraphProto) -> None:
+        tensor = graph.initializer[0]
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        tensor.external_data.add(key="location", value="weights.bin")
+        graph.node[0].name = "another"
+
+    def swap_outputs(graph: onnx.GraphProto) -> None:
+        names = {graph.output[0].name: graph.output[1].name, graph.output[1].name: graph.output[0].name}
+        for node in graph.node:
+            node.input[:] = [names.get(name, name) for name in node.input]
+            node.output[:] = [names.get(name, name) for name in node.output]
+        del graph.output[0].type.tensor_type.shape.dim[:], graph.output[1].type.tensor_type.shape.dim[:]
+        graph.output[0].type.tensor_type.ClearField("shape")
+        graph.output[1].type.tensor_type.ClearField("shape")
+
+    def fix_length(graph: onnx.GraphProto) -> None:
+        for value in graph.input:
+            value.type.tensor_type.shape.dim[1].dim_value = 7
+
+    for how, message in (
+        (lose_output, "lacks the outputs.*sentence_embedding"),
+        (rename_input, "it takes .*ids"),
+        (keep_outside, "outside the file"),
+    ):
+        with pytest.raises(ModelFormatError, match=message):
+            change(how)
+    for how, message in ((swap_outputs, "is expected"), (fix_length, "cannot run it on 1 × 3 tokens")):
+        model = change(how)
+        with pytest.raises(ModelFormatError, match=message):
+            model.forward(batch)
 
 
 def test_inputs_are_told_by_what_they_look_up(tmp_path: Path) -> None:

@@ -61,7 +61,8 @@ def weight_tensors(spec: EncoderSpec) -> dict[str, TensorSpec]:
     `colsum` s32 [outputs] (sums of the codes over the inputs) and, where smoothed, `inv_smooth` f32 [inputs].
     A linear with no inputs (a pruned-away sub-block) keeps only its bias; one with no outputs is absent.
     An s8 table has one f32 `scale` a row. A position bias has a row a head, a column a distance, the farthest
-    before a token first; the tables of positions have a column a row of `spec.distances_per_row`.
+    before a token first; the tables of positions have a column a row of `spec.distances_per_row`. Of these the file of
+    an `is_weight_only` spec leaves out some: see `stored_tensors`.
     """
     tensors: dict[str, TensorSpec] = {}
     hidden, embedding = spec.hidden_size, spec.embedding_size
@@ -118,3 +119,13 @@ def weight_tensors(spec: EncoderSpec) -> dict[str, TensorSpec]:
                 tensors[f"{step.weights}.bias"] = ("f32", (step.width,))
             width = step.width
     return tensors
+
+
+def stored_tensors(spec: EncoderSpec) -> dict[str, TensorSpec]:
+    """Those of `weight_tensors` that the file holds.
+
+    A weight-only graph has no use for a `colsum`, and runtimes warn of initializers that no node reads: a reader sums
+    the codes itself.
+    """
+    tensors = weight_tensors(spec)
+    return {name: of for name, of in tensors.items() if not (spec.is_weight_only and name.endswith(".colsum"))}

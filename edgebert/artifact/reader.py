@@ -25,9 +25,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgebert.artifact.names import ONNX_DTYPES, weight_tensors
+from edgebert.artifact.names import ONNX_DTYPES, stored_tensors, weight_tensors
 from edgebert.artifact.spec import EncoderSpec
 from edgebert.errors import InvalidInputError, ModelFormatError, UnsupportedModelError
+from edgebert.quant import column_sums
 
 # dtype codes of names.py as NumPy types, little-endian as in the file
 DTYPES: dict[str, np.dtype[Any]] = {
@@ -45,6 +46,7 @@ MAX_DIMS = 8
 _OPSET = 17
 _REMEDY = "re-export the model with `edgebert export`"
 _FOREIGN = "make a file of EdgeBERT's from it with `edgebert export FILE.onnx -o NEW.onnx`"
+_AS_IT_STANDS = "the onnxruntime backend runs it as it stands; for the others "
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _NODE, _INITIALIZER, _INPUT, _OUTPUT = 1, 5, 11, 12  # fields of GraphProto
@@ -72,6 +74,12 @@ class Artifact:
     path: Path | None
     metadata: Mapping[str, str]
     _graph: memoryview
+    _change: str  # what shows before the graph's hash is computed that another tool wrote the file
+
+    @cached_property
+    def is_changed(self) -> bool:
+        """Whether the graph is another than at export: only a runtime of ONNX can still run it."""
+        return bool(self._change) or hash_graph(self._graph) != self.metadata["edgebert.graph_hash"]
 
     @cached_property
     def tensors(self) -> Mapping[str, NDArray[Any]]:
@@ -90,10 +98,26 @@ class Artifact:
             ModelFormatError: it was changed since export.
         """
         with told_of(self.path):
-            if hash_graph(self._graph) != self.metadata["edgebert.graph_hash"]:
+            if self.is_changed:
+                remedy = "export the checkpoint again" if self.spec.is_int8 else _FOREIGN
                 raise ModelFormatError(
-                    f"its graph was changed since export (the hash over its nodes differs): {_FOREIGN}"
+                    f"its graph was changed since export ({self._change or 'the hash over its nodes differs'}): "
+                    + _AS_IT_STANDS
+                    + remedy
                 )
+
+    def check_whole(self) -> None:
+        """Look for initializers that lie outside the file.
+
+        Raises:
+            ModelFormatError: there is one.
+        """
+        with told_of(self.path):
+            for number, value in _walk(self._graph, "graph"):
+                if number == _INITIALIZER and isinstance(value, memoryview):
+                    name = _tensor_name(value)
+                    for part, content in _walk(value, name):
+                        _refuse_outside(part, content, name)
 
 
 def read_artifact(
@@ -188,14 +212,16 @@ def _parse(data: memoryview, path: Path | None) -> Artifact:
             raise ModelFormatError(f"empty: {_REMEDY}")
         if data[: len(LFS_POINTER)] == LFS_POINTER:
             raise ModelFormatError(LFS_ADVICE)
-        graph, metadata, opsets = _model_parts(data)
+        graph, metadata, opsets, has_functions = _model_parts(data)
         if graph is None:
             raise ModelFormatError(f"not an ONNX model (it has no graph): {_REMEDY}")
         if "edgebert.spec" not in metadata or "edgebert.graph_hash" not in metadata:
             raise ModelFormatError(f"an ONNX model that EdgeBERT did not write: {_FOREIGN}")
         spec = EncoderSpec.from_json(metadata["edgebert.spec"])
-        if opsets != [("", _OPSET)]:
-            raise ModelFormatError(f"changed since export (operator sets {opsets}, not {_OPSET}): {_FOREIGN}")
+        found = ", ".join(f"{domain or 'ai.onnx'} {version}" for domain, version in opsets)
+        change = (
+            "" if opsets == [("", _OPSET)] else f"operator sets {found[:200] or 'none'}, not ai.onnx {_OPSET} alone"
+        )
         return Artifact(
             spec=spec,
             tokenizer_json=metadata.get("edgebert.tokenizer"),
@@ -205,14 +231,16 @@ def _parse(data: memoryview, path: Path | None) -> Artifact:
             path=path,
             metadata=metadata,
             _graph=graph,
+            _change=change or "it defines functions" * has_functions,
         )
 
 
-def _model_parts(data: memoryview) -> tuple[memoryview | None, dict[str, str], list[tuple[str, int]]]:
-    """(graph, metadata, operator sets) of a ModelProto."""
+def _model_parts(data: memoryview) -> tuple[memoryview | None, dict[str, str], list[tuple[str, int]], bool]:
+    """(graph, metadata, operator sets, whether it defines functions) of a ModelProto."""
     graph: memoryview | None = None
     metadata: dict[str, str] = {}
     opsets: list[tuple[str, int]] = []
+    has_functions = False
     for number, value in _walk(data, "model"):
         if number == 7 and isinstance(value, memoryview):
             if graph is not None:
@@ -230,8 +258,8 @@ def _model_parts(data: memoryview) -> tuple[memoryview | None, dict[str, str], l
                 raise ModelFormatError(f"metadata {name!r} appears twice: {_REMEDY}")
             metadata[name] = entry
         elif number == 25:
-            raise ModelFormatError(f"it defines functions, EdgeBERT's files have none: {_FOREIGN}")
-    return graph, metadata, opsets
+            has_functions = True
+    return graph, metadata, opsets, has_functions
 
 
 def read_entry(entry: memoryview) -> tuple[str, str]:
@@ -249,7 +277,7 @@ def read_entry(entry: memoryview) -> tuple[str, str]:
 
 
 def _read_tensors(graph: memoryview, spec: EncoderSpec) -> dict[str, NDArray[Any]]:
-    expected = weight_tensors(spec)
+    expected = stored_tensors(spec)
     tensors: dict[str, NDArray[Any]] = {}
     for number, value in _walk(graph, "graph"):
         if number != _INITIALIZER or not isinstance(value, memoryview):
@@ -264,7 +292,13 @@ def _read_tensors(graph: memoryview, spec: EncoderSpec) -> dict[str, NDArray[Any
         tensors[name] = _read_tensor(value, name, *expected[name])
     if missing := [name for name in expected if name not in tensors]:
         raise ModelFormatError(f"{len(missing)} weights are missing, the first is {missing[0]}: {_REMEDY}")
-    return {name: tensors[name] for name in expected}
+    names = weight_tensors(spec)
+    for name in names.keys() - expected.keys():
+        weight = tensors.get(name.replace(".colsum", ".weight"))
+        sums = column_sums(tensors["embeddings.word.weight"].T if weight is None else weight)  # the decoder has no own
+        sums.flags.writeable = False
+        tensors[name] = sums
+    return {name: tensors[name] for name in names}
 
 
 def _read_tensor(tensor: memoryview, name: str, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
@@ -280,8 +314,7 @@ def _read_tensor(tensor: memoryview, name: str, dtype: str, shape: tuple[int, ..
             data_type = value
         elif number == 9 and isinstance(value, memoryview):
             raw = value
-        elif number == 13 or (number == 14 and value != 0):
-            raise ModelFormatError(f"tensor {name} lies outside the file, EdgeBERT's files are whole: {_REMEDY}")
+        _refuse_outside(number, value, name)
     if data_type != ONNX_DTYPES[dtype] or tuple(dims) != shape:
         raise ModelFormatError(
             f"tensor {name}: expected {dtype} {list(shape)}, got data type {data_type} {dims[:MAX_DIMS]}: {_REMEDY}"
@@ -293,6 +326,12 @@ def _read_tensor(tensor: memoryview, name: str, dtype: str, shape: tuple[int, ..
     values = np.frombuffer(raw, DTYPES[dtype]).reshape(shape)
     values.flags.writeable = False
     return values
+
+
+def _refuse_outside(number: int, value: int | memoryview, name: str) -> None:
+    """Of a field of a TensorProto: external_data and data_location."""
+    if number == 13 or (number == 14 and value != 0):
+        raise ModelFormatError(f"tensor {name[:80]} lies outside the file, EdgeBERT's files are whole: {_REMEDY}")
 
 
 def _tensor_name(tensor: memoryview) -> str:

@@ -146,6 +146,7 @@ class EncoderSpec:
     problem_type: str = "single_label_classification"
     rank_function: str | None = None  # what makes a cross-encoder's logits scores; None: its checkpoint does not say
     portable: bool = False  # int8 weights kept in +-63
+    is_weight_only: bool = False  # the graph multiplies in f32, by its s8 weights dequantized; engines compute int8
     pad_token_id: int = 0
     mask_token: str | None = None  # what stands for a token to be filled in; None: [MASK] or <mask>
     prompts: dict[str, str] = field(default_factory=dict)
@@ -348,6 +349,7 @@ class EncoderSpec:
             "has_padding_position",
             "normalize",
             "portable",
+            "is_weight_only",
             "is_gated",
             "is_pre_norm",
             "has_position_table",
@@ -355,6 +357,10 @@ class EncoderSpec:
         ):
             if not isinstance(getattr(self, name), bool):
                 raise ModelFormatError(f"edgebert.spec: {name} must be true or false, got {getattr(self, name)!r}")
+        if self.is_weight_only and self.attention_dtype != "f32":
+            raise ModelFormatError(
+                "edgebert.spec: is_weight_only has attention in f32: both of its factors are activations"
+            )
         if not isinstance(self.prompts, dict) or not all(isinstance(prompt, str) for prompt in self.prompts.values()):
             raise ModelFormatError(f"edgebert.spec: prompts must be an object of strings, got {self.prompts!r:.100}")
         if self.mask_token is not None and not isinstance(self.mask_token, str):

@@ -3,6 +3,7 @@
 Hidden states are 2-D, [tokens, width] with tokens = batch * sequence, so that an int8 linear has one scale and one zero
 point a row. An int8 linear is spelled out in the order of `edgebert.quant`, one node per IEEE operation, so that a
 runtime's codes are those of the contract. Weights keep their canonical names; the graph's own constants are `const.*`.
+In a weight-only graph the same weights are dequantized and multiplied in f32.
 """
 
 from __future__ import annotations
@@ -15,7 +16,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgebert.artifact.names import ONNX_DTYPES, linear_name, position_bias_name, position_table_names, weight_tensors
+from edgebert.artifact.names import (
+    ONNX_DTYPES,
+    linear_name,
+    position_bias_name,
+    position_table_names,
+    stored_tensors,
+    weight_tensors,
+)
 from edgebert.artifact.reader import DTYPES, hash_graph
 from edgebert.artifact.spec import EncoderSpec, Head, Step, rotary_frequencies
 from edgebert.errors import ModelFormatError, UnsupportedModelError
@@ -51,7 +59,7 @@ def build_model(spec: EncoderSpec, tensors: Mapping[str, NDArray[Any]], metadata
     _build_encoder(graph, spec)
     inputs = ["input_ids", "attention_mask"] + ["token_type_ids"] * spec.has_token_types
     ids_shape = ["batch", "sequence"]
-    initializers = [_tensor_proto(name, tensors[name]) for name in weight_tensors(spec)]
+    initializers = [_tensor_proto(name, tensors[name]) for name in stored_tensors(spec)]
     initializers += [_tensor_proto(name, value) for name, value in graph.constants.items()]
     proto = helper.make_graph(
         graph.nodes,
@@ -329,7 +337,7 @@ def _build_layer(
         if layer.dtype(name) == "f32":
             return _linear(g, values, g.scope)
         inv_smooth = f"{g.scope}.inv_smooth" if name in layer.smoothed else None
-        return _linear_s8(g, _quantize_rows(g, values, inv_smooth), g.scope)
+        return _linear_int8(g, spec, values, g.scope, inv_smooth)
 
     def norm(values: str, name: str) -> str:
         g.scope = f"layer.{i}.{name}"
@@ -458,19 +466,32 @@ def _quantize_rows(g: _Graph, x: str, inv_smooth: str | None) -> tuple[str, str,
     return codes, a_scale, zn
 
 
-def _linear_s8(
+def _linear_int8(
     g: _Graph,
-    rows: tuple[str, str, str],
+    spec: EncoderSpec,
+    x: str,
     prefix: str,
+    inv_smooth: str | None,
     weight: str | None = None,
     scale: str | None = None,
 ) -> str:
+    """A linear with an s8 weight: in int8, or in f32 after its dequantization."""
+    weight, scale = weight or f"{prefix}.weight", scale or f"{prefix}.scale"
+    if not spec.is_weight_only:
+        return _linear_s8(g, _quantize_rows(g, x, inv_smooth), prefix, weight, scale)
+    if inv_smooth:
+        x = g.add("Mul", x, inv_smooth)
+    product = g.add("MatMul", x, g.add("DequantizeLinear", weight, scale, axis=1))
+    return g.add("Add", product, f"{prefix}.bias")
+
+
+def _linear_s8(g: _Graph, rows: tuple[str, str, str], prefix: str, weight: str, scale: str) -> str:
     """`quant.linear_u8s8_f32` in nodes: the s32 sums made exact for the zero point, then scaled, then the bias."""
     codes, a_scale, zn = rows
-    sums = g.add("MatMulInteger", codes, weight or f"{prefix}.weight")
+    sums = g.add("MatMulInteger", codes, weight)
     correction = g.add("Mul", g.add("Cast", zn, to=ONNX_DTYPES["s32"]), f"{prefix}.colsum")
     y = g.add("Cast", g.add("Add", sums, correction), to=ONNX_DTYPES["f32"])
-    y = g.add("Mul", g.add("Mul", y, scale or f"{prefix}.scale"), a_scale)
+    y = g.add("Mul", g.add("Mul", y, scale), a_scale)
     return g.add("Add", y, f"{prefix}.bias")
 
 
@@ -517,8 +538,7 @@ def _build_heads(g: _Graph, spec: EncoderSpec, x: str, mask: str, ids_shape: str
         if step.op == "decoder":
             decoder = g.add("Transpose", "embeddings.word.weight", perm=[1, 0])
             if spec.embedding_dtype == "s8":
-                codes = _quantize_rows(g, rows, None)
-                return _linear_s8(g, codes, step.weights, decoder, "embeddings.word.scale")
+                return _linear_int8(g, spec, rows, step.weights, None, decoder, "embeddings.word.scale")
             return g.add("Add", g.add("MatMul", rows, decoder), f"{step.weights}.bias")
         if step.op == "normalize":
             norm = g.add("ReduceL2", rows, axes=[1], keepdims=1)

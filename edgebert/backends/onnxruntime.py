@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from edgebert.artifact.reader import Artifact
+import numpy as np
+from numpy.typing import NDArray
+
+from edgebert.artifact.reader import Artifact, told_of
 from edgebert.artifact.spec import EncoderSpec
 from edgebert.backends.base import Backend, Outputs
 from edgebert.backends.cpus import cpu_flags, usable_cpus
@@ -15,6 +19,7 @@ from edgebert.errors import BackendUnavailableError, ModelFormatError
 
 _INSTALL = "install edgebert[ort], or edgebert[ort-gpu] for a GPU; never both"
 _CUDA = "CUDAExecutionProvider"
+_AGAIN = "export the checkpoint again with `edgebert export`"
 
 
 class OnnxRuntimeBackend(Backend):
@@ -22,21 +27,46 @@ class OnnxRuntimeBackend(Backend):
 
     name = "onnxruntime"
 
-    def __init__(self, session: Any, spec: EncoderSpec, device: str, detail: str) -> None:
+    def __init__(
+        self, session: Any, spec: EncoderSpec, device: str, detail: str, path: Path | None, is_changed: bool
+    ) -> None:
         self.spec = spec
         self.device = device
         self.detail = detail
         self._session = session
         self._inputs = {value.name for value in session.get_inputs()}
+        self._path = path
+        self._is_changed = is_changed
 
     def _run(self, batch: PackedBatch, outputs: Sequence[str]) -> Outputs:
         ids, mask, types = batch.pad(self.spec.pad_token_id)
         feed = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
-        values = self._session.run(list(outputs), {name: feed[name] for name in feed if name in self._inputs})
+        feed = {name: array for name, array in feed.items() if name in self._inputs}
+        values = self._run_changed(feed, outputs) if self._is_changed else self._session.run(list(outputs), feed)
         return {
             name: unpad(value, mask) if self.spec.output_width(name)[0] else value
             for name, value in zip(outputs, values, strict=True)
         }
+
+    def _run_changed(self, feed: dict[str, NDArray[np.int64]], outputs: Sequence[str]) -> list[NDArray[np.float32]]:
+        """What a graph that somebody rewrote gives, which may be anything."""
+        try:
+            values = self._session.run(list(outputs), feed)
+        except Exception as error:  # its exception classes share no other base
+            raise ModelFormatError(
+                f"{self._path or 'the model'}: its graph was changed since export, and ONNX Runtime cannot run it on "
+                f"{' × '.join(map(str, feed['input_ids'].shape))} tokens ({error}): {_AGAIN}"
+            ) from error
+        shape = feed["input_ids"].shape
+        for name, value in zip(outputs, values, strict=True):
+            per_token, width = self.spec.output_width(name)
+            expected = (shape if per_token else shape[:1]) + ((width,) if width else ())
+            if value.shape != expected or value.dtype != np.float32:
+                raise ModelFormatError(
+                    f"{self._path or 'the model'}: its graph was changed since export, output {name} is {value.dtype} "
+                    f"{list(value.shape)} where float32 {list(expected)} is expected: {_AGAIN}"
+                )
+        return list(values)
 
 
 def unavailable_reason(device: str = "cpu") -> str | None:
@@ -55,7 +85,7 @@ def unavailable_reason(device: str = "cpu") -> str | None:
 def load(artifact: Artifact, device: str = "cpu", threads: int | None = None) -> Backend:
     """Create a session on exactly the device asked for.
 
-    The graph hash is not verified here: a file whose graph was changed on purpose still runs, and only here.
+    A file whose graph another tool rewrote still runs, and only here: its metadata say what goes in and comes out.
 
     Raises:
         ModelFormatError: ONNX Runtime refuses the file, or it is not one that EdgeBERT wrote.
@@ -66,7 +96,10 @@ def load(artifact: Artifact, device: str = "cpu", threads: int | None = None) ->
         raise BackendUnavailableError(f"backend onnxruntime is not available: {reason}")
     import onnxruntime
 
-    _ = artifact.tensors  # its weights are checked
+    if artifact.is_changed:
+        artifact.check_whole()
+    else:
+        _ = artifact.tensors  # its weights are checked
     threads = threads or usable_cpus()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
@@ -99,7 +132,25 @@ def load(artifact: Artifact, device: str = "cpu", threads: int | None = None) ->
             "check the GPU, its driver and the CUDA version that this onnxruntime-gpu needs"
         )
     detail = f"onnxruntime {onnxruntime.__version__}, {provider}, {threads} thread{'s' if threads > 1 else ''}"
-    return OnnxRuntimeBackend(session, artifact.spec, device, detail)
+    if artifact.is_changed:
+        detail += ", a graph changed since export"
+        with told_of(artifact.path):
+            _check_interface(session, artifact.spec)
+    return OnnxRuntimeBackend(session, artifact.spec, device, detail, artifact.path, artifact.is_changed)
+
+
+def _check_interface(session: Any, spec: EncoderSpec) -> None:
+    """Whether a rewritten graph still has the inputs and outputs that its spec speaks of."""
+    inputs = {value.name: value.type for value in session.get_inputs()}
+    expected = dict.fromkeys(
+        ("input_ids", "attention_mask", *["token_type_ids"] * spec.has_token_types), "tensor(int64)"
+    )
+    missing = set(spec.outputs) - {value.name for value in session.get_outputs()}
+    if "input_ids" not in inputs or not inputs.items() <= expected.items() or missing:
+        raise ModelFormatError(
+            f"its graph was changed since export: it takes {inputs} where {', '.join(expected)} in int64 is expected, "
+            f"and lacks the outputs {sorted(missing)}: {_AGAIN}"
+        )
 
 
 def _saturates_u8s8() -> bool:

@@ -17,6 +17,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--int8", action="store_true", help="int8 weights and activations")
     parser.add_argument("--portable", action="store_true", help="int8 weights in +-63, for x86 CPUs without VNNI")
     parser.add_argument("--int8-attention", action="store_true", help="attention in int8 too, for long texts")
+    parser.add_argument(
+        "--int8-weights", action="store_true", help="int8 weights, float activations in the graph, for other runtimes"
+    )
+    parser.add_argument("--single-text", action="store_true", help="no token types in the graph, for converters")
     parser.add_argument("--calibrate", metavar="FILE", help="calibration texts, one a line (default: built in)")
     parser.add_argument("--task", help="the head to export (default: what the checkpoint says)")
     parser.add_argument("--family", help="the model family (default: what the checkpoint says)")
@@ -35,6 +39,8 @@ def main(args: argparse.Namespace) -> None:
         int8=args.int8,
         portable=args.portable,
         int8_attention=args.int8_attention,
+        int8_weights=args.int8_weights,
+        single_text=args.single_text,
         calibrate=args.calibrate,
         task=args.task,
         family=args.family,

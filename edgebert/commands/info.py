@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgebert.printing import print_report
+
+if TYPE_CHECKING:
+    from edgebert.artifact.spec import EncoderSpec
 
 HELP = "print what a model file is"
 
@@ -23,20 +26,28 @@ def main(args: argparse.Namespace) -> None:
 
     path = find_model_file(args.file)
     try:
-        artifact = read_artifact(path)
+        artifact = read_artifact(path, verify=False)
+        if not artifact.is_changed:
+            _ = artifact.tensors  # its weights are checked
     except ModelFormatError:
         print_report(describe(path) or {})
         raise
     spec = artifact.spec
+    graph = _graph_form(spec)
+    if artifact.is_changed:
+        found = describe(path)
+        graph = f"{found['graph']}, operator sets {found['operator sets']}" if found else "as another tool left it"
     heads, widths = ({getattr(layer, name) for layer in spec.layers} for name in ("num_heads", "intermediate_size"))
     num_layers = len(spec.layer_order)
     shared = f" (with the weights of {spec.num_layers})" if num_layers > spec.num_layers else ""
     fields: dict[str, Any] = {
-        "file": f"{path}, {path.stat().st_size / 1e6:.1f} MB, graph verified",
+        "file": f"{path}, {path.stat().st_size / 1e6:.1f} MB, graph "
+        + ("changed since export: only the onnxruntime backend runs it" if artifact.is_changed else "verified"),
         "task": spec.task,
         "family": spec.family,
         "outputs": ", ".join(spec.outputs),
         "weights": ("int8" + (" (portable)" if spec.portable else "")) if spec.is_int8 else "fp32",
+        "graph": graph,
         "attention": "int8" if spec.attention_dtype == "s8" else spec.attention_dtype,
         "sizes": f"{num_layers} layers{shared}, hidden_size {spec.hidden_size}, num_heads {_span(heads)}, "
         f"intermediate_size {_span(widths)}, vocab_size {spec.vocab_size}",
@@ -56,6 +67,17 @@ def main(args: argparse.Namespace) -> None:
     if artifact.report:
         print("export report:")
         print_report(artifact.report, indent="  ")
+    artifact.check_graph()
+
+
+def _graph_form(spec: EncoderSpec) -> str:
+    if not spec.is_int8:
+        return "f32, for any runtime of ONNX"
+    if not spec.is_weight_only:
+        return "integer products (MatMulInteger), for ONNX Runtime, also on the web"
+    return (
+        "f32, of weights that it dequantizes, for OpenVINO, MNN, tract and others; EdgeBERT's backends compute in int8"
+    )
 
 
 def _span(values: set[int]) -> str:

@@ -8,6 +8,7 @@ import json
 import os
 import tempfile
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from edgebert.batch import PackedBatch
 from edgebert.checkpoints.loading import Checkpoint, load_checkpoint
 from edgebert.checkpoints.onnx_loading import find_onnx, load_onnx
 from edgebert.checkpoints.with_transformers import has_transformers
-from edgebert.errors import InvalidInputError, ModelFormatError, require
+from edgebert.errors import InvalidInputError, ModelFormatError, UnsupportedModelError, require
 from edgebert.exporting.check import check, check_tokenizer, compare_fp32, encode_probe, probe_batch
 from edgebert.exporting.folder import write_folder
 from edgebert.exporting.quantize import quantize
@@ -45,6 +46,8 @@ def export(
     int8: bool = False,
     portable: bool = False,
     int8_attention: bool = False,
+    int8_weights: bool = False,
+    single_text: bool = False,
     calibrate: str | os.PathLike[str] | None = None,
     task: str | None = None,
     family: str | None = None,
@@ -62,6 +65,11 @@ def export(
         portable: with int8, weights in ±63: right also where a runtime adds u8*s8 products in 16 bits.
         int8_attention: with int8, also attention's two products in int8: faster on long texts, at a small cost in
             accuracy there. Not with portable.
+        int8_weights: int8, and the graph dequantizes its weights and multiplies in f32: for runtimes that cannot
+            multiply integers, or not fast. EdgeBERT's own backends give the bits of an `int8` file. Not with portable
+            or int8_attention.
+        single_text: the graph does not take token types, every token is of the first: for converters that try a graph
+            on ids of their own making. Not for heads that read pairs.
         calibrate: with int8, a file with one text a line; None takes the built-in sentences.
         task: one of spec.TASKS; None takes what the checkpoint says.
         family: one of families.FAMILY_TABLES; None takes what the checkpoint says.
@@ -76,6 +84,7 @@ def export(
         InvalidInputError: the output cannot be written, or the calibration file cannot be used.
         BackendUnavailableError: a package that export needs is not installed.
     """
+    int8 = int8 or int8_weights
     if (portable or int8_attention or calibrate is not None) and not int8:
         raise InvalidInputError("portable, int8-attention and calibrate belong to int8: add --int8, or leave them out")
     texts = read_texts(Path(calibrate)) if calibrate is not None else None
@@ -93,6 +102,8 @@ def export(
         checkpoint = load_checkpoint(source if isinstance(source, str) else Path(source), task, family)
         if importlib.util.find_spec("torch") and has_transformers():
             reference = pytorch_reference(run_transformers)
+    if single_text:
+        checkpoint = drop_token_types(checkpoint)
     if checkpoint.tokenizer_json is None:
         warn(f"{source} has no tokenizer: the file will take token ids; for texts, save the tokenizer there too")
     return export_checkpoint(
@@ -101,6 +112,7 @@ def export(
         int8=int8,
         portable=portable,
         int8_attention=int8_attention,
+        int8_weights=int8_weights,
         texts=texts,
         reference=reference,
         checks_text=True,
@@ -114,6 +126,7 @@ def export_checkpoint(
     int8: bool = False,
     portable: bool = False,
     int8_attention: bool = False,
+    int8_weights: bool = False,
     texts: Sequence[Text] | None = None,
     keep_f32: Collection[str] = (),
     reference: Reference | None = None,
@@ -123,7 +136,7 @@ def export_checkpoint(
 
     Args:
         checkpoint: f32.
-        output, int8, portable, int8_attention: as of `export`.
+        output, int8, portable, int8_attention, int8_weights: as of `export`.
         texts: with int8, texts or pairs to calibrate on; None takes the built-in sentences.
         keep_f32: with int8, linears that stay f32, by canonical name.
         reference: what the checkpoint itself gives; the oracle must agree with it.
@@ -138,6 +151,10 @@ def export_checkpoint(
     require("export", "onnx", "tokenizers")
     if portable and int8_attention:
         raise InvalidInputError("attention's codes cannot be portable: leave out --portable or --int8-attention")
+    if int8_weights and (portable or int8_attention):
+        raise InvalidInputError(
+            "a graph with int8 weights alone has no integer product: leave out --portable and --int8-attention"
+        )
     target = Path(os.path.abspath(output))
     _check_target(target)
     spec, tensors, quantization = checkpoint.spec, checkpoint.tensors, None
@@ -149,7 +166,7 @@ def export_checkpoint(
     outputs = NumpyBackend(spec, tensors).run(batch, spec.outputs)
     fp32 = {} if reference is None else {reference.name: reference.run(checkpoint, batch)}
     conversion = compare_fp32(spec, {"numpy": outputs, **fp32})
-    if int8:
+    if int8 or int8_weights:
         fp32 = {"numpy": outputs}
         spec = spec.replace(attention_dtype="s8" if int8_attention else "f32")
         spec, tensors, quantization = quantize(
@@ -160,6 +177,7 @@ def export_checkpoint(
             keep_f32=keep_f32,
             smooth=checkpoint.smooth or None,
         )
+        spec = spec.replace(is_weight_only=int8_weights)
         outputs = NumpyBackend(spec, tensors).run(batch, spec.outputs)
     metadata = {"edgebert.probe": encode_probe(batch, outputs, spec)}
     if checkpoint.tokenizer_json is not None:
@@ -187,6 +205,24 @@ def export_checkpoint(
             write_folder(folder, path, spec, tensors, checkpoint)
             _move_folder(folder, target)
     return report
+
+
+def drop_token_types(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint with the first token type alone, which is then no input.
+
+    Raises:
+        UnsupportedModelError: its head reads pairs, whose texts the types tell apart.
+    """
+    spec = checkpoint.spec
+    if not spec.has_token_types:
+        return checkpoint
+    if spec.task in ("question-answering", "next-sentence", "pretraining") or spec.rank_function is not None:
+        raise UnsupportedModelError(
+            f"this {spec.task} head reads pairs, and token types tell their texts apart: leave out --single-text"
+        )
+    table = "embeddings.token_type.weight"
+    tensors = checkpoint.tensors | {table: checkpoint.tensors[table][:1]}
+    return replace(checkpoint, spec=spec.replace(num_token_types=1), tensors=tensors)
 
 
 def _find_tokens_without_row(checkpoint: Checkpoint) -> list[str]:
@@ -268,7 +304,10 @@ def _scratch_folder(target: Path) -> Iterator[Path]:
 
 
 def _move_folder(folder: Path, target: Path) -> None:
-    """Put `folder` in place: renamed as a whole, or file by file over an earlier export, the model last."""
+    """Put `folder` in place: renamed as a whole, or file by file over an earlier export, the model last.
+
+    An earlier model that has no successor of its name goes.
+    """
     if not target.exists() or not any(target.iterdir()):
         os.replace(folder, target)
         return
@@ -277,3 +316,6 @@ def _move_folder(folder: Path, target: Path) -> None:
         destination = target / path.relative_to(folder)
         destination.parent.mkdir(parents=True, exist_ok=True)
         os.replace(path, destination)
+    moved = {path.relative_to(folder) for path in files}
+    for name in {Path("onnx/model.onnx"), Path("onnx/model_quantized.onnx")} - moved:
+        (target / name).unlink(missing_ok=True)

@@ -46,7 +46,10 @@ _DENSE_ACTIVATIONS = {
 def write_folder(
     folder: Path, model: Path, spec: EncoderSpec, tensors: Mapping[str, NDArray[Any]], checkpoint: Checkpoint
 ) -> None:
-    """Create `folder` around the file `model`, which becomes both `model.onnx` and `onnx/model.onnx`.
+    """Create `folder` around the file `model`, which becomes `model.onnx` and, for transformers.js, one of `onnx/`.
+
+    There an int8 file is `model_quantized.onnx`, what transformers.js takes by default in a browser; Optimum, which
+    takes `model.onnx` wherever it lies, then sees only one. config.json tells transformers.js the same everywhere.
 
     Args:
         folder: where to write; must not exist.
@@ -58,10 +61,11 @@ def write_folder(
     folder.mkdir()
     (folder / "onnx").mkdir()
     os.replace(model, folder / "model.onnx")
+    second = folder / "onnx" / ("model_quantized.onnx" if spec.is_int8 else "model.onnx")
     try:
-        os.link(folder / "model.onnx", folder / "onnx" / "model.onnx")
+        os.link(folder / "model.onnx", second)
     except OSError:  # a file system without hard links
-        shutil.copyfile(folder / "model.onnx", folder / "onnx" / "model.onnx")
+        shutil.copyfile(folder / "model.onnx", second)
     _write_json(folder / "config.json", _model_config(spec, checkpoint.config))
     if checkpoint.tokenizer_json is not None:
         (folder / "tokenizer.json").write_text(checkpoint.tokenizer_json, encoding="utf-8")
@@ -86,6 +90,7 @@ def _model_config(spec: EncoderSpec, source: dict[str, Any]) -> dict[str, Any]:
         "model_type": spec.family,
         "architectures": [FAMILY_TABLES[spec.family].class_prefix + suffix],
         "pad_token_id": spec.pad_token_id,
+        "transformers.js_config": {"dtype": "q8" if spec.is_int8 else "fp32"},
     }
     if spec.task in ("text-classification", "token-classification"):
         config["id2label"] = {str(i): label for i, label in enumerate(spec.labels)}

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgebert import quant
-from edgebert.artifact.names import LINEAR_NAMES, linear_name
+from edgebert.artifact.names import LINEAR_NAMES, linear_name, weight_tensors
 from edgebert.artifact.spec import LINEARS, EncoderSpec
 from edgebert.backends import numpy_ops
 from edgebert.backends.encoder_loop import Capture, Tensors, embed, run_layer
@@ -110,6 +110,34 @@ def quantize(
             hidden_states = _run_layer(spec, new, i, batches, hidden_states)
     report = {"calibration_tokens": sum(batch.total_tokens for batch in batches), "linears": linears}
     return spec, new, report
+
+
+def dequantize(spec: EncoderSpec, tensors: Mapping[str, Array]) -> tuple[EncoderSpec, dict[str, Array]]:
+    """The f32 model that an int8 model's weights stand for: what its weight-only graph computes.
+
+    Args:
+        spec: of an int8 model.
+        tensors: its canonical tensors.
+
+    Returns:
+        (spec, canonical f32 tensors).
+    """
+    new = dict(tensors)
+    for name in [name for name in tensors if name.endswith(".scale")]:
+        prefix = name.removesuffix(".scale")
+        scale = tensors[name][:, None] if prefix.startswith("embeddings.") else tensors[name]
+        weight = tensors[f"{prefix}.weight"] * scale
+        inv_smooth = tensors.get(f"{prefix}.inv_smooth")
+        new[f"{prefix}.weight"] = weight if inv_smooth is None else weight * inv_smooth[:, None]
+    dtypes: dict[str, Any] = dict.fromkeys(LINEARS, "f32")
+    spec = spec.replace(
+        embedding_dtype="f32",
+        attention_dtype="f32",
+        portable=False,
+        is_weight_only=False,
+        layers=tuple(replace(layer, smoothed=(), **dtypes) for layer in spec.layers),
+    )
+    return spec, {name: new[name] for name in weight_tensors(spec)}
 
 
 def settle_smoothing(

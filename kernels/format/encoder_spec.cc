@@ -325,6 +325,8 @@ EncoderSpec parse_encoder_spec(std::string_view json) {
   spec.text.problem_type = static_cast<TextSpec::ProblemType>(members.take_choice(
       "problem_type", {"single_label_classification", "multi_label_classification", "regression"}, 0));
   members.take_bool("portable");
+  spec.is_weight_only = members.take_bool("is_weight_only");
+  if (spec.is_weight_only && spec.is_attention_s8) fail("is_weight_only has attention in f32");
 
   spec.layer_norm_eps = static_cast<float>(members.take_number("layer_norm_eps", 0, 1, 1e-12));
 

@@ -89,6 +89,7 @@ struct EncoderSpec {
   bool has_position_table = true;
   bool is_embedding_s8 = false;
   bool is_attention_s8 = false;
+  bool is_weight_only = false;  // the file's graph multiplies in f32, so that the file has no colsum
   std::vector<LayerSpec> layers;
   std::vector<Head> heads;
   TextSpec text;

@@ -42,7 +42,9 @@ T load(const TensorView& tensor, size_t index) {
 // Walks the list of names.py, checking each tensor as it comes.
 class Checker {
  public:
-  Checker(const EncoderSpec& spec, const Tensors& tensors) : spec_(spec), tensors_(tensors) {}
+  // Adds to both what the file leaves out.
+  Checker(const EncoderSpec& spec, Tensors* tensors, std::vector<std::vector<int32_t>>* sums)
+      : spec_(spec), tensors_(*tensors), sums_(*sums) {}
 
   // Number of tensors that the spec calls for.
   size_t check_all() {
@@ -102,7 +104,15 @@ class Checker {
     }
   }
 
-  void check_colsum(const std::string& name, const std::vector<int32_t>& sums) {
+  void check_colsum(const std::string& name, std::vector<int32_t> sums) {
+    if (spec_.is_weight_only) {
+      const auto bytes = reinterpret_cast<const uint8_t*>(sums.data());
+      const TensorView view{bytes, DType::kS32, {static_cast<int64_t>(sums.size())}, sums.size() * sizeof(int32_t)};
+      sums_.push_back(std::move(sums));  // its elements stay where they are
+      if (!tensors_.emplace(name, view).second) fail("tensor " + name + " is not of a weight-only file");
+      ++num_checked_;
+      return;
+    }
     const TensorView& tensor = check(name, DType::kS32, {static_cast<int64_t>(sums.size())});
     if (std::memcmp(tensor.data, sums.data(), tensor.num_bytes) != 0)
       fail("tensor " + name + " are not the weight's sums");
@@ -155,7 +165,7 @@ class Checker {
         for (int k = 0; k < inputs; ++k) {
           for (int n = 0; n < outputs; ++n) sums[n] += static_cast<int8_t>(*byte++);
         }
-        check_colsum(name + ".colsum", sums);
+        check_colsum(name + ".colsum", std::move(sums));
       }
       if (linear.is_smoothed) check_finite(name + ".inv_smooth", inputs);
     }
@@ -172,18 +182,19 @@ class Checker {
     for (int32_t& sum : sums) {
       for (int k = 0; k < spec_.embedding_size; ++k) sum += static_cast<int8_t>(*byte++);
     }
-    check_colsum(name + ".colsum", sums);
+    check_colsum(name + ".colsum", std::move(sums));
   }
 
   const EncoderSpec& spec_;
-  const Tensors& tensors_;
+  Tensors& tensors_;
+  std::vector<std::vector<int32_t>>& sums_;
   size_t num_checked_ = 0;
 };
 
 }  // namespace
 
 EncoderWeights::EncoderWeights(const EncoderSpec& spec, Tensors tensors) : tensors_(std::move(tensors)) {
-  const size_t expected = Checker(spec, tensors_).check_all();
+  const size_t expected = Checker(spec, &tensors_, &sums_).check_all();
   if (tensors_.size() != expected) {
     fail("the file holds " + std::to_string(tensors_.size()) + " weights, its spec calls for " +
          std::to_string(expected));

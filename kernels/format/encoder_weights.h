@@ -1,4 +1,5 @@
-// EncoderWeights: views of a model file's tensors by canonical name, each checked against the spec.
+// EncoderWeights: views of a model file's tensors by canonical name, each checked against the spec, and of what is
+// computed from them.
 // The Python twin of the list of names and shapes is edgebert/artifact/names.py.
 #pragma once
 
@@ -27,8 +28,9 @@ struct TensorView {
 class EncoderWeights {
  public:
   // Checks that `tensors` holds exactly the weights that names.py lists for `spec`, each with the right dtype,
-  // shape and byte count; throws Error(EB_MODEL_FORMAT) otherwise.
+  // shape and byte count; throws Error(EB_MODEL_FORMAT) otherwise. Sums that the file leaves out are added.
   EncoderWeights(const EncoderSpec& spec, std::unordered_map<std::string, TensorView> tensors);
+  EncoderWeights(EncoderWeights&&) = default;  // a copy's views would be of the original's sums
 
   // nullptr if the spec has no such tensor.
   const TensorView* find(const std::string& name) const {
@@ -38,6 +40,7 @@ class EncoderWeights {
 
  private:
   std::unordered_map<std::string, TensorView> tensors_;
+  std::vector<std::vector<int32_t>> sums_;  // of a weight-only file's codes
 };
 
 }  // namespace edgebert

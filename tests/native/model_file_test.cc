@@ -190,6 +190,28 @@ void test_sound_file() {
   }
 }
 
+// Its sums are computed, wherever the views of them go.
+void test_weight_only_file() {
+  Parts parts;
+  parts.spec = replaced(parts.spec, "\"prompts\"", "\"is_weight_only\":true,\"prompts\"");
+  expect_refused(parts, "is not of a weight-only file");
+  parts.tensors.erase("layer.0.ffn.up.colsum");
+  expect_refused(parts, "mlm.colsum is not of a weight-only file");
+  parts.tensors.erase("mlm.colsum");
+  const std::string bytes = parts.build();
+  ModelFile first = read_model_file(bytes);
+  const ModelFile file = std::move(first);
+  const TensorView *up = file.weights.find("layer.0.ffn.up.colsum"), *words = file.weights.find("mlm.colsum");
+  CHECK(up != nullptr && up->dtype == DType::kS32 && up->shape == std::vector<int64_t>{2} && up->num_bytes == 8);
+  CHECK(words != nullptr && words->num_bytes == 12);
+  int32_t sums[5];
+  std::memcpy(sums, up->data, up->num_bytes);
+  std::memcpy(sums + 2, words->data, words->num_bytes);
+  CHECK(sums[0] == 4 && sums[1] == -123 && sums[2] == 3 && sums[3] == 7 && sums[4] == 11);
+  parts.spec = replaced(parts.spec, "\"prompts\"", "\"attention_dtype\":\"s8\",\"prompts\"");
+  expect_refused(parts, "is_weight_only has attention in f32");
+}
+
 void test_damaged_file() {
   const std::string bytes = Parts().build();
   for (size_t size = 0; size < bytes.size(); ++size) {
@@ -289,6 +311,7 @@ int main() {
   edgebert::test_ed25519();
   edgebert::test_spec();
   edgebert::test_sound_file();
+  edgebert::test_weight_only_file();
   edgebert::test_damaged_file();
   edgebert::test_tampered_file();
   edgebert::test_mapped_file();
