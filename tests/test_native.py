@@ -239,6 +239,26 @@ def test_more_threads_than_cpus_are_said(make_file: Callable[..., Path]) -> None
         assert f"{cpus + 1} threads, more than the {cpus} CPU" in repr(load(path, backend, threads=cpus + 1))
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the peak is read as Linux gives it")
+@pytest.mark.parametrize("int8", [False, True], ids=["f32", "int8"])
+def test_loading_a_file_never_holds_its_weights_twice(tmp_path: Path, int8: bool) -> None:
+    shapes = {"layers": ((2, 32, 1024),) * 24, "hidden": 512 if int8 else 256, "vocab_size": 2000}
+    path = tmp_path / "model.onnx"
+    size = len(random_artifact(path, int8=int8, **shapes))
+    code = (
+        "import ctypes, sys\n"
+        "peak = lambda: next(int(line.split()[1]) << 10 for line in open('/proc/self/status') if 'VmHWM' in line)\n"
+        "library, model = ctypes.CDLL(sys.argv[1]), ctypes.c_void_p()\n"
+        "before = peak()\n"
+        "assert library.eb_load(sys.argv[2].encode(), None, ctypes.byref(model)) == 0\n"
+        "print(peak() - before)\n"
+    )
+    run = [sys.executable, "-S", "-c", code, native.load_library()._name, str(path)]
+    added = int(subprocess.run(run, check=True, capture_output=True, text=True).stdout)
+    assert size > 20_000_000
+    assert 0.9 * size < added < 1.25 * size
+
+
 def resident_bytes() -> int:
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")

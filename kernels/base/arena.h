@@ -10,6 +10,9 @@ namespace edgebert {
 
 class Arena {
  public:
+  // Puts what is allocated next, so many bytes together, into one block.
+  void reserve(size_t bytes) { grow(bytes); }
+
   template <class T>
   T* allocate(size_t count) {
     const size_t bytes = (count * sizeof(T) + 63) / 64 * 64;

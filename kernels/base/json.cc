@@ -1,6 +1,7 @@
 #include "base/json.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include "base/utf8.h"
 
@@ -18,6 +19,21 @@ double power_of_ten(int exponent) {
     return found;
   }();
   return powers[static_cast<size_t>(exponent)];
+}
+
+// Steps over what a string holds as it is, eight bytes at a time: to the first quote, escape or control character, or
+// to fewer than eight bytes from the end.
+size_t find_special(std::string_view text, size_t at) {
+  constexpr uint64_t kOnes = 0x0101010101010101u, kHighs = 0x8080808080808080u;
+  for (; text.size() - at >= 8; at += 8) {
+    uint64_t word;
+    std::memcpy(&word, text.data() + at, 8);
+    const uint64_t quote = word ^ kOnes * '"', escape = word ^ kOnes * '\\';
+    const uint64_t found =
+        (((quote - kOnes) & ~quote) | ((escape - kOnes) & ~escape) | ((word - kOnes * 0x20) & ~word)) & kHighs;
+    if (found != 0) return at + static_cast<size_t>(__builtin_ctzll(found)) / 8;  // the lowest mark is never false
+  }
+  return at;
 }
 
 }  // namespace
@@ -52,6 +68,7 @@ char JsonCursor::peek() {
 std::string_view JsonCursor::read_string(std::string* scratch) {
   expect('"');
   const size_t begin = at_;
+  at_ = find_special(text_, at_);
   for (; at_ < text_.size(); ++at_) {
     const char c = text_[at_];
     if (c == '"') return text_.substr(begin, at_++ - begin);
@@ -207,9 +224,21 @@ std::string_view JsonCursor::skip() {
       accept_null();
       break;
     default:
-      read_number();
+      if (!skip_small_integer()) read_number();
   }
   return text_.substr(begin, at_ - begin);
+}
+
+bool JsonCursor::skip_small_integer() {
+  constexpr size_t kMaxDigits = 15;
+  size_t end = at_;
+  while (end - at_ <= kMaxDigits && end < text_.size() && text_[end] >= '0' && text_[end] <= '9') ++end;
+  const size_t digits = end - at_;
+  const char behind = end < text_.size() ? text_[end] : '\0';
+  if (digits == 0 || digits > kMaxDigits || (text_[at_] == '0' && digits > 1)) return false;
+  if (behind == '.' || behind == 'e' || behind == 'E') return false;
+  at_ = end;
+  return true;
 }
 
 void JsonCursor::finish() {

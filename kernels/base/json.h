@@ -84,6 +84,7 @@ class JsonCursor {
   void expect(char c);
   void expect_word(std::string_view word);
   void enter(char c);
+  bool skip_small_integer();
   void read_escape(std::string* out);
   uint32_t read_hex4();
 

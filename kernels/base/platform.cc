@@ -64,6 +64,30 @@ void FreeAligned::operator()(void* p) const {
 #endif
 }
 
+ZeroBytes allocate_zeros(size_t bytes) {
+#if defined(_WIN32)
+  void* p = VirtualAlloc(nullptr, bytes, MEM_RESERVE | MEM_COMMIT, PAGE_READWRITE);
+#elif defined(__wasm__)
+  void* p = nullptr;
+  if (posix_memalign(&p, 64, bytes) == 0) std::memset(p, 0, bytes);
+#else
+  void* p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (p == MAP_FAILED) p = nullptr;
+#endif
+  if (p == nullptr) throw std::bad_alloc();
+  return ZeroBytes(p, FreeZeros{bytes});
+}
+
+void FreeZeros::operator()(void* p) const {
+#if defined(_WIN32)
+  VirtualFree(p, 0, MEM_RELEASE);
+#elif defined(__wasm__)
+  std::free(p);
+#else
+  munmap(p, bytes);
+#endif
+}
+
 void prefer_huge_pages([[maybe_unused]] void* memory, [[maybe_unused]] size_t bytes) {
 #if defined(__linux__)
   madvise(memory, bytes, MADV_HUGEPAGE);
@@ -138,6 +162,14 @@ MappedFile::MappedFile(const std::string& path) {
   if (!is_file) fail("not a regular file");
   if (size_ == 0) fail("the file is empty");
   if (data_ == nullptr) fail(std::string("cannot be mapped: ") + std::strerror(map_error));
+}
+
+void MappedFile::forget() const {
+#if defined(_WIN32)
+  VirtualUnlock(const_cast<char*>(data_), size_);  // of pages that are not locked: takes them out of the working set
+#elif !defined(__wasm__)
+  madvise(const_cast<char*>(data_), size_, MADV_DONTNEED);
+#endif
 }
 
 MappedFile::~MappedFile() {

@@ -25,6 +25,16 @@ using AlignedBytes = std::unique_ptr<unsigned char, FreeAligned>;
 // `alignment` is a power of two. Throws std::bad_alloc.
 AlignedBytes allocate_aligned(size_t bytes, size_t alignment);
 
+struct FreeZeros {
+  size_t bytes = 0;
+  void operator()(void* p) const;
+};
+using ZeroBytes = std::unique_ptr<void, FreeZeros>;
+
+// Zeros, aligned to 64 bytes. Those that nobody touches take no memory, where the system can do that. Throws
+// std::bad_alloc.
+ZeroBytes allocate_zeros(size_t bytes);
+
 // A hint, for memory that is read end to end again and again.
 void prefer_huge_pages(void* memory, size_t bytes);
 
@@ -39,6 +49,9 @@ class MappedFile {
   MappedFile& operator=(const MappedFile&) = delete;
 
   std::string_view bytes() const { return {data_, size_}; }
+  // A hint that what was read is not wanted soon: it no longer counts as this process's memory until it is read again.
+  // Of the whole file, because the system maps neighbours along, megabytes of them.
+  void forget() const;
 
  private:
   const char* data_ = nullptr;

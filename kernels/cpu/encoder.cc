@@ -113,7 +113,7 @@ struct Slice {
 // Activations of a slice, and the buffers of a block for each thread. Sizes only grow, each on its own, so memory stays
 // as it is once the largest of each was seen.
 struct Workspace {
-  AlignedBytes memory;
+  ZeroBytes memory{nullptr, {}};
   size_t capacity = 0;  // bytes
   int tokens = 0, sequences = 0, max_seqlen = 0;
 
@@ -296,6 +296,7 @@ struct Encoder::Impl::Loader {
 
   void load() {
     const EncoderSpec& spec = to.spec_;
+    to.arena_.reserve(weights.num_bytes());
     to.embed_.word = table("word");
     if (spec.has_position_table) to.embed_.position = table("position");
     to.embed_.num_token_types = spec.num_token_types;
@@ -383,15 +384,14 @@ void Encoder::Impl::reserve(Workspace& workspace, int tokens, int sequences, int
     bytes -= workspace.capacity;
     workspace.memory.reset();
     workspace.capacity = 0;
-    workspace.memory = allocate_aligned(total, 64);
+    workspace.memory = allocate_zeros(total);
     workspace.capacity = total;
     bytes += total;
     workspace.tokens = tokens;
     workspace.sequences = sequences;
     workspace.max_seqlen = max_seqlen;
-    std::memset(workspace.memory.get(), 0, total);  // touch every page now, so that memory is flat from here on
   }
-  unsigned char* base = workspace.memory.get();
+  auto* const base = static_cast<unsigned char*>(workspace.memory.get());
   const auto floats = [base](size_t at) { return reinterpret_cast<float*>(base + at); };
   const auto ints = [base](size_t at) { return reinterpret_cast<int32_t*>(base + at); };
   workspace.hidden = floats(at_hidden);
@@ -843,16 +843,16 @@ void Encoder::Impl::run(const eb_batch& batch, const eb_output* outputs, int num
   turn.run(std::cref(body));  // a reference: a copy would be allocated
 }
 
-Encoder::Encoder(std::string_view bytes, const eb_options& options, std::string_view* tokenizer_json) {
+void Encoder::require(const eb_options& options) {
   if (options.device != 0) {
     throw Error(EB_UNAVAILABLE, "device is " + std::to_string(options.device) +
                                     ", expected 0: this library runs on CPUs; GPUs are libedgebert_cuda's");
   }
-  const KernelTable& kernels = select_kernels(options.isa);
-  const ModelFile file = read_model_file(bytes);
-  *tokenizer_json = file.tokenizer_json;
+  select_kernels(options.isa);
+}
+Encoder::Encoder(const ModelFile& file, const eb_options& options) {
   const int num_threads = options.num_threads > 0 ? options.num_threads : usable_cpus();
-  impl_ = std::make_unique<Impl>(file.spec, file.weights, kernels, num_threads);
+  impl_ = std::make_unique<Impl>(file.spec, file.weights, select_kernels(options.isa), num_threads);
 }
 Encoder::~Encoder() = default;
 void Encoder::run(const eb_batch& batch, const eb_output* outputs, int num_outputs) {

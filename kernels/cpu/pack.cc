@@ -18,32 +18,8 @@ const T* copy_padded(const TensorView& tensor, size_t padded, Arena& arena) {
   T* out = arena.allocate<T>(padded);
   std::memcpy(out, tensor.data, count * sizeof(T));
   std::fill(out + count, out + padded, T(0));
+  tensor.forget();
   return out;
-}
-
-// Panels of nr outputs, groups of `group` inputs innermost: [panels][inputs / group][nr][group], zeros in the padding.
-template <class T>
-const T* pack_panels(const uint8_t* weight, int inputs, int outputs, WeightLayout layout, int nr, int group,
-                     Arena& arena) {
-  const int panels = (outputs + nr - 1) / nr, steps = (inputs + group - 1) / group;
-  T* packed = arena.allocate<T>(static_cast<size_t>(panels) * steps * nr * group);
-  const size_t input_stride = layout == WeightLayout::kInputsByOutputs ? outputs : 1;
-  const size_t output_stride = layout == WeightLayout::kInputsByOutputs ? 1 : inputs;
-  T* out = packed;
-  for (int p = 0; p < panels; ++p) {
-    const int columns = std::min(nr, outputs - p * nr);
-    for (int s = 0; s < steps; ++s, out += static_cast<size_t>(nr) * group) {
-      const int rows = std::min(group, inputs - s * group);
-      if (columns < nr || rows < group) std::memset(out, 0, sizeof(T) * nr * group);
-      for (int g = 0; g < rows; ++g) {
-        const uint8_t* from = weight + sizeof(T) * ((static_cast<size_t>(s) * group + g) * input_stride +
-                                                    static_cast<size_t>(p) * nr * output_stride);
-        for (int c = 0; c < columns; ++c)
-          std::memcpy(&out[c * group + g], from + sizeof(T) * c * output_stride, sizeof(T));
-      }
-    }
-  }
-  return packed;
 }
 
 struct Sizes {
@@ -54,13 +30,60 @@ Sizes sizes_of(const TensorView& weight, WeightLayout layout) {
   return layout == WeightLayout::kInputsByOutputs ? Sizes{rows, columns} : Sizes{columns, rows};
 }
 
+// out[c * kGroup + g] = row g's value c, of `rows` rows that lie `stride` bytes apart.
+template <class T, int kGroup>
+void interleave(const uint8_t* from, size_t stride, int rows, int columns, T* __restrict out) {
+  if constexpr (kGroup == 1) {
+    std::memcpy(out, from, columns * sizeof(T));
+  } else if (rows == 4) {  // a loop that compilers make vectors of
+    static_assert(kGroup == 4 && sizeof(T) == 1);
+    const uint8_t *a = from, *b = a + stride, *c = b + stride, *d = c + stride;
+    for (int i = 0; i < columns; ++i) {
+      out[4 * i] = static_cast<T>(a[i]);
+      out[4 * i + 1] = static_cast<T>(b[i]);
+      out[4 * i + 2] = static_cast<T>(c[i]);
+      out[4 * i + 3] = static_cast<T>(d[i]);
+    }
+  } else {
+    for (int g = 0; g < rows; ++g) {
+      for (int i = 0; i < columns; ++i) out[kGroup * i + g] = static_cast<T>(from[g * stride + i]);
+    }
+  }
+}
+
+// Panels of nr outputs, groups of kGroup inputs innermost: [panels][inputs / kGroup][nr][kGroup], zeros in the padding.
+template <class T, int kGroup>
+const T* pack_panels(const TensorView& weight, WeightLayout layout, int nr, Arena& arena) {
+  const Sizes sizes = sizes_of(weight, layout);
+  const int panels = (sizes.outputs + nr - 1) / nr, steps = (sizes.inputs + kGroup - 1) / kGroup;
+  T* packed = arena.allocate<T>(static_cast<size_t>(panels) * steps * nr * kGroup);
+  T* out = packed;
+  const size_t row_bytes = sizeof(T) * static_cast<size_t>(weight.shape[1]);
+  for (int p = 0; p < panels; ++p) {
+    const int columns = std::min(nr, sizes.outputs - p * nr);
+    for (int s = 0; s < steps; ++s, out += static_cast<size_t>(nr) * kGroup) {
+      const int rows = std::min(kGroup, sizes.inputs - s * kGroup);
+      if (columns < nr || rows < kGroup) std::memset(out, 0, sizeof(T) * nr * kGroup);
+      const size_t input = static_cast<size_t>(s) * kGroup, output = static_cast<size_t>(p) * nr;
+      if (layout == WeightLayout::kInputsByOutputs) {
+        interleave<T, kGroup>(weight.data + input * row_bytes + output * sizeof(T), row_bytes, rows, columns, out);
+      } else {
+        for (int c = 0; c < columns; ++c)
+          std::memcpy(out + c * kGroup, weight.data + (output + c) * row_bytes + input * sizeof(T), sizeof(T) * rows);
+      }
+    }
+  }
+  weight.forget();
+  return packed;
+}
+
 }  // namespace
 
 PackedLinearU8S8 pack_linear_u8s8(const TensorView& weight, const TensorView& scale, const TensorView& colsum,
                                   const TensorView& bias, WeightLayout layout, int nr, Arena& arena) {
   const Sizes sizes = sizes_of(weight, layout);
   const size_t padded = round_up(sizes.outputs, nr);
-  return {pack_panels<int8_t>(weight.data, sizes.inputs, sizes.outputs, layout, nr, 4, arena),
+  return {pack_panels<int8_t, 4>(weight, layout, nr, arena),
           copy_padded<float>(scale, padded, arena),
           copy_padded<int32_t>(colsum, padded, arena),
           copy_padded<float>(bias, padded, arena),
@@ -71,7 +94,7 @@ PackedLinearU8S8 pack_linear_u8s8(const TensorView& weight, const TensorView& sc
 PackedLinearF32 pack_linear_f32(const TensorView& weight, const TensorView& bias, WeightLayout layout, int nr,
                                 Arena& arena) {
   const Sizes sizes = sizes_of(weight, layout);
-  return {pack_panels<float>(weight.data, sizes.inputs, sizes.outputs, layout, nr, 1, arena),
+  return {pack_panels<float, 1>(weight, layout, nr, arena),
           copy_padded<float>(bias, round_up(sizes.outputs, nr), arena), sizes.inputs, sizes.outputs};
 }
 

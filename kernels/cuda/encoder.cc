@@ -544,12 +544,9 @@ void Encoder::Impl::run(const eb_batch& batch, const eb_output* outputs, int num
   }
 }
 
-Encoder::Encoder(std::string_view bytes, const eb_options& options, std::string_view* tokenizer_json) {
-  const Device device = find_device(options.device);
-  const ModelFile file = read_model_file(bytes);
-  *tokenizer_json = file.tokenizer_json;
-  impl_ = std::make_unique<Impl>(file, device);
-}
+void Encoder::require(const eb_options& options) { find_device(options.device); }
+Encoder::Encoder(const ModelFile& file, const eb_options& options)
+    : impl_(std::make_unique<Impl>(file, find_device(options.device))) {}
 Encoder::~Encoder() {
   if (impl_->is_another_process()) impl_.release();  // CUDA would refuse to free it
 }

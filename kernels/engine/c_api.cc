@@ -1,7 +1,10 @@
 // The C API: checks arguments, and keeps exceptions inside.
 #include <algorithm>
+#include <atomic>
 #include <cstdio>
 #include <cstring>
+#include <exception>
+#include <functional>
 #include <memory>
 #include <new>
 #include <string>
@@ -11,6 +14,7 @@
 #include "base/api_guard.h"
 #include "base/platform.h"
 #include "base/status.h"
+#include "base/thread_pool.h"
 #include "edgebert.h"
 #include "engine/model.h"
 #include "format/integrity.h"
@@ -85,20 +89,47 @@ void check_output(const EncoderSpec& spec, const eb_batch& batch, const eb_outpu
   if (needed > 0 && output.data == nullptr) fail("output " + std::string(output.name) + " has no data pointer");
 }
 
-void load_model(std::string_view bytes, const eb_options* options, eb_model** model) {
+// The weights are laid out and the tokenizer is made side by side, unless one thread is all that was asked for.
+std::unique_ptr<eb_model> make_model(const ModelFile& file, const eb_options& options) {
+  auto model = std::make_unique<eb_model>();
+  const std::function<void()> parts[] = {
+      [&] { model->encoder = std::make_unique<Encoder>(file, options); },
+      [&] {
+        if (options.ids_only == 0) model->text_part = make_text_part(file.spec, file.tokenizer_json);
+      },
+  };
+  std::exception_ptr errors[2];
+  std::atomic<size_t> next{0};
+  run_on_threads(options.num_threads == 1 || options.ids_only != 0 ? 1 : 2, [&] {
+    for (size_t i; (i = next.fetch_add(1)) < 2;) {
+      try {
+        parts[i]();
+      } catch (...) {
+        errors[i] = std::current_exception();
+      }
+    }
+  });
+  for (const std::exception_ptr& error : errors) {
+    if (error != nullptr) std::rethrow_exception(error);
+  }
+  return model;
+}
+
+void load_model(std::string_view bytes, const MappedFile* file, const eb_options* options, eb_model** model) {
   const eb_options chosen = options != nullptr ? *options : eb_options{};
   if (chosen.num_threads < 0 || chosen.num_threads > kMaxThreads) {
     fail("num_threads is " + std::to_string(chosen.num_threads) + ", expected " + range(kMaxThreads) +
          " (0: one for each CPU this process may use)");
   }
   if (chosen.verify != 0 || chosen.public_key != nullptr) check_content(bytes, chosen.public_key);
-  *model = new eb_model(bytes, chosen);
+  Encoder::require(chosen);
+  *model = make_model(read_model_file(bytes, file), chosen).release();
 }
 
 }  // namespace
 
 void run_checked(eb_model& model, const eb_batch& batch, eb_output* outputs, int32_t num_outputs) {
-  const EncoderSpec& spec = model.encoder.spec();
+  const EncoderSpec& spec = model.encoder->spec();
   eb_batch checked = batch;
   // With one token type its row is added to every token, with none nothing is: either way types carry nothing.
   if (spec.num_token_types < 2) checked.token_type_ids = nullptr;
@@ -106,7 +137,7 @@ void run_checked(eb_model& model, const eb_batch& batch, eb_output* outputs, int
   check_output_tokens(checked);
   for (int32_t i = 0; i < num_outputs; ++i) check_output(spec, checked, outputs[i]);
   if (checked.num_sequences == 0 || num_outputs == 0) return;
-  model.encoder.run(checked, outputs, num_outputs);
+  model.encoder->run(checked, outputs, num_outputs);
 }
 
 eb_status report(eb_status status, const char* message) noexcept {
@@ -142,7 +173,7 @@ eb_status eb_load(const char* path, const eb_options* options, eb_model** model)
     if (path == nullptr) fail("path is NULL");
     const edgebert::MappedFile file(path);
     try {
-      edgebert::load_model(file.bytes(), options, model);
+      edgebert::load_model(file.bytes(), &file, options, model);
     } catch (const edgebert::Error& error) {
       if (error.status() != EB_MODEL_FORMAT && error.status() != EB_UNSUPPORTED) throw;
       throw edgebert::Error(error.status(), std::string(path) + ": " + error.what());
@@ -155,18 +186,18 @@ eb_status eb_load_memory(const void* data, size_t size, const eb_options* option
     if (model == nullptr) fail("model is NULL");
     *model = nullptr;
     if (data == nullptr) fail("data is NULL");
-    edgebert::load_model({static_cast<const char*>(data), size}, options, model);
+    edgebert::load_model({static_cast<const char*>(data), size}, nullptr, options, model);
   });
 }
 
 void eb_free(eb_model* model) { delete model; }
 
-const char* eb_model_isa(const eb_model* model) { return model != nullptr ? model->encoder.isa() : ""; }
+const char* eb_model_isa(const eb_model* model) { return model != nullptr ? model->encoder->isa() : ""; }
 
-int32_t eb_model_threads(const eb_model* model) { return model != nullptr ? model->encoder.num_threads() : 0; }
+int32_t eb_model_threads(const eb_model* model) { return model != nullptr ? model->encoder->num_threads() : 0; }
 
 size_t eb_model_workspace_bytes(const eb_model* model) {
-  return model != nullptr ? model->encoder.workspace_bytes() : 0;
+  return model != nullptr ? model->encoder->workspace_bytes() : 0;
 }
 
 eb_status eb_run(eb_model* model, const eb_batch* batch, eb_output* outputs, int32_t num_outputs) {

@@ -4,19 +4,21 @@
 
 #include <cstddef>
 #include <memory>
-#include <string_view>
 
 #include "edgebert.h"
 #include "format/encoder_spec.h"
+#include "format/model_file.h"
 
 namespace edgebert {
 
 class Encoder {
  public:
-  // Reads a model file and copies what it needs out of it; the bytes may go away afterwards. What the options ask for
-  // is looked for first: throws Error(EB_UNAVAILABLE) if it is not there, or what read_model_file throws. The file's
-  // tokenizer, which is a part of the bytes or nothing, is left to the caller.
-  Encoder(std::string_view bytes, const eb_options& options, std::string_view* tokenizer_json);
+  // Looks for what the options ask for. Throws Error(EB_UNAVAILABLE) if it is not there.
+  static void require(const eb_options& options);
+
+  // Copies what it needs out of a file, which may go away afterwards; what was copied is forgotten. Throws as
+  // require(), and Error(EB_UNSUPPORTED) for a model that it does not run.
+  Encoder(const ModelFile& file, const eb_options& options);
   ~Encoder();
 
   // The batch and the outputs have been checked by the caller (ids, types and lengths in range, names known,

@@ -24,12 +24,6 @@ void run_checked(eb_model& model, const eb_batch& batch, eb_output* outputs, int
 }  // namespace edgebert
 
 struct eb_model {
-  eb_model(std::string_view bytes, const eb_options& options) : encoder(bytes, options, &tokenizer_json) {
-    if (options.ids_only == 0) text_part = edgebert::make_text_part(encoder.spec(), tokenizer_json);
-    tokenizer_json = {};
-  }
-
-  std::string_view tokenizer_json;  // while it is made
-  edgebert::Encoder encoder;
+  std::unique_ptr<edgebert::Encoder> encoder;
   std::unique_ptr<edgebert::TextPart> text_part;  // nullptr: ids only
 };

@@ -1,5 +1,6 @@
 #include "format/encoder_weights.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <set>
@@ -37,6 +38,21 @@ T load(const TensorView& tensor, size_t index) {
   T value;
   std::memcpy(&value, tensor.data + index * sizeof(T), sizeof(T));
   return value;
+}
+
+// Sums of the columns of codes in +-127, [rows, columns].
+std::vector<int32_t> add_columns(const uint8_t* codes, int rows, size_t columns) {
+  constexpr int kRows = 256;  // whose sum fits 16 bits, more of which make a vector
+  std::vector<int32_t> sums(columns);
+  std::vector<int16_t> some(columns);
+  for (int first = 0; first < rows; first += kRows) {
+    std::fill(some.begin(), some.end(), int16_t{0});
+    for (int row = first; row < std::min(first + kRows, rows); ++row, codes += columns) {
+      for (size_t i = 0; i < columns; ++i) some[i] = static_cast<int16_t>(some[i] + static_cast<int8_t>(codes[i]));
+    }
+    for (size_t i = 0; i < columns; ++i) sums[i] += some[i];
+  }
+  return sums;
 }
 
 // Walks the list of names.py, checking each tensor as it comes.
@@ -132,7 +148,7 @@ class Checker {
       check(name + ".weight", DType::kF32, {rows, width});
       return;
     }
-    check_codes(name + ".weight", rows, width);
+    check_codes(name + ".weight", rows, width).forget();
     check_finite(name + ".scale", rows);
   }
 
@@ -160,11 +176,8 @@ class Checker {
       } else {
         const TensorView& weight = check_codes(name + ".weight", inputs, outputs);
         check_finite(name + ".scale", outputs);
-        std::vector<int32_t> sums(outputs);
-        const uint8_t* byte = weight.data;
-        for (int k = 0; k < inputs; ++k) {
-          for (int n = 0; n < outputs; ++n) sums[n] += static_cast<int8_t>(*byte++);
-        }
+        std::vector<int32_t> sums = add_columns(weight.data, inputs, static_cast<size_t>(outputs));
+        weight.forget();
         check_colsum(name + ".colsum", std::move(sums));
       }
       if (linear.is_smoothed) check_finite(name + ".inv_smooth", inputs);
@@ -199,6 +212,13 @@ EncoderWeights::EncoderWeights(const EncoderSpec& spec, Tensors tensors) : tenso
     fail("the file holds " + std::to_string(tensors_.size()) + " weights, its spec calls for " +
          std::to_string(expected));
   }
+}
+
+size_t EncoderWeights::num_bytes() const {
+  constexpr size_t kAlignment = 64;
+  size_t bytes = 0;
+  for (const auto& [name, tensor] : tensors_) bytes += (tensor.num_bytes + kAlignment - 1) / kAlignment * kAlignment;
+  return bytes;
 }
 
 }  // namespace edgebert

@@ -10,6 +10,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "base/platform.h"
 #include "base/status.h"
 #include "format/encoder_spec.h"
 
@@ -23,6 +24,13 @@ struct TensorView {
   DType dtype = DType::kF32;
   std::vector<int64_t> shape;
   size_t num_bytes = 0;
+  const MappedFile* file = nullptr;  // that the bytes are mapped from, if it is the engine's
+
+  // After the bytes were read, if they are many: they stay valid.
+  void forget() const {
+    constexpr size_t kMany = 1 << 16;
+    if (file != nullptr && num_bytes >= kMany) file->forget();
+  }
 };
 
 class EncoderWeights {
@@ -37,6 +45,8 @@ class EncoderWeights {
     auto it = tensors_.find(name);
     return it == tensors_.end() ? nullptr : &it->second;
   }
+  // Of all tensors, each with room to be aligned.
+  size_t num_bytes() const;
 
  private:
   std::unordered_map<std::string, TensorView> tensors_;

@@ -38,7 +38,7 @@ DType dtype_of(const OnnxTensor& tensor) {
 
 }  // namespace
 
-ModelFile read_model_file(std::string_view bytes) {
+ModelFile read_model_file(std::string_view bytes, const MappedFile* file) {
   if (bytes.empty()) throw Error(EB_MODEL_FORMAT, "the file is empty");
   if (bytes.size() >= kMaxFileSize) {
     throw Error(EB_MODEL_FORMAT, "the file has " + std::to_string(bytes.size()) +
@@ -65,7 +65,7 @@ ModelFile read_model_file(std::string_view bytes) {
   std::unordered_map<std::string, TensorView> tensors;
   for (const OnnxTensor& tensor : model.weights) {
     const auto data = reinterpret_cast<const uint8_t*>(tensor.raw_data.data());
-    TensorView view{data, dtype_of(tensor), tensor.dims, tensor.raw_data.size()};
+    TensorView view{data, dtype_of(tensor), tensor.dims, tensor.raw_data.size(), file};
     if (!tensors.emplace(tensor.name, std::move(view)).second) {
       throw Error(EB_MODEL_FORMAT, "tensor " + std::string(tensor.name) + " is given twice: re-export the model");
     }

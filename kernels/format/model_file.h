@@ -5,6 +5,7 @@
 #include <string>
 #include <string_view>
 
+#include "base/platform.h"
 #include "format/encoder_spec.h"
 #include "format/encoder_weights.h"
 
@@ -17,7 +18,8 @@ struct ModelFile {
 };
 
 // Parses the bytes, verifies the graph hash, and checks every weight against the spec. Weights and tokenizer point into
-// `bytes`. Throws Error(EB_MODEL_FORMAT or EB_UNSUPPORTED).
-ModelFile read_model_file(std::string_view bytes);
+// `bytes`, and where these are of a file that the engine has mapped, weights may be forgotten. Throws
+// Error(EB_MODEL_FORMAT or EB_UNSUPPORTED).
+ModelFile read_model_file(std::string_view bytes, const MappedFile* file = nullptr);
 
 }  // namespace edgebert

@@ -26,7 +26,7 @@ using edgebert::guard;
 
 namespace {
 
-const edgebert::EncoderSpec& spec_of(const eb_model* model) { return model->encoder.spec(); }
+const edgebert::EncoderSpec& spec_of(const eb_model* model) { return model->encoder->spec(); }
 
 // What all calls have in common: *result is all zero where there is no answer.
 template <class Options, class Result, class Body>

@@ -44,7 +44,7 @@ class Session {
  public:
   Session(eb_model* model, const eb_session_options& options);
 
-  const EncoderSpec& spec() const { return model_->encoder.spec(); }
+  const EncoderSpec& spec() const { return model_->encoder->spec(); }
   const TextSpec& text_spec() const { return spec().text; }
   const TextModel& text_model() const { return text_model_; }
   const eb_session_options& options() const { return options_; }

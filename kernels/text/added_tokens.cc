@@ -23,7 +23,7 @@ AddedTokens::AddedTokens(const std::vector<std::pair<AddedToken, std::string>>& 
     if (num_firsts_ < static_cast<int>(firsts_.size())) firsts_[static_cast<size_t>(num_firsts_)] = text[0];
     ++num_firsts_;
   }
-  trie_ = Trie(&entries);
+  trie_ = Trie(entries);
   if (trie_.size() != tokens_.size()) {
     throw Error(
         EB_UNSUPPORTED,

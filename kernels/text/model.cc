@@ -37,7 +37,7 @@ struct Vocabulary {
   // {"token": id, ...}
   explicit Vocabulary(JsonObject* object) : source(object->take("vocab")), strings(source) {
     JsonCursor cursor(source);
-    entries.reserve(source.size() / 16);
+    entries.reserve(source.size() / 8);
     cursor.read_object([&](std::string_view token) {
       const std::string_view kept = strings.keep(token);
       entries.push_back({kept, static_cast<int32_t>(cursor.read_index(kMaxId))});
@@ -59,7 +59,7 @@ class WordPiece : public Model {
     const std::string prefix = object->take_string("continuing_subword_prefix");
     max_characters_ = object->take_index("max_input_chars_per_word", 100);
     Vocabulary vocabulary(object);
-    set_vocabulary(&vocabulary.entries, false);
+    set_vocabulary(vocabulary.entries, false);
     object->finish();
     unknown_id_ = need_token(trie_, unknown, *object);
     inner_ = trie_.walk(Trie::kRoot, prefix);
@@ -112,7 +112,7 @@ class WordLevel : public Model {
   explicit WordLevel(JsonObject* object) {
     const std::string unknown = object->take_string("unk_token");
     Vocabulary vocabulary(object);
-    set_vocabulary(&vocabulary.entries, false);
+    set_vocabulary(vocabulary.entries, false);
     object->finish();
     unknown_id_ = need_token(trie_, unknown, *object);
   }
@@ -139,7 +139,7 @@ class Bpe : public Model {
     ignores_merges_ = object->take_bool("ignore_merges", false);
     const std::string_view unknown = object->take("unk_token");
     Vocabulary vocabulary(object);
-    set_vocabulary(&vocabulary.entries, false);
+    set_vocabulary(vocabulary.entries, false);
     if (unknown != "null") unknown_id_ = need_token(trie_, JsonCursor(unknown).read_string(), *object);
     read_merges(object);
     object->finish();
@@ -271,7 +271,7 @@ class Bpe : public Model {
         kept.push_back({spelled.back(), entry.value});
       }
     }
-    if (ignores_merges_) byte_trie_ = Trie(&kept);
+    if (ignores_merges_) byte_trie_ = Trie(kept);
   }
 
   // Whether every byte that UTF-8 has is a token.
@@ -399,7 +399,7 @@ class Unigram : public Model {
       if (count != 2) cursor.fail("expected a token and a score");
     });
     if (static_cast<size_t>(unknown_id_) >= scores_.size()) object->fail("has an unk_id beyond its vocabulary");
-    set_vocabulary(&entries, true);
+    set_vocabulary(entries, true);
     unknown_score_ = lowest - kUnknownPenalty;
   }
 
@@ -465,14 +465,14 @@ class Unigram : public Model {
 
 }  // namespace
 
-void Model::set_vocabulary(std::vector<Trie::Entry>* entries, bool is_list) {
+void Model::set_vocabulary(const std::vector<Trie::Entry>& entries, bool is_list) {
   trie_ = Trie(entries);
-  vocab_size_ = static_cast<int32_t>(is_list ? entries->size() : trie_.size());
-  for (const Trie::Entry& entry : *entries) max_id_ = std::max(max_id_, entry.value);
-  if (trie_.size() == entries->size()) return;
-  for (const Trie::Entry& entry : *entries) {
+  vocab_size_ = static_cast<int32_t>(is_list ? entries.size() : trie_.size());
+  for (const Trie::Entry& entry : entries) max_id_ = std::max(max_id_, entry.value);
+  if (trie_.size() == entries.size()) return;
+  for (const Trie::Entry& entry : entries) {
     if (entry.key.empty()) {
-      if (!is_list) hidden_.clear();  // of equal ones the last; they are sorted, and nothing else is hidden
+      if (!is_list) hidden_.clear();  // of equal ones the last; nothing else is hidden
       hidden_[entry.value] = "";
     } else if (is_list && trie_.find(entry.key) != entry.value) {
       hidden_[entry.value] = entry.key;

@@ -40,8 +40,8 @@ class Model {
   const std::vector<Blanks>& blanks() const { return blanks_; }
 
  protected:
-  // Sorts the entries. Of equal tokens the last counts; in a list, where places are ids, the others keep their names.
-  void set_vocabulary(std::vector<Trie::Entry>* entries, bool is_list);
+  // Of equal tokens the last counts; in a list, where places are ids, the others keep their names.
+  void set_vocabulary(const std::vector<Trie::Entry>& entries, bool is_list);
 
   Trie trie_;
   int32_t unknown_id_ = -1;

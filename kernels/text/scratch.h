@@ -2,14 +2,13 @@
 #pragma once
 
 #include <cstdint>
-#include <cstdlib>
 #include <cstring>
 #include <memory>
-#include <new>
 #include <string_view>
 #include <type_traits>
 #include <vector>
 
+#include "base/platform.h"
 #include "base/status.h"
 
 namespace edgebert::text {
@@ -57,6 +56,19 @@ class Buffer {
 
   std::unique_ptr<T[]> data_;
   size_t size_ = 0, capacity_ = 0;
+};
+
+// A fixed array of plain values, zeros at first, of which the untouched ones need no memory.
+template <class T>
+class Zeros {
+  static_assert(std::is_trivially_copyable_v<T>);
+
+ public:
+  explicit Zeros(size_t count) : memory_(allocate_zeros(count * sizeof(T))) {}
+  T& operator[](size_t i) { return static_cast<T*>(memory_.get())[i]; }
+
+ private:
+  ZeroBytes memory_;
 };
 
 // A text as the steps leave it, in UTF-8. Every byte comes from one character of the original, or was put in beside it.
@@ -171,8 +183,8 @@ struct Scratch {
   Buffer<Symbol> symbols;
   std::vector<Merge> merges;
   Buffer<uint32_t> positions;
-  std::vector<CachedCharacter> cached_characters = std::vector<CachedCharacter>(kNumCharacters);
-  std::vector<CachedWord> cached_words = std::vector<CachedWord>(kNumWords);
+  Zeros<CachedCharacter> cached_characters{kNumCharacters};
+  Zeros<CachedWord> cached_words{kNumWords};
 
   void reserve_characters(size_t count) {
     if (changes.capacity() >= count) return;

@@ -1,6 +1,8 @@
 #include "text/trie.h"
 
 #include <algorithm>
+#include <array>
+#include <cstddef>
 #include <cstring>
 #include <utility>
 
@@ -64,66 +66,79 @@ class Places {
   std::vector<uint8_t> is_free_;
 };
 
-// Stable. Compares first bytes as numbers, which is far quicker than whole keys.
-void sort(std::vector<Trie::Entry>* entries) {
-  struct Item {
-    uint64_t first;  // eight bytes
-    const Trie::Entry* entry;
-  };
+struct Item {
+  uint64_t first;  // eight bytes of the key
+  const Trie::Entry* entry;
+};
+
+// Stable. By the first eight bytes, one after another, which is far quicker than comparing keys.
+std::vector<Item> sort(const std::vector<Trie::Entry>& entries) {
   std::vector<Item> items;
-  items.reserve(entries->size());
-  for (const Trie::Entry& entry : *entries) {
+  items.reserve(entries.size());
+  for (const Trie::Entry& entry : entries) {
     uint64_t first = 0;
     for (size_t i = 0; i < 8; ++i) {
       first = first << 8 | (i < entry.key.size() ? static_cast<unsigned char>(entry.key[i]) : 0u);
     }
     items.push_back({first, &entry});
   }
-  std::sort(items.begin(), items.end(), [](const Item& a, const Item& b) {
-    if (a.first != b.first) return a.first < b.first;
-    const int order = a.entry->key.compare(b.entry->key);
-    return order != 0 ? order < 0 : a.entry < b.entry;
-  });
-  std::vector<Trie::Entry> sorted;
-  sorted.reserve(entries->size());
-  for (const Item& item : items) sorted.push_back(*item.entry);
-  *entries = std::move(sorted);
+  std::vector<Item> moved(items.size());
+  for (int shift = 0; shift < 64; shift += 8) {
+    std::array<size_t, 256> begins{};
+    const auto begin_of = [&](const Item& item) -> size_t& { return begins[item.first >> shift & 0xFF]; };
+    for (const Item& item : items) ++begin_of(item);
+    size_t begin = 0;
+    for (size_t& count : begins) begin += std::exchange(count, begin);
+    for (const Item& item : items) moved[begin_of(item)++] = item;
+    items.swap(moved);
+  }
+  for (size_t i = 0, end; i < items.size(); i = end) {
+    for (end = i + 1; end < items.size() && items[end].first == items[i].first;) ++end;
+    if (end - i == 1) continue;
+    const auto at = [&](size_t k) { return items.begin() + static_cast<std::ptrdiff_t>(k); };
+    std::stable_sort(at(i), at(end), [](const Item& a, const Item& b) { return a.entry->key < b.entry->key; });
+  }
+  return items;
 }
 
 }  // namespace
 
-Trie::Trie(std::vector<Entry>* sorted) : units_(kBlock) {
+Trie::Trie(const std::vector<Entry>& entries) : units_(kBlock) {
   constexpr uint32_t kMaxUnits = 1u << 30;
-  std::vector<Entry>& entries = *sorted;
-  sort(&entries);
+  const std::vector<Item> items = sort(entries);
+  size_t num_bytes = 0;
+  for (const Entry& entry : entries) num_bytes += entry.key.size();
+  units_.reserve(num_bytes + kBlock);  // about as many as there can be nodes: growing would touch more memory
   Places places(kBlock);
-  struct Range {  // of entries that begin with a node's `depth` bytes
+  struct Range {  // of items that begin with a node's `depth` bytes
     uint32_t node;
     size_t begin, end, depth;
   };
-  std::vector<Range> open = {{kRoot, 0, entries.size(), 0}};
+  std::vector<Range> open = {{kRoot, 0, items.size(), 0}};
   std::vector<unsigned char> labels;
   std::vector<size_t> begins;
   while (!open.empty()) {
     Range range = open.back();
     open.pop_back();
-    while (range.begin < range.end && entries[range.begin].key.size() == range.depth) {
+    while (range.begin < range.end && items[range.begin].entry->key.size() == range.depth) {
       if (range.depth > 0) {
         size_ += units_[range.node].value < 0 ? 1 : 0;
-        units_[range.node].value = entries[range.begin].value;
+        units_[range.node].value = items[range.begin].entry->value;
       }
       ++range.begin;
     }
+    if (range.begin == range.end) continue;
+    const auto label_of = [&](size_t i) { return static_cast<unsigned char>(items[i].entry->key[range.depth]); };
     labels.clear();
     begins.clear();
     for (size_t i = range.begin; i < range.end;) {
-      const auto label = static_cast<unsigned char>(entries[i].key[range.depth]);
+      const unsigned char label = label_of(i);
       labels.push_back(label);
       begins.push_back(i);
+      if (label == label_of(range.end - 1)) break;
       // entries with the same byte stand together: gallop to the first that has another
       size_t step = 1, low = i, high = i;
-      const auto is_same = [&](size_t k) { return static_cast<unsigned char>(entries[k].key[range.depth]) == label; };
-      while (high < range.end && is_same(high)) {
+      while (high < range.end && label_of(high) == label) {
         low = high;
         high += step;
         step *= 2;
@@ -131,11 +146,10 @@ Trie::Trie(std::vector<Entry>* sorted) : units_(kBlock) {
       high = std::min(high, range.end);
       while (low + 1 < high) {
         const size_t middle = low + (high - low) / 2;
-        (is_same(middle) ? low : high) = middle;
+        (label_of(middle) == label ? low : high) = middle;
       }
       i = low + 1;
     }
-    if (labels.empty()) continue;
     begins.push_back(range.end);
     const uint32_t base = places.find_base(labels, [&](uint32_t size) {
       if (size > kMaxUnits) {

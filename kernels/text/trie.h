@@ -18,9 +18,8 @@ class Trie {
   static constexpr uint32_t kRoot = 0, kNone = ~uint32_t{0};
 
   Trie() : units_(kBlock) {}
-  // Sorts the entries. Of equal keys the last counts; the empty key is left out. Throws Error(EB_UNSUPPORTED) if it
-  // would be too large.
-  explicit Trie(std::vector<Entry>* entries);
+  // Of equal keys the last counts; the empty key is left out. Throws Error(EB_UNSUPPORTED) if it would be too large.
+  explicit Trie(const std::vector<Entry>& entries);
 
   // Different keys.
   uint32_t size() const { return size_; }

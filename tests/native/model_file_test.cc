@@ -1,7 +1,9 @@
 // The reader of model files: JSON, SHA-256, spec, wire format and weights, sound and damaged.
 #include "format/model_file.h"
 
+#include <cstdio>
 #include <cstring>
+#include <fstream>
 #include <limits>
 #include <map>
 
@@ -301,6 +303,20 @@ void test_mapped_file() {
   CHECK_ERROR(MappedFile("."), EB_MODEL_FORMAT, "not a regular file");
   CHECK_ERROR(MappedFile("/dev/null"), EB_MODEL_FORMAT, "not a regular file");
 #endif
+  // What is forgotten is still there.
+  std::string content((1 << 20) + 3, '\0');
+  for (size_t i = 0; i < content.size(); ++i) content[i] = static_cast<char>(i * 7 + i / 251);
+  const char* path = "model_file_test.tmp";
+  std::ofstream(path, std::ios::binary) << content;
+  {
+    const MappedFile file(path);
+    for (int i = 0; i < 2; ++i) {
+      CHECK(file.bytes() == content);
+      file.forget();
+    }
+    CHECK(file.bytes() == content);
+  }
+  std::remove(path);
 }
 
 }  // namespace

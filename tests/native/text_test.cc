@@ -63,21 +63,22 @@ void test_json() {
 
 void test_trie() {
   std::vector<Trie::Entry> none;
-  CHECK(Trie().find("a") == -1 && Trie(&none).find(std::string_view("\0", 1)) == -1);
+  CHECK(Trie().find("a") == -1 && Trie(none).find(std::string_view("\0", 1)) == -1);
   std::mt19937 generator(1);
   for (const int num_letters : {1, 2, 5, 256}) {
     std::map<std::string, int32_t> expected;
     std::vector<std::string> keys(3000);
     std::vector<Trie::Entry> entries;
     for (size_t i = 0; i < keys.size(); ++i) {
+      if (i % 8 == 0) keys[i] = i % 16 == 0 ? "##beginning" : "##begin";
       for (size_t size = generator() % 9; size > 0; --size) keys[i] += static_cast<char>(generator() % num_letters);
       if (!keys[i].empty()) expected[keys[i]] = static_cast<int32_t>(i);
       entries.push_back({keys[i], static_cast<int32_t>(i)});
     }
-    const Trie trie(&entries);
+    const Trie trie(entries);
     CHECK(trie.size() == expected.size());
     for (int i = 0; i < 20000; ++i) {
-      std::string key;
+      std::string key = i % 2 == 0 ? "" : "##beginning";
       for (size_t size = generator() % 10; size > 0; --size) key += static_cast<char>(generator() % num_letters);
       const auto found = expected.find(key);
       CHECK(trie.find(key) == (found == expected.end() ? -1 : found->second));
