@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from inspect import Parameter, Signature
 from typing import Any, Literal, overload
 
 import numpy as np
 
-from edgebert.artifact.integrity import check_content
 from edgebert.artifact.reader import read_artifact
 from edgebert.artifact.spec import EncoderSpec
 from edgebert.backends.base import Backend, Outputs
@@ -53,6 +52,8 @@ def load(
         raise InvalidInputError(f"expected the path of a model file, got {type(path).__name__}")
     artifact = read_artifact(path, verify=False)  # the backend verifies what it verifies
     if verify or public_key is not None:
+        from edgebert.artifact.integrity import check_content  # not at the top: every start would wait for it
+
         check_content(artifact, public_key)
     loaded = load_backend(artifact, backend, device, threads)
     text = artifact.tokenizer_json
@@ -224,8 +225,23 @@ class Model:
         Raises:
             InvalidInputError: not an embedding file with pooling, or a text, prompt name or limit that is not usable.
         """
+        if self.tokenizer is not None and self._prompt is not None and not options:
+            # a text alone, which is often waited for, goes the short way
+            text = texts[0] if type(texts) is list and len(texts) == 1 else texts
+            if type(text) is str:
+                rows = self.tokenizer.run_text(self._prompt + text, self.backend, "sentence_embedding")
+                if rows is not None:
+                    return rows[0] if text is texts else rows
         result: F32 | tuple[F32, Bools] = self(texts, task="embedding", **options)
         return result
+
+    @cached_property
+    def _prompt(self) -> str | None:
+        """What is put before every text that is embedded; None for a file that embeds none."""
+        if self.tokenizer is None or "embedding" not in _fitting_tasks(self.task, self.spec.pooling):
+            return None
+        prompt: str = find_task("embedding").find_prompt(self.spec, None, None)
+        return prompt
 
     def rank(self, query: str, documents: Iterable[str], **options: Any) -> Any:
         """Documents in the order a cross-encoder ranks them: see `edgebert.tasks.reranking`."""

@@ -49,6 +49,14 @@ def test_import_edgebert_loads_nothing_heavy() -> None:
     assert not loaded_modules("import edgebert") & (HEAVY | {"numpy", "ctypes"})
 
 
+@pytest.mark.skipif("native" not in BACKENDS, reason="other backends need more")
+def test_running_a_model_loads_nothing_that_it_does_not_use(make_file: Callable[..., Path]) -> None:
+    code = "import edgebert\nassert edgebert.load(sys.argv[1], 'native').encode('a').shape == (24,)"
+    unused = {"hashlib", "shutil", "lzma", "tempfile", "subprocess", "asyncio", "multiprocessing"}
+    by_numpy = loaded_modules("import numpy")
+    assert not (loaded_modules(code, str(make_file())) - by_numpy) & unused
+
+
 def test_running_a_model_needs_only_the_base_install(make_file: Callable[..., Path]) -> None:
     block = f"for name in {sorted(HEAVY)}: sys.modules[name] = None\n"  # importing one of them now raises ImportError
     code = block + (

@@ -6,16 +6,18 @@ import copy
 import os
 import pickle
 import re
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from itertools import zip_longest
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
 import pytest
 from artifacts import random_spec, random_tensors
-from conftest import WORDS
+from conftest import BACKENDS, WORDS
 
 import edgebert
 from edgebert import runner
@@ -88,9 +90,63 @@ def test_truncated_texts_are_counted_once(make_file: Callable[..., Path]) -> Non
         model("b " * 200)
 
 
+@pytest.mark.parametrize("default", [None, "query"])
+@pytest.mark.parametrize("num_token_types", [1, 2])
+def test_a_text_alone_is_answered_as_among_others(
+    backend: str, tmp_path: Path, tokenizer_json: str, default: str | None, num_token_types: int
+) -> None:
+    changes = {"prompts": {"query": "query : "}, "default_prompt_name": default, "num_token_types": num_token_types}
+    model = edgebert.load(write_file(tmp_path / "model.onnx", tokenizer_json, **changes), backend)
+
+    def answer(texts: Any) -> tuple[Any, list[str]]:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            try:
+                return model(texts, task="embedding"), [str(warning.message) for warning in caught]
+            except InvalidInputError as error:
+                return str(error), []
+
+    for text in [*TEXTS, "b " * 200, "b " * 78, "b " * 77, "a\0b", "naïve ナイーブ", "a\ud800", TEXTS[2] + "\0" * 50]:
+        for given in (text, [text], (text,)):
+            expected = answer(given)
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                try:
+                    found = model.encode(given), [str(warning.message) for warning in caught]
+                except InvalidInputError as error:
+                    found = str(error), []
+            assert found[1] == expected[1]
+            np.testing.assert_array_equal(found[0], expected[0], strict=True)
+            if not isinstance(found[0], str):
+                assert found[0].flags.writeable
+    model.tokenizer.max_length = 4
+    with pytest.warns(UserWarning, match="1 of 1 texts were truncated to 4 tokens"):
+        np.testing.assert_array_equal(model.encode(TEXTS[2]), model.encode([TEXTS[2]], max_length=4)[0])
+
+
+@pytest.mark.skipif("native" not in BACKENDS, reason="the short way is the native library's")
+def test_a_text_alone_goes_a_short_way(make_file: Callable[..., Path]) -> None:
+    model = edgebert.load(make_file(), "native")
+    model.encode("a")
+    passed = []
+
+    def note(frame: FrameType, event: str, _: object) -> None:
+        if event == "call" and "edgebert" in frame.f_globals["__name__"]:
+            passed.append(frame.f_code.co_name)
+
+    sys.setprofile(note)
+    try:
+        model.encode(["the router restarts ."])
+    finally:
+        sys.setprofile(None)
+    assert 0 < len(passed) <= 6, passed
+
+
 def write_file(path: Path, tokenizer_json: str, **changes: Any) -> Path:
     """A random embedding file with some fields of the spec changed."""
-    spec = random_spec(**{key: changes.pop(key) for key in ("task", "num_labels") if key in changes}).replace(**changes)
+    spec = random_spec(
+        **{key: changes.pop(key) for key in ("task", "num_labels", "num_token_types") if key in changes}
+    ).replace(**changes)
     path.write_bytes(build_model(spec, random_tensors(spec), {"edgebert.tokenizer": tokenizer_json}))
     return path
 

@@ -8,7 +8,6 @@ Field numbers are those of onnx.proto (ONNX specification, IR version 8).
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import mmap
@@ -166,6 +165,8 @@ def hash_graph(graph: bytes | memoryview) -> str:
     These are its nodes, inputs, outputs and `const.*` initializers, in file order, each as its field number (one byte),
     length (eight bytes, little-endian) and raw bytes. Weights are left out: they are checked by name, dtype and shape.
     """
+    import hashlib  # not at the top: every start would wait for OpenSSL
+
     digest = hashlib.sha256()
     for number, value in _walk(memoryview(graph), "graph"):
         if not isinstance(value, memoryview) or number not in (_NODE, _INITIALIZER, _INPUT, _OUTPUT):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 import edgebert
 from edgebert.artifact.reader import Artifact, read_artifact, told_of
@@ -27,6 +28,8 @@ from edgebert.errors import (
     ModelFormatError,
     UnsupportedModelError,
 )
+
+F32 = NDArray[np.float32]
 
 
 class _Library(NamedTuple):
@@ -115,6 +118,7 @@ class NativeBackend(Backend):
         # kept between calls, because building one costs as much as a short call
         self._idle_arguments: list[_Arguments] = []
         self._names = {name: name.encode() for name in spec.outputs}
+        self._widths = {name: spec.output_width(name)[1] for name in spec.outputs}
 
     def __del__(self) -> None:
         if getattr(self, "_model", None):
@@ -129,10 +133,7 @@ class NativeBackend(Backend):
         arrays = [np.ascontiguousarray(a, np.int32) for a in (batch.input_ids, batch.token_type_ids, batch.cu_seqlens)]
         chosen = None if batch.output_tokens is None else np.ascontiguousarray(batch.output_tokens, np.int32)
         results = {name: np.empty(self._shape(batch, name), np.float32) for name in outputs}
-        try:
-            arguments = self._idle_arguments.pop()  # no lock: a child forked while it is held could never take it
-        except IndexError:
-            arguments = _Arguments(len(self.spec.outputs))
+        arguments = self._take_arguments()
         args = arguments.batch
         args.input_ids, args.token_type_ids, args.cu_seqlens = (a.ctypes.data for a in arrays)
         args.num_sequences = batch.num_sequences
@@ -144,6 +145,27 @@ class NativeBackend(Backend):
         self._idle_arguments.append(arguments)
         check(self._library, status)
         return results
+
+    def run_sequence(self, input_ids: int, token_type_ids: int, cu_seqlens: int, output: str) -> F32 | None:
+        """An output of one sequence, f32 [1, width], of the int32 arrays at three addresses.
+
+        None for what `run` refuses, which says why.
+        """
+        result = np.empty((1, self._widths[output]), np.float32)
+        arguments = self._take_arguments()
+        args, out = arguments.batch, arguments.outputs[0]
+        args.input_ids, args.token_type_ids, args.cu_seqlens = input_ids, token_type_ids, cu_seqlens
+        args.num_sequences, args.output_tokens = 1, None
+        out.name, out.data, out.capacity = self._names[output], result.ctypes.data, result.size
+        status = self._library.eb_run(self._model, args, arguments.outputs, 1)
+        self._idle_arguments.append(arguments)
+        return None if status else result
+
+    def _take_arguments(self) -> _Arguments:
+        try:
+            return self._idle_arguments.pop()  # no lock: a child forked while it is held could never take it
+        except IndexError:
+            return _Arguments(len(self.spec.outputs))
 
 
 def load(

@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgebert.artifact.spec import EncoderSpec
+from edgebert.backends.base import Backend
+from edgebert.backends.native import F32, NativeBackend
 from edgebert.batch import I32, PackedBatch
 from edgebert.errors import BackendUnavailableError, InvalidInputError, UnsupportedModelError
 from edgebert.tokenizer.base import BaseTokenizer, Text, Tokens, check_text
@@ -162,6 +164,16 @@ class Tokenizer:
         """The rows of `make_rows`, packed, and which of them were truncated, bool [n]."""
         tokens = self._tokenize(texts, max_length)
         return PackedBatch(tokens.input_ids, tokens.token_type_ids, tokens.cu_seqlens), tokens.is_truncated
+
+    def run_text(self, text: str, backend: Backend, output: str) -> F32 | None:
+        """An output of sequences of one text, f32 [1, width], where two calls of the native library give it.
+
+        None where more is to be done or said than that, as for another backend, or for a text that is not usable or
+        may be too long: for `make_rows` and `Backend.run`, which give the same.
+        """
+        if not isinstance(self._tokenizer, NativeTokenizer) or not isinstance(backend, NativeBackend):
+            return None
+        return self._tokenizer.run_text(text, self.max_length, backend, output)
 
     def make_rows(self, texts: Iterable[Text], max_length: int | None = None) -> tuple[list[Row], NDArray[np.bool_]]:
         """A row a text or pair, each truncated to the limit; of a pair the longer text gives way first.

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from edgebert.backends import native
+from edgebert.backends.native import F32
 from edgebert.errors import InvalidInputError
 from edgebert.tokenizer.base import BaseTokenizer, Text, Tokens, check_unicode
 
@@ -69,6 +70,16 @@ class _Info(ctypes.Structure):
     )
 
 
+class _Call:
+    """The structs of one call of eb_tokenize with one text."""
+
+    def __init__(self) -> None:
+        self.bounds = (ctypes.c_int64 * 2)()
+        self.texts = _Texts(None, ctypes.addressof(self.bounds), None, 1)
+        self.texts_address = ctypes.addressof(self.texts)
+        self.tokens = _TokensPointer()
+
+
 class NativeTokenizer(BaseTokenizer):
     """A tokenizer of the native library; a call releases the GIL.
 
@@ -90,6 +101,7 @@ class NativeTokenizer(BaseTokenizer):
         self._library = _open_library(native.load_library()._name)
         self._threads = threads
         self._names: dict[int, str] = {}  # of ids asked for, which are asked for again
+        self._idle_calls: list[_Call] = []
         data = tokenizer_json.encode() if isinstance(tokenizer_json, str) else tokenizer_json
         self._tokenizer = ctypes.c_void_p()
         native.check(self._library, self._library.eb_tokenizer_load(data, len(data), ctypes.byref(self._tokenizer)))
@@ -105,6 +117,32 @@ class NativeTokenizer(BaseTokenizer):
     def __del__(self) -> None:
         if getattr(self, "_tokenizer", None):
             self._library.eb_tokenizer_free(self._tokenizer)
+
+    def run_text(self, text: str, max_length: int, backend: native.NativeBackend, output: str) -> F32 | None:
+        """An output of sequences of one text, f32 [1, width]; the engine reads the tokens where the tokenizer put them.
+
+        None for a text that `tokenize` or the engine refuses, and for one of so many tokens that some may be cut off.
+        """
+        try:
+            data = text.encode()
+        except UnicodeEncodeError:
+            return None
+        try:
+            call = self._idle_calls.pop()  # no lock: a child forked while it is held could never take it
+        except IndexError:
+            call = _Call()
+        call.texts.data, call.bounds[1] = data, len(data)
+        options = _options(max_length, TRUNCATED, 0, 0, 0, 0, 0, 0, 1)
+        tokens, library = call.tokens, self._library
+        if library.eb_tokenize(self._tokenizer, call.texts_address, ctypes.byref(options), ctypes.byref(tokens)):
+            return None
+        found = tokens.contents
+        result = None
+        if found.total_tokens < max_length:
+            result = backend.run_sequence(found.input_ids, found.token_type_ids, found.cu_seqlens, output)
+        library.eb_tokens_free(tokens)
+        self._idle_calls.append(call)
+        return result
 
     def find_id(self, *names: str) -> int | None:
         """The id of the first of these tokens that was added or that the vocabulary has."""
