@@ -28,6 +28,7 @@ __all__ = [
     "check",
     "export",
     "load",
+    "maxsim",
     "pipeline",
     "score",
     "semantic_search",
@@ -43,6 +44,7 @@ _MODULES = {
     "check": "edgebert.exporting.check",
     "export": "edgebert.exporting.export",
     "load": "edgebert.model",
+    "maxsim": "edgebert.tasks.multi_vector",
     "pipeline": "edgebert.model",
     "score": "edgebert.scoring.runner",
     "semantic_search": "edgebert.tasks.embedding",
@@ -59,6 +61,7 @@ if TYPE_CHECKING:
     from edgebert.model import Model, load, pipeline
     from edgebert.scoring.runner import score
     from edgebert.tasks.embedding import semantic_search, similarity
+    from edgebert.tasks.multi_vector import maxsim
 
 
 def __getattr__(name: str) -> Any:

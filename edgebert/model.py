@@ -18,7 +18,7 @@ from edgebert.backends.registry import load_backend
 from edgebert.batch import PackedBatch
 from edgebert.errors import InvalidInputError
 from edgebert.runner import BATCH_TOKENS, answer
-from edgebert.tasks import TASKS, Task, base, find_task, name_task
+from edgebert.tasks import TASKS, Task, base, find_fitting, find_task, name_task
 from edgebert.tasks.base import F32, Bools, warn
 from edgebert.tokenizer import Text, Tokenizer, check_ids
 
@@ -337,7 +337,7 @@ class Model:
         task = name_task(task) if isinstance(task, str) else task
         if task is not None and (not isinstance(task, str) or task not in TASKS):
             raise InvalidInputError(f"unknown task {task!r}: expected one of {', '.join(TASKS)}")
-        fitting = _fitting_tasks(self.task, self.spec.pooling)
+        fitting = find_fitting(self.task, self.spec.outputs)
         if fitting and (task is None or task in fitting):
             return task or fitting[0]
         calls = [f"model({TASKS[name].usage}{'' if name == fitting[0] else f', task={name!r}'})" for name in fitting]
@@ -382,14 +382,6 @@ _NEIGHBOURS = {
     "return_tensors": "answers are plain values, embeddings NumPy arrays",
     "return_documents": "every answer has its document's index, corpus_id",
 }
-
-
-@cache
-def _fitting_tasks(head: str, pooling: str) -> list[str]:
-    """The tasks that a file answers, its own first."""
-    if head == "embedding" and pooling == "none":  # hidden states, not pooled
-        return []
-    return [name for name, call in TASKS.items() if head in call.heads]
 
 
 def _bind(task: str, inputs: Sequence[Any], options: dict[str, Any]) -> dict[str, Any]:

@@ -108,11 +108,11 @@ def quantize_symmetric(x: F32, axis: int) -> tuple[F32, F32]:
 
 
 def mask_window(scores: F32, window: int) -> F32:
-    """Scores f32 [length, length], minus infinity for keys more than `window` tokens away; 0: as they are."""
+    """Scores f32 [length, keys], minus infinity for keys more than `window` tokens away; 0: as they are."""
     if not window:
         return scores
     places = np.arange(len(scores))
-    is_near = np.abs(places[:, None] - places) <= window
+    is_near = np.abs(places[:, None] - places[: scores.shape[1]]) <= window
     return np.where(is_near, scores, np.float32(-np.inf))
 
 
@@ -123,8 +123,9 @@ def attention_u8s8_f32(query: F32, key: F32, value: F32, bias: F32 | None = None
     0 to 255 of their own largest value, and their sum normalises: softmax(q kT / sqrt(head_dim) + bias) v.
 
     Args:
-        query, key, value: f32 [length, head_dim].
-        bias: f32 [length, length], of queries and keys; None: zeros.
+        query: f32 [length, head_dim].
+        key, value: f32 [keys, head_dim], of the first tokens, or of all.
+        bias: f32 [length, keys], of queries and keys; None: zeros.
         window: tokens on each side that a token attends to; 0: all. Scales do not depend on it.
 
     Returns:

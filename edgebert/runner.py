@@ -62,9 +62,12 @@ def run_rows(
     widths = [backend.spec.output_width(name) for name in outputs]
     asked = [(name, is_token) for name, (is_token, _) in zip(outputs, widths, strict=True)]
     width = sum([width or 1 for is_token, width in widths if is_token])
+    row_width = sum([width for is_token, width in widths if not is_token])
+    if not backend.chooses_tokens and "sparse_embedding" in outputs:
+        width += backend.spec.vocab_size  # the logits that others fold as they come
     rows = iter(rows)
     while held := list(islice(rows, SORTED_ROWS)):
-        for part in [held] if len(held) == 1 else _split(backend, held, width, batch_tokens):
+        for part in [held] if len(held) == 1 else _split(backend, held, width, row_width, batch_tokens):
             batch = _pack(part)
             values = backend.run(batch, outputs)
             last = 0
@@ -74,8 +77,10 @@ def run_rows(
                 yield row, found
 
 
-def _split(backend: Backend, rows: list[Row], width: int, batch_tokens: int) -> Iterator[list[Row]]:
-    """Rows of at most `batch_tokens` tokens and MAX_LOGITS numbers, `width` a token, or one row, each.
+def _split(backend: Backend, rows: list[Row], width: int, row_width: int, batch_tokens: int) -> Iterator[list[Row]]:
+    """Rows of at most `batch_tokens` tokens and MAX_LOGITS numbers, or one row, each.
+
+    There are `width` numbers a token and `row_width` a row.
 
     Longest first: neighbours are of like length, and memory does not grow after the first batch.
     """
@@ -84,7 +89,7 @@ def _split(backend: Backend, rows: list[Row], width: int, batch_tokens: int) -> 
     for row in sorted(rows, key=lambda row: -len(row.input_ids)):
         length = len(row.input_ids)
         # backends that cannot choose hold all tokens' outputs for a moment
-        logits = width * (_num_output_tokens(row) if backend.chooses_tokens else length)
+        logits = row_width + width * (_num_output_tokens(row) if backend.chooses_tokens else length)
         if part and (num_tokens + length > batch_tokens or num_logits + logits > MAX_LOGITS):
             yield part
             part, num_tokens, num_logits = [], 0, 0

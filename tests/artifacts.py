@@ -68,9 +68,16 @@ def random_spec(
     windows: Sequence[int] = (),
     rotary_bases: Sequence[float] = (),
     is_weight_only: bool = False,
+    sparse_pooling: str = "none",
+    num_sparse_logs: int = 1,
+    token_size: int = 0,
+    normalize_tokens: bool = True,
+    has_token_weights: bool = False,
+    unattended: int = 0,
 ) -> EncoderSpec:
     """A spec of the given shape; `dense_size` None means `hidden` for labels of a sequence, none for embeddings.
 
+    `unattended` tokens of the id 5 at the end of a sequence are attended to by none, at most.
     `windows` and `rotary_bases` are those of the layers; of a pre-norm model the first layer's attention has no norm.
     """
     dtype = "s8" if int8 else "f32"
@@ -119,7 +126,16 @@ def random_spec(
         normalize=normalize and task == "embedding",
         dense_size=dense,
         dense_activation="tanh" if dense else "identity",
-        mlm_activation=activation if task in ("fill-mask", "pretraining") else "identity",
+        mlm_activation=activation if task in ("fill-mask", "pretraining") or sparse_pooling != "none" else "identity",
+        sparse_pooling=sparse_pooling,
+        num_sparse_logs=num_sparse_logs,
+        token_size=token_size,
+        normalize_tokens=normalize_tokens and token_size > 0,
+        has_token_weights=has_token_weights,
+        query_length=unattended,
+        expansion_length=unattended,
+        expansion_id=5,
+        attends_to_expansion=not unattended,
         labels=tuple(f"LABEL_{i}" for i in range(label_count)),
     )
 
@@ -191,11 +207,16 @@ def random_artifact(
 def random_batch(spec: EncoderSpec, lengths: Sequence[int], seed: int = 0) -> PackedBatch:
     """Random ids (and types) in sequences of the given lengths; about every fourth is the pad token where that counts.
 
-    Where it does, the first sequence is nothing but pad tokens.
+    Where it does, the first sequence is nothing but pad tokens. Where some tokens are not attended to, every second
+    sequence ends with them, the last with more than there may be.
     """
     rng = np.random.default_rng(seed)
     ids = [rng.integers(0, spec.vocab_size, n) for n in lengths]
     if spec.has_padding_position:
         ids = [np.where(rng.random(len(row)) < (0.25 if i else 1), spec.pad_token_id, row) for i, row in enumerate(ids)]
+    if spec.max_unattended:
+        for i, row in enumerate(ids):
+            count = spec.max_unattended + 9 if i == len(ids) - 1 else i % 2 * spec.max_unattended * 2 // 3
+            row[max(0, len(row) - count) :] = spec.expansion_id
     types = [rng.integers(0, max(1, spec.num_token_types), n).tolist() for n in lengths]
     return PackedBatch.from_lists([row.tolist() for row in ids], types)

@@ -43,6 +43,41 @@ CASES: dict[str, dict[str, Any]] = {
     "fill-mask": {"task": "fill-mask", "activation": "gelu_tanh", "embedding_size": 20},
     "next-sentence": {"task": "next-sentence", "layers": ((1, 64, 257),), "hidden": 65},
     "pretraining": {"task": "pretraining", "vocab_size": 67},
+    "poolings": {
+        "pooling": "cls+max+mean+mean_sqrt_len+weighted_mean+last",
+        "dense_size": 9,
+        "layers": ((2, 7, 33),),
+        "hidden": 27,
+    },
+    "two poolings": {"pooling": "last+max", "layers": ((2, 7, 33),), "hidden": 17, "normalize": False},
+    "sparse": {
+        "sparse_pooling": "max",
+        "pooling": "weighted_mean",
+        "embedding_size": 20,
+        "vocab_size": 1501,
+        "layers": ((2, 7, 33),),
+        "hidden": 27,
+    },
+    "sparse sum": {"sparse_pooling": "sum", "num_sparse_logs": 2, "pooling": "none", "layers": ((2, 8, 40),)},
+    "three outputs": {"pooling": "cls", "token_size": 13, "has_token_weights": True, "layers": ((2, 8, 40),)},
+    "multi-vector": {"pooling": "none", "token_size": 33, "normalize_tokens": False, "layers": ((2, 8, 40),)},
+    "unattended": {
+        "pooling": "none",
+        "token_size": 12,
+        "unattended": 32,
+        "layers": ((2, 7, 33), (1, 34, 17)),
+        "hidden": 27,
+    },
+    "unattended in windows": ROTARY
+    | {"pooling": "none", "unattended": 21, "windows": (0, 22), "layers": ((2, 8, 40), (3, 6, 33))},
+    "unattended int8-attention": {
+        "pooling": "none",
+        "token_size": 12,
+        "unattended": 32,
+        "attention_dtype": "s8",
+        "layers": ((2, 32, 40), (3, 6, 33)),
+        "max_relative_distance": 20,
+    },
     "rotary": ROTARY
     | {
         "layers": ((2, 8, 40), (3, 10, 33), (1, 34, 17)),
@@ -74,6 +109,8 @@ INVARIANT = (
     *("embedding", "pruned", "pretraining", "question-answering", "int8-attention", "padding-position"),
     *("shared-layers", "position-bias", "position-bias-int8-attention"),
     *("rotary", "rotary-pruned", "rotary-int8-attention", "position-tables", "position-tables-int8-attention"),
+    *("poolings", "two poolings", "sparse", "sparse sum", "three outputs"),
+    *("unattended", "unattended in windows", "unattended int8-attention"),
 )
 OTHERS = [name for name in BACKENDS if name != "numpy"]
 
@@ -213,6 +250,17 @@ def test_refuses_bad_output_tokens(backend: str, make_file: Callable[..., Path],
     batch = dataclasses.replace(PackedBatch.from_lists([[1] * 9]), output_tokens=np.int32(tokens))
     with pytest.raises(InvalidInputError, match="output_tokens must be tokens of the batch in ascending order"):
         model.run(batch, ["logits"])
+
+
+@pytest.mark.skipif("native" not in BACKENDS, reason="the native backend is not built")
+@pytest.mark.parametrize("int8", [False, True], ids=["f32", "int8"])
+def test_native_holds_no_logits_of_all_tokens(make_file: Callable[..., Path], int8: bool) -> None:
+    arguments = {"vocab_size": 30_000, "layers": ((1, 4, 4),), "hidden": 4, "pooling": "none", "tokenizer_json": None}
+    model = load_backend(make_file(sparse_pooling="max", int8=int8, **arguments), "native", threads=2)
+    batch = random_batch(model.spec, [60] * 20)
+    found = model.run(batch, ["sparse_embedding"])["sparse_embedding"]
+    assert found.shape == (20, 30_000) and (found > 0).any()
+    assert model.workspace_bytes < 4 * batch.total_tokens * 30_000 / 20  # type: ignore[attr-defined]
 
 
 def test_empty_batch(backend: str, make_file: Callable[..., Path]) -> None:

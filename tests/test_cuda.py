@@ -32,11 +32,21 @@ needs_cuda = pytest.mark.skipif(
 
 LENGTHS = (1, 2, 15, 16, 17, 33, 63, 64, 65, 70)
 
-CPU_ONLY = {"is_pre_norm", "is_gated", "windows", "rotary_bases", "distances_per_row"}  # arguments of the cases
+CPU_ONLY = {
+    "unattended",
+    "is_pre_norm",
+    "is_gated",
+    "windows",
+    "rotary_bases",
+    "distances_per_row",
+}  # arguments of the cases
 SUPPORTED = {
     name: case for name, case in CASES.items() if case.get("attention_dtype") != "s8" and not CPU_ONLY & case.keys()
 }
-INVARIANT = ("embedding", "pruned", "pretraining", "question-answering", "padding-position")
+INVARIANT = (
+    *("embedding", "pruned", "pretraining", "question-answering", "padding-position"),
+    *("poolings", "sparse", "sparse sum", "three outputs"),
+)
 
 
 # What is missing
@@ -127,6 +137,7 @@ def test_a_device_that_is_not_there(make_file: Callable[..., Path]) -> None:
         ({"attention_dtype": "s8"}, "attention_dtype is s8"),
         ({"layers": ((1, 129, 8),)}, "heads of 129 values, more than 128"),
         ({"is_pre_norm": True}, "a norm before each sub-block"),
+        ({"unattended": 4, "pooling": "none", "normalize": False}, "tokens that are not attended to"),
         ({"is_gated": True}, "a gated feed-forward part"),
         ({"has_position_table": False}, "no table of positions"),
         ({"max_relative_distance": 1, "distances_per_row": (1, 1, 1)}, "tables of relative positions"),

@@ -526,10 +526,11 @@ def test_refused_heads(family: str, task: str, message: str, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("pooling", "message"),
     [
-        ({"pooling_mode_max_tokens": True}, "the pooling 'pooling_mode_max_tokens' is not supported"),
-        ({"pooling_mode_lasttoken": True}, "lasttoken"),
-        ({"pooling_mode": "weightedmean"}, "weightedmean"),
-        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True}, r"cls_token \+ pooling_mode_mean_tokens"),
+        ({"pooling_mode_median": True}, "the pooling 'pooling_mode_median' is not supported; supported: cls, max"),
+        ({"pooling_mode": "median"}, "median"),
+        ({"pooling_mode": ["mean", "median"]}, "median"),
+        ({"pooling_mode": []}, "the pooling"),
+        ({"pooling_mode": {"mean": True}}, "the pooling"),
         ({**MEAN, "include_prompt": False}, "include_prompt"),
     ],
 )

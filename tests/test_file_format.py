@@ -93,6 +93,18 @@ def activate(x: Any, kind: str) -> Any:
     return {"tanh": np.tanh, "relu": lambda x: np.maximum(x, 0), "identity": lambda x: x}[kind](x)
 
 
+def pool(x: Any, kind: str) -> Any:
+    weights = np.arange(1, len(x) + 1, dtype=F32)[:, None]
+    rows = {
+        "mean": x.mean(0),
+        "cls": x[0],
+        "last": x[-1],
+        "max": x.max(0),
+        "mean_sqrt_len": x.sum(0) / len(x) ** F32(0.5),
+    }
+    return {**rows, "weighted_mean": (x * weights).sum(0) / weights.sum()}[kind]
+
+
 def run(spec: dict[str, Any], tensors: dict[str, Any], ids: Any, types: Any) -> dict[str, Any]:
     """The outputs of one sequence, for an embedding or pretraining."""
 
@@ -156,15 +168,29 @@ def run(spec: dict[str, Any], tensors: dict[str, Any], ids: Any, types: Any) -> 
         x = linear(up, f"{name}.ffn.down") + x
         x = x if is_pre else norm(x, second)
     x = norm(x, "final.layer_norm") if spec["is_pre_norm"] else x
-    pooled = x[:1] if spec["pooling"] == "cls" else x.mean(0, keepdims=True)
+    pooled = np.hstack([pool(x, kind)[None] for kind in spec["pooling"].split("+")])
     pooled = activate(linear(pooled, "head.dense"), spec["dense_activation"]) if spec["dense_size"] else pooled
     pooled = norm(pooled, "head.layer_norm") if spec["has_dense_norm"] and spec["dense_size"] else pooled
     if spec["task"] == "embedding":
         length = np.maximum(np.linalg.norm(pooled), F32(1e-12)) if spec["normalize"] else 1
-        return {"last_hidden_state": x, "sentence_embedding": pooled / length}
+        outputs = {"last_hidden_state": x, "sentence_embedding": pooled / length}
+        if spec["token_size"]:
+            vectors = linear(x, "head.tokens")
+            lengths = np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), F32(1e-12))
+            outputs["token_embeddings"] = vectors / lengths if spec["normalize_tokens"] else vectors
+        if spec["has_token_weights"]:
+            outputs["token_weights"] = np.maximum(linear(x, "head.token_weights"), 0)
+    if spec["task"] == "embedding" and spec["sparse_pooling"] == "none":
+        return outputs
     rows = norm(activate(linear(x, "mlm.dense"), spec["mlm_activation"]), "mlm.layer_norm")
     word = tensors["embeddings.word.weight"].T, tensors["mlm.bias"], tensors.get("embeddings.word.scale")
     logits = multiply(rows, *word, tensors.get("mlm.colsum"))
+    if spec["task"] == "embedding":
+        if spec["sparse_pooling"] == "max":
+            logits = logits.max(0, keepdims=True)
+        for _ in range(spec["num_sparse_logs"]):
+            logits = np.log1p(np.maximum(logits, 0))
+        return outputs | {"sparse_embedding": logits.sum(0, keepdims=True)}
     return {"prediction_logits": logits, "seq_relationship_logits": linear(pooled, "head.out")}
 
 
@@ -180,6 +206,14 @@ FILES: dict[str, dict[str, Any]] = {
     "f32, heads": {"task": "pretraining", "embedding_size": 16, "num_token_types": 1},
     "f32, rotary": ROTARY | {"dense_size": 10, "has_dense_norm": True},
     "int8, rotary": ROTARY | {"int8": True, "attention_dtype": "s8"},
+    "f32, poolings": {"pooling": "weighted_mean+max+last+cls+mean_sqrt_len+mean", "dense_size": 7},
+    "f32, sparse and tokens": {
+        "sparse_pooling": "max",
+        "token_size": 9,
+        "has_token_weights": True,
+        "embedding_size": 16,
+    },
+    "int8, sparse": {"sparse_pooling": "sum", "num_sparse_logs": 2, "int8": True},
     "int8, heads": {"task": "pretraining", "int8": True, "activation": "relu", "layers": ((1, 5, 0), (0, 3, 7))},
 }
 

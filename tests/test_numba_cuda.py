@@ -61,9 +61,10 @@ close(ops.linear(put(x), square, residual=put(residual)), oracle.linear(x, squar
 close(ops.column(put(x), 1), x[:, 1])
 for bias in (None, normal(2, 7)):
     close(ops.attention_varlen(put(qkv), cu_seqlens, 2, bias), oracle.attention_varlen(qkv, cu_seqlens, 2, bias))
-for pooling in ("cls", "mean"):
+for pooling in ("cls", "mean", "max", "sum", "last+mean_sqrt_len+weighted_mean"):
     close(ops.pool(put(qkv), cu_seqlens, pooling), oracle.pool(qkv, cu_seqlens, pooling))
 close(ops.normalize(put(x)), oracle.normalize(x))
+close(ops.log1p_relu(put(x)), oracle.log1p_relu(x))
 
 small = {"layers": ((1, 3, 4),), "hidden": 4, "vocab_size": 7, "num_positions": 6}
 for case in ({"position_offset": 2, "has_padding_position": True}, {}):
@@ -103,7 +104,8 @@ for kernel, signature in (
     (ops.layernorm_rows, (rows, rows, boolean, row, row, float32, rows)),
     (ops.linear_f32, (rows, rows, row, int64, rows, boolean, rows)),
     (ops.attention_varlen_kernel(33), (rows, ids, float32, rows, rows)),
-    (ops.pool_rows, (rows, ids, boolean, rows)),
+    (ops.pool_rows, (rows, ids, int64, int64, rows)),
+    (ops.log1p_relu_rows, (rows, rows)),
     (ops.normalize_rows, (rows, rows)),
     (ops.take_column, (rows, int64, row)),
 ):

@@ -39,6 +39,7 @@ TASKS = {
     "reader": {"task": "question-answering"},
     "masked": {"task": "fill-mask"},
     "pairs": {"task": "next-sentence"},
+    "splade": {"pooling": "none", "normalize": False, "sparse_pooling": "max"},
 }
 
 
@@ -218,7 +219,11 @@ def test_tei_routes(server: Server, models: dict[str, edgebert.Model]) -> None:
     ]
     assert len(server.post("/tokenize", {"inputs": ["the"], "add_special_tokens": False})[0]) == 1
     assert server.post("/decode", {"ids": [[token["id"] for token in tokens]]}) == ["the restarts slow"]
-    assert server.post("/embed_sparse", {"inputs": "a"}, 424)["error_type"] == "Backend"
+    sparse = models["splade"](texts, return_arrays=True)
+    assert server.post("/embed_sparse", {"inputs": texts}) == [
+        [{"index": i, "value": w} for i, w in zip(ids.tolist(), weights.tolist(), strict=True)]
+        for ids, weights in sparse
+    ]
     info = server.client.get("/info").json()
     assert info["model_id"] == "embedder" and info["max_client_batch_size"] == 300
     assert info["model_type"] == {"embedding": {"pooling": "mean"}}
@@ -616,6 +621,8 @@ def test_keys_and_cors(start: Callable[..., Server], files: dict[str, str], tmp_
 
     assert server.post("/v1/embeddings", data, 401)["error"]["type"] == "authentication_error"
     assert [ask(key) for key in ("first", "second", "third", "# ours")] == [200, 200, 401, 401]
+    sparse = server.client.post("/embed_sparse", json={"inputs": "a"}, headers={"authorization": "Bearer first"})
+    assert (sparse.status_code, sparse.json()["error_type"]) == (424, "Backend")
     assert server.client.get("/metrics").status_code == 401
     assert server.client.get("/health").status_code == 200
     keys.write_text("third\n")

@@ -300,7 +300,7 @@ BENCHMARK_KERNEL(pool) {
     args.x_stride = row_stride(width);
     args.width = width;
     args.cu_seqlens = cu_seqlens;
-    args.is_mean = true;
+    args.fold = Fold::kMean;
     args.normalize = true;
     args.out = out.get();
     args.out_stride = row_stride(width);

@@ -27,7 +27,8 @@ TASKS = (
 )
 ACTIVATIONS = ("gelu_erf", "gelu_tanh", "relu", "tanh", "identity")
 FFN_ACTIVATIONS = ("gelu_erf", "gelu_tanh", "relu")
-POOLINGS = ("mean", "cls", "none")
+POOLINGS = ("mean", "cls", "max", "mean_sqrt_len", "weighted_mean", "last")  # or several, joined by "+"; or "none"
+SPARSE_POOLINGS = ("none", "max", "sum")
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
 RANK_FUNCTIONS = ("none", "sigmoid", "tanh", "softmax")
 LINEARS = ("qkv", "attention_output", "ffn_up", "ffn_down")
@@ -85,11 +86,13 @@ def rotary_frequencies(head_dim: int, base: float) -> NDArray[np.float32]:
 class Step(NamedTuple):
     """One operation of a head, on the rows that the step before left; engines know these and no tasks.
 
-    pool: the tokens' rows become one a sequence, by `kind`, "mean" or "cls"; it comes first or not at all.
+    pool: the tokens' rows become one a sequence: `kind` is one of POOLINGS or "sum", or several joined by "+", whose
+        rows lie side by side. Steps before it are on tokens.
     linear: x @ weight + bias, f32, then the activation `kind`.
     layer_norm: LayerNorm of each row.
     decoder: the word table as a linear from `embedding_size` to `vocab_size`, s8 where the table is.
     normalize: each row divided by its Euclidean norm.
+    log1p_relu: log(1 + max(x, 0)) of each value.
     column: value `column` of each row, alone; it comes last or not at all.
     """
 
@@ -136,12 +139,17 @@ class EncoderSpec:
     max_length: int = 512  # tokens, special tokens included
     embedding_dtype: str = "f32"
     attention_dtype: str = "f32"
-    pooling: str = "none"
+    pooling: str = "none"  # of the sentence embedding: one of POOLINGS, or several joined by "+", side by side
     normalize: bool = False
     dense_size: int = 0  # 0: no dense layer between pooling and output
     dense_activation: str = "identity"
     has_dense_norm: bool = False  # a LayerNorm after the dense layer
     mlm_activation: str = "identity"
+    sparse_pooling: str = "none"  # of the masked-LM head's logits over the tokens, for sparse_embedding (SPLADE)
+    num_sparse_logs: int = 1  # how often log(1 + max(x, 0)) is taken of them
+    token_size: int = 0  # width of token_embeddings, a linear of each hidden state (ColBERT); 0: no such output
+    normalize_tokens: bool = False  # token embeddings have length 1
+    has_token_weights: bool = False  # token_weights: relu of a linear of each hidden state, one value (BGE-M3)
     labels: tuple[str, ...] = ()
     problem_type: str = "single_label_classification"
     rank_function: str | None = None  # what makes a cross-encoder's logits scores; None: its checkpoint does not say
@@ -151,6 +159,14 @@ class EncoderSpec:
     mask_token: str | None = None  # what stands for a token to be filled in; None: [MASK] or <mask>
     prompts: dict[str, str] = field(default_factory=dict)
     default_prompt_name: str | None = None
+    markers: dict[str, int] = field(default_factory=dict)  # "query", "document": the token put after a text's first
+    query_length: int = 0  # tokens that a query is cut to; 0: as any other text
+    expansion_length: int = 0  # a shorter query is filled up to so many tokens with `expansion_id`
+    expansion_id: int = 0
+    attends_to_expansion: bool = True  # else tokens of that id at the end of a sequence are attended to by none
+    skipped_ids: tuple[int, ...] = ()  # tokens of documents that have no token embedding
+    drops_first_token: bool = False  # nor has the first token of any text
+    unweighted_ids: tuple[int, ...] = ()  # tokens whose weight counts for nothing
     version: int = SPEC_VERSION
 
     def __post_init__(self) -> None:
@@ -182,6 +198,23 @@ class EncoderSpec:
         return self.pad_token_id if self.has_padding_position else None
 
     @property
+    def max_unattended(self) -> int:
+        """How many tokens of `expansion_id` at the end of a sequence are attended to by none, at most."""
+        return 0 if self.attends_to_expansion else self.expansion_length
+
+    def count_keys(self, input_ids: NDArray[np.int32], cu_seqlens: NDArray[np.int32]) -> NDArray[np.int32]:
+        """Of each sequence of a packed batch the tokens that are attended to, the first so many: int32 [n], above 0."""
+        counts = np.diff(cu_seqlens).astype(np.int32)
+        if self.max_unattended:
+            for i, last in enumerate(cu_seqlens[1:]):
+                least = max(1, counts[i] - self.max_unattended)
+                while counts[i] > least and input_ids[last - 1 - (cu_seqlens[i + 1] - cu_seqlens[i] - counts[i])] == (
+                    self.expansion_id
+                ):
+                    counts[i] -= 1
+        return counts
+
+    @property
     def has_token_types(self) -> bool:
         """Whether the model takes `token_type_ids` as an input (two or more types)."""
         return self.num_token_types >= 2
@@ -199,7 +232,8 @@ class EncoderSpec:
         dense = [Step("linear", self.dense_size, self.dense_activation, "head.dense")] * bool(self.dense_size)
         if dense and self.has_dense_norm:
             dense.append(Step("layer_norm", self.dense_size, weights="head.layer_norm"))
-        pooled = [Step("pool", self.hidden_size, self.pooling), *dense]
+        num_poolings = len(self.pooling.split("+"))
+        pooled = [Step("pool", num_poolings * self.hidden_size, self.pooling), *dense]
         sentence = [*pooled, Step("normalize", pooled[-1].width)] if self.normalize else pooled
         labels = Step("linear", len(self.labels), weights="head.out", drops_input=True)
         span = Step("linear", 2, weights="head.out")
@@ -208,9 +242,21 @@ class EncoderSpec:
             Step("layer_norm", self.embedding_size, weights="mlm.layer_norm"),
             Step("decoder", self.vocab_size, weights="mlm"),
         )
+        embeddings: dict[str, Sequence[Step]] = {"last_hidden_state": ()}
+        if self.pooling != "none":
+            embeddings["sentence_embedding"] = sentence
+        if self.sparse_pooling != "none":
+            pool = Step("pool", self.vocab_size, self.sparse_pooling)
+            logs = [Step("log1p_relu", self.vocab_size)] * self.num_sparse_logs
+            # the logarithm grows with the logit: of the largest alone it is the largest
+            embeddings["sparse_embedding"] = [*words, pool, *logs] if pool.kind == "max" else [*words, *logs, pool]
+        if self.token_size:
+            unit = [Step("normalize", self.token_size)] * self.normalize_tokens
+            embeddings["token_embeddings"] = [Step("linear", self.token_size, weights="head.tokens"), *unit]
+        if self.has_token_weights:
+            embeddings["token_weights"] = [Step("linear", 1, "relu", "head.token_weights")]
         outputs: dict[str, dict[str, Sequence[Step]]] = {
-            "embedding": {"last_hidden_state": ()}
-            | ({} if self.pooling == "none" else {"sentence_embedding": sentence}),
+            "embedding": embeddings,
             "text-classification": {"logits": (*pooled, labels)},
             "token-classification": {"logits": (*dense, labels)},
             "question-answering": {
@@ -222,7 +268,12 @@ class EncoderSpec:
             "pretraining": {"prediction_logits": words, "seq_relationship_logits": (*pooled, labels)},
         }
         return tuple(
-            Head(name, not steps or steps[0].op != "pool", steps[-1].width if steps else self.hidden_size, tuple(steps))
+            Head(
+                name,
+                all(step.op != "pool" for step in steps),
+                steps[-1].width if steps else self.hidden_size,
+                tuple(steps),
+            )
             for name, steps in outputs[self.task].items()
         )
 
@@ -266,7 +317,8 @@ class EncoderSpec:
             layers = tuple(
                 LayerSpec(**{**layer, "smoothed": tuple(layer.get("smoothed", ()))}) for layer in raw["layers"]
             )
-            lists = {name: tuple(raw.get(name, ())) for name in ("labels", "distances_per_row")}
+            names = ("labels", "distances_per_row", "skipped_ids", "unweighted_ids")
+            lists = {name: tuple(raw.get(name, ())) for name in names}
             return cls(**{**raw, "layers": layers, **lists})
         except (TypeError, AttributeError) as error:
             raise ModelFormatError(f"edgebert.spec does not fit this EdgeBERT ({error}): re-export the model") from None
@@ -288,7 +340,14 @@ class EncoderSpec:
         choice("activation", self.activation, FFN_ACTIVATIONS)
         choice("dense_activation", self.dense_activation, ACTIVATIONS)
         choice("mlm_activation", self.mlm_activation, ACTIVATIONS)
-        choice("pooling", self.pooling, POOLINGS)
+        choice("sparse_pooling", self.sparse_pooling, SPARSE_POOLINGS)
+        if self.pooling != "none":
+            poolings = str(self.pooling).split("+")
+            for pooling in poolings:
+                choice("pooling", pooling, POOLINGS)
+            if len(set(poolings)) < len(poolings):
+                raise ModelFormatError(f"edgebert.spec: pooling names one twice, {self.pooling!r:.100}")
+            size("width of the pooled rows", len(poolings) * self.hidden_size, 1, MAX_INNER_SIZE)
         choice("embedding_dtype", self.embedding_dtype, DTYPES)
         choice("attention_dtype", self.attention_dtype, ATTENTION_DTYPES)
         choice("problem_type", self.problem_type, PROBLEM_TYPES)
@@ -311,6 +370,25 @@ class EncoderSpec:
             )
         size("max_length", self.max_length, 1, self.usable_positions)
         size("dense_size", self.dense_size, 0, MAX_INNER_SIZE)
+        size("num_sparse_logs", self.num_sparse_logs, 1, 2)
+        size("token_size", self.token_size, 0, MAX_INNER_SIZE)
+        size("query_length", self.query_length, 0, self.usable_positions)
+        size("expansion_length", self.expansion_length, 0, self.query_length)
+        if self.max_unattended and (self.pooling, self.sparse_pooling) != ("none", "none"):
+            raise ModelFormatError(
+                "edgebert.spec: unless attends_to_expansion, pooling and sparse_pooling must be none"
+            )
+        if self.max_unattended and any(0 < layer.window < self.max_unattended for layer in self.layers):
+            raise ModelFormatError(
+                "edgebert.spec: windows must be 0 or at least expansion_length, unless attends_to_expansion"
+            )
+        size("expansion_id", self.expansion_id, 0, self.vocab_size - 1)
+        if not isinstance(self.markers, dict) or not set(self.markers) <= {"query", "document"}:
+            raise ModelFormatError(
+                f"edgebert.spec: markers must be ids of query and document, got {self.markers!r:.100}"
+            )
+        for token_id in (*self.markers.values(), *self.skipped_ids, *self.unweighted_ids):
+            size("markers, skipped_ids and unweighted_ids", token_id, 0, self.vocab_size - 1)
         size("pad_token_id", self.pad_token_id, 0, self.vocab_size - 1)
         size("number of layers", len(self.layers), 0, MAX_LAYERS)
         if not isinstance(self.layer_norm_eps, float) or not 0.0 < self.layer_norm_eps < 1.0:
@@ -354,6 +432,10 @@ class EncoderSpec:
             "is_pre_norm",
             "has_position_table",
             "has_dense_norm",
+            "normalize_tokens",
+            "has_token_weights",
+            "attends_to_expansion",
+            "drops_first_token",
         ):
             if not isinstance(getattr(self, name), bool):
                 raise ModelFormatError(f"edgebert.spec: {name} must be true or false, got {getattr(self, name)!r}")

@@ -530,9 +530,15 @@ def _build_heads(g: _Graph, spec: EncoderSpec, x: str, mask: str, ids_shape: str
             return x
         before, step = steps[:-1], steps[-1]
         if step.op == "pool":
-            whole = next((head.name for head in spec.heads if not head.steps), None)
-            return _pool(g, hidden_states(whole), mask, step.kind)
+            if before:
+                rows = _restore(g, after(before), ids_shape, [step.width])
+            else:
+                rows = hidden_states(next((head.name for head in spec.heads if not head.steps), None))
+            parts = [_pool(g, rows, mask, kind) for kind in step.kind.split("+")]
+            return parts[0] if len(parts) == 1 else g.add("Concat", *parts, axis=1)
         rows = after(before)
+        if step.op == "log1p_relu":
+            return g.add("Log", g.add("Add", g.add("Relu", rows), g.constant("one", 1.0)))
         if step.op == "layer_norm":
             return _layer_norm(g, spec, rows, step.weights)
         if step.op == "decoder":
@@ -561,9 +567,21 @@ def _pool(g: _Graph, hidden_states: str, mask: str, kind: str) -> str:
     zero_index = g.constant("index_zero", 0, np.int64)
     if kind == "cls":
         return g.add("Gather", hidden_states, zero_index, axis=1)
+    if kind == "max":
+        padding = g.add("Mul", g.add("Sub", g.constant("one", 1.0), mask), g.constant("masked", _MASKED))
+        column = g.add("Unsqueeze", padding, g.constant("last_axis", [-1], np.int64))
+        return g.add("ReduceMax", g.add("Add", hidden_states, column), axes=[1], keepdims=0)
+    if kind == "last":  # where the count of tokens reaches its end
+        count = g.add("CumSum", mask, g.constant("count_axis", 1, np.int64))
+        return g.add("GatherND", hidden_states, g.add("ArgMax", count, axis=1, keepdims=1), batch_dims=1)
+    if kind == "weighted_mean":
+        mask = g.add("Mul", mask, g.add("CumSum", mask, g.constant("count_axis", 1, np.int64)))
     # Two equal rows: a runtime gives a product of one row another code path, whose bits move with the batch.
     axis = g.constant("row_axis", [1], np.int64)
     row = g.add("Unsqueeze", mask, axis)
     sums = g.add("MatMul", g.add("Concat", row, row, axis=1), hidden_states)
-    count = g.add("ReduceSum", mask, axis, keepdims=1)
-    return g.add("Div", g.add("Gather", sums, zero_index, axis=1), g.add("Max", count, g.constant("one", 1.0)))
+    sums = g.add("Gather", sums, zero_index, axis=1)
+    if kind == "sum":
+        return sums
+    count = g.add("Max", g.add("ReduceSum", mask, axis, keepdims=1), g.constant("one", 1.0))
+    return g.add("Div", sums, g.add("Sqrt", count) if kind == "mean_sqrt_len" else count)

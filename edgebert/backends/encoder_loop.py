@@ -78,15 +78,27 @@ class EncoderOps(Protocol):
         """Queries and keys turned by their positions."""
 
     def attention_varlen(
-        self, qkv: F32, cu_seqlens: I32, num_heads: int, position_bias: PositionBias | None, window: int
+        self,
+        qkv: F32,
+        cu_seqlens: I32,
+        num_heads: int,
+        position_bias: PositionBias | None,
+        window: int,
+        num_keys: I32 | None = None,
     ) -> F32:
         """Self-attention inside each sequence, with a bias of the scores by distance if there is one.
 
-        A token attends to `window` tokens on either side; 0: to all.
+        A token attends to `window` tokens on either side; 0: to all; of them to the first `num_keys` of its sequence.
         """
 
     def attention_varlen_u8s8(
-        self, qkv: F32, cu_seqlens: I32, num_heads: int, position_bias: PositionBias | None, window: int
+        self,
+        qkv: F32,
+        cu_seqlens: I32,
+        num_heads: int,
+        position_bias: PositionBias | None,
+        window: int,
+        num_keys: I32 | None = None,
     ) -> F32:
         """The same with both products in int8, for `attention_dtype` s8."""
 
@@ -101,6 +113,9 @@ class EncoderOps(Protocol):
 
     def normalize(self, x: F32) -> F32:
         """Rows divided by their Euclidean norm."""
+
+    def log1p_relu(self, x: F32) -> F32:
+        """log(1 + max(x, 0))."""
 
     def column(self, x: F32, index: int) -> F32:
         """One column of x."""
@@ -193,7 +208,9 @@ def run_layer(
         if layer.rotary_base:
             qkv = ops.rotate(qkv, batch.cu_seqlens, layer.num_heads, layer.rotary_base)
         attention = ops.attention_varlen_u8s8 if spec.attention_dtype == "s8" else ops.attention_varlen
-        context = attention(qkv, batch.cu_seqlens, layer.num_heads, weights.position_bias(i), layer.window)
+        num_keys = spec.count_keys(batch.input_ids, batch.cu_seqlens) if spec.max_unattended else None
+        bias = weights.position_bias(i)
+        context = attention(qkv, batch.cu_seqlens, layer.num_heads, bias, layer.window, num_keys)
         x = weights.layer_linear(i, "attention_output", context, residual=x)
         x = after(x, None, attention_norm)
     else:
@@ -258,6 +275,8 @@ def run_encoder(
             return weights.apply(rows, weights.decoder(step.weights))
         if step.op == "normalize":
             return ops.normalize(rows)
+        if step.op == "log1p_relu":
+            return ops.log1p_relu(rows)
         if step.op == "column":
             return ops.column(rows, step.column)
         return weights.linear(step.weights, rows, step.kind)

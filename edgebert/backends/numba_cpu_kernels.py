@@ -85,8 +85,10 @@ Record = Any  # of one of the dtypes below; kernels get its address
 
 # What an instruction does: see the kernel of that name in KERNELS.
 EMBED, QUANTIZE, LINEAR_S8, LINEAR_F32, LAYERNORM, ATTENTION, ATTENTION_S8, POOL, NORMALIZE, COPY = range(10)
-ROTATE, GATE = range(10, 12)
-NUM_OPS = 12
+ROTATE, GATE, LOG1P = range(10, 13)
+NUM_OPS = 13
+POOLINGS = ("mean", "cls", "max", "mean_sqrt_len", "weighted_mean", "last", "sum")
+_MEAN, _CLS, _MAX, _MEAN_SQRT_LEN, _WEIGHTED_MEAN, _LAST = range(6)
 
 ACTIVATIONS = ("identity", "gelu_erf", "gelu_tanh", "relu", "tanh")
 
@@ -101,15 +103,17 @@ def _record(integers: str, **others: str) -> np.dtype[Any]:
 #   row      LAYERNORM: a residual that is the same for all rows
 #   bias     attention: of the scores by distance, f32 [heads, 2 * distance + 1]
 #   weight   ROTATE: cosines and sines of each position, each padded to 16, one after the other
-#   option   activation; attention: heads; ROTATE: of queries and keys; POOL: whether mean; COPY: output; EMBED: lookups
+#   option   activation; attention: heads; ROTATE: of queries and keys; COPY: output; EMBED: lookups; POOL: four bits a
+#            pooling, from the lowest on: its place in POOLINGS and 1
 #   window   attention: tokens on each side; 0: all
 #   position_keys, position_queries   attention: tables of a bias by distance, f32 [heads, head_dim, position_stride]
 #   position_rows   their column for each distance, s32 [2 * distance + 1]; position_stride: bytes
+#   unattended, most_unattended   attention: tokens of that id at the end are no keys, so many at most
 #   column   COPY: first column
 #   per_sequence   COPY: a row a sequence
 INSTRUCTION = _record(
     "op x residual out codes width outputs weight scale colsum bias smooth row option column distance window "
-    "position_keys position_queries position_rows position_stride per_sequence",
+    "position_keys position_queries position_rows position_stride unattended most_unattended per_sequence",
     eps="f4",
 )
 # One embedding lookup: f32 rows, or codes with a scale a row; `ids` is a row of the batch's ids.
@@ -351,20 +355,50 @@ def _embed_layernorm(s: Record, call: Record) -> None:
 
 
 def _pool(s: Record, call: Record) -> None:
-    """The first row of each sequence, or the mean of its rows; x is all rows of the slice."""
+    """One row of each sequence for each pooling, side by side; x is all rows of the slice."""
     s, call = _instruction(s), _call(call)
     for row in range(call.rows):
         starts = _run(call.run).cu_seqlens + 4 * (call.sequence + call.first + row)
         first = load_i32_scalar(starts) - call.token
-        count = load_i32_scalar(starts + 4) - load_i32_scalar(starts) if s.option else 1
-        length = np.float32(count)
-        for c in range(0, s.width, 16):
-            at = call.x + first * call.x_stride + 4 * c
-            v = load(at)
-            for _ in range(1, count):
-                at += call.x_stride
-                v = v + load(at)
-            store(call.out + row * call.out_stride + 4 * c, v / length)
+        length = load_i32_scalar(starts + 4) - load_i32_scalar(starts)
+        out = call.out + row * call.out_stride
+        kinds = s.option
+        while kinds:
+            kind = (kinds & 15) - 1
+            kinds >>= 4
+            start = first + length - 1 if kind == _LAST else first
+            count = 1 if kind in (_LAST, _CLS) else length
+            number = np.float32(length)
+            divisor = np.float32(1.0)
+            if kind == _MEAN:
+                divisor = number
+            elif kind == _MEAN_SQRT_LEN:
+                divisor = np.float32(math.sqrt(number))
+            elif kind == _WEIGHTED_MEAN:
+                divisor = number * (number + np.float32(1.0)) * np.float32(0.5)
+            for c in range(0, s.width, 16):
+                at = call.x + start * call.x_stride + 4 * c
+                v = load(at)
+                for t in range(1, count):
+                    at += call.x_stride
+                    if kind == _MAX:
+                        v = maximum(v, load(at))
+                    elif kind == _WEIGHTED_MEAN:
+                        v = v + load(at) * np.float32(t + 1)
+                    else:
+                        v = v + load(at)
+                store(out + 4 * c, v / divisor)
+            out += 4 * s.width
+
+
+def _log1p(s: Record, call: Record) -> None:
+    """log(1 + max(x, 0)) in place, rounded to f32 once."""
+    s, call = _instruction(s), _call(call)
+    for row in range(call.rows):
+        for c in range(s.width):
+            at = call.x + row * call.x_stride + 4 * c
+            value = load_f32_scalar(at)
+            store(at, _ZERO if value <= _ZERO else np.float32(math.log1p(np.float64(value))))
 
 
 def _normalize(s: Record, call: Record) -> None:
@@ -467,9 +501,22 @@ def _tile_vectors(columns: int) -> int:
 
 @_inline
 def _key_range(row: int, rows: int, length: int, window: int) -> tuple[int, int]:
-    """The keys that rows [row, row + rows) attend to: all, or `window` on each side of a row."""
-    reach = window if window else length
-    return max(0, row - reach), min(length, row + rows + reach)
+    """The keys, of `length`, that rows [row, row + rows) attend to: all, or `window` on each side of a row."""
+    if window == 0:
+        return 0, length
+    return max(0, row - window), min(length, row + rows + window)
+
+
+@_inline
+def _count_keys(s: Record, call: Record, length: int) -> int:
+    """How many tokens are attended to: not those of an id at the end, if there is one, up to so many."""
+    run = _run(call.run)
+    ids = run.ids + 4 * load_i32_scalar(run.cu_seqlens + 4 * (call.sequence + call.first // s.option))
+    least = max(1, length - s.most_unattended)
+    count = length
+    while count > least and load_i32_scalar(ids + 4 * (count - 1)) == s.unattended:
+        count -= 1
+    return count
 
 
 @_inline
@@ -583,6 +630,7 @@ def _attention_varlen(s: Record, call: Record) -> None:
     """
     s, call = _instruction(s), _call(call)
     length, head_dim, q, context = _attention_rows(s, call)
+    num_keys = _count_keys(s, call, length)
     stride = call.x_stride
     k, v = q + 4 * s.width, q + 8 * s.width
     tile, inv_sums, tile_stride = stack_space(STACK_TILE), stack_space(64), np.int64(TILE_BYTES)
@@ -605,7 +653,7 @@ def _attention_varlen(s: Record, call: Record) -> None:
         if s.position_keys:
             x = q + i * stride
             _multiply_table(s, head, head_dim, x, stride, rows, s.position_keys, table_first, span, of_query)
-        begin, end = _key_range(i, rows, length, s.window)
+        begin, end = _key_range(i, rows, num_keys, s.window)
         begin = begin // 16 * 16
         at = begin
         while at < end:
@@ -615,7 +663,7 @@ def _attention_varlen(s: Record, call: Record) -> None:
             at += 16 * num
         for m in range(rows):
             row = scores + m * scores_stride
-            first, last = _key_range(i + m, 1, length, s.window)
+            first, last = _key_range(i + m, 1, num_keys, s.window)
             skipped = (first - begin) // 16 * 16  # whole vectors: a key's lane does not depend on the tile
             if bias:
                 _add_bias_row(row, end - begin, scale2, bias + 4 * (begin - i - m))
@@ -728,6 +776,7 @@ def _attention_varlen_u8s8(s: Record, call: Record) -> None:
     """`_attention_varlen` in int8: K quantized by key, V by column, over this sequence alone."""
     s, call = _instruction(s), _call(call)
     length, head_dim, q, context = _attention_rows(s, call)
+    num_keys = _count_keys(s, call, length)
     stride = call.x_stride
     k, v = q + 4 * s.width, q + 8 * s.width
     keys_stride, values_stride = (
@@ -752,12 +801,12 @@ def _attention_varlen_u8s8(s: Record, call: Record) -> None:
         table_first, span = _place_tables(s, length)
         of_key += 4 * DOT_ROWS * span
         _multiply_table(s, head, head_dim, k, stride, length, s.position_queries, table_first, span, of_key)
-    for j in range(0, length, 16):
+    for j in range(0, num_keys, 16):
         for d in range(0, head_dim, 16):
             transpose_block(k + j * stride + 4 * d, stride, block + 64 * d, 64)
         at = 4 * j
         _pack_lanes(
-            block, 64, length - j, head_dim, keys + at, keys_stride, key_scale + at, key_start + at, 0, _KEY_START
+            block, 64, num_keys - j, head_dim, keys + at, keys_stride, key_scale + at, key_start + at, 0, _KEY_START
         )
     for d in range(0, head_dim, 16):
         at = 4 * d
@@ -765,7 +814,7 @@ def _attention_varlen_u8s8(s: Record, call: Record) -> None:
             v + at,
             stride,
             head_dim - d,
-            length,
+            num_keys,
             values + at,
             values_stride,
             value_scale + at,
@@ -778,7 +827,7 @@ def _attention_varlen_u8s8(s: Record, call: Record) -> None:
     scale2 = _LOG2_E / np.float32(math.sqrt(np.float32(head_dim)))
     for i in range(0, length, DOT_ROWS):
         rows = min(DOT_ROWS, length - i)
-        begin, end = _key_range(i, rows, length, s.window)
+        begin, end = _key_range(i, rows, num_keys, s.window)
         begin = begin // 16 * 16
         if s.position_keys:
             x = q + i * stride
@@ -823,7 +872,7 @@ def _attention_varlen_u8s8(s: Record, call: Record) -> None:
                 _gather_bias(s, i + m, begin, end, length, at_query, at_key, span, scale2, rest)
                 _add_bias_row(row, end - begin, row_scale2, rest + 4 * begin)
                 row_scale2 = _ONE
-            first, last = _key_range(i + m, 1, length, s.window)
+            first, last = _key_range(i + m, 1, num_keys, s.window)
             _keep_keys(row, begin, end, first, last, _LOWEST)
             top = splat(_LOWEST)
             for c in range(0, end - begin, 16):
@@ -844,7 +893,7 @@ def _attention_varlen_u8s8(s: Record, call: Record) -> None:
                 keys_stride // 4,
                 values + begin // 4 * values_stride + 4 * at,
                 values_stride,
-                (min(length, (end + 15) // 16 * 16) - begin + 3) // 4,
+                (min(num_keys, (end + 15) // 16 * 16) - begin + 3) // 4,
                 tile_start,
                 tile,
                 tile_stride,
@@ -1002,6 +1051,7 @@ KERNELS: dict[int, Callable[..., None]] = {
     ATTENTION_S8: _attention_varlen_u8s8,
     POOL: _pool,
     NORMALIZE: _normalize,
+    LOG1P: _log1p,
     COPY: _copy,
     ROTATE: _rotate,
     GATE: _gate,

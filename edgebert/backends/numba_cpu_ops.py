@@ -220,19 +220,32 @@ class _Recorder:
         return qkv
 
     def attention_varlen(
-        self, qkv: Rows, cu_seqlens: I32, num_heads: int, position_bias: PositionBias | None, window: int
+        self,
+        qkv: Rows,
+        cu_seqlens: I32,
+        num_heads: int,
+        position_bias: PositionBias | None,
+        window: int,
+        num_keys: I32 | None = None,
     ) -> Rows:
         return self._attention(kernels.ATTENTION, qkv, num_heads, position_bias, window)
 
     def attention_varlen_u8s8(
-        self, qkv: Rows, cu_seqlens: I32, num_heads: int, position_bias: PositionBias | None, window: int
+        self,
+        qkv: Rows,
+        cu_seqlens: I32,
+        num_heads: int,
+        position_bias: PositionBias | None,
+        window: int,
+        num_keys: I32 | None = None,
     ) -> Rows:
         return self._attention(kernels.ATTENTION_S8, qkv, num_heads, position_bias, window)
 
     def _attention(self, op: int, qkv: Rows, num_heads: int, position_bias: PositionBias | None, window: int) -> Rows:
         size = qkv.width // 3
         self._head_dim = max(self._head_dim, size // num_heads)
-        fields = {"window": window}
+        spec = self._spec
+        fields = {"window": window, "unattended": spec.expansion_id, "most_unattended": spec.max_unattended}
         if isinstance(position_bias, PositionTables):
             keys, queries = self._weights.lines(position_bias.keys), self._weights.lines(position_bias.queries)
             fields |= {
@@ -267,11 +280,20 @@ class _Recorder:
         return self.linear(Rows(x.number, 1), Linear(np.zeros((1, len(row)), np.float32), row), residual=x)
 
     def pool(self, x: Rows, cu_seqlens: I32, pooling: str) -> Rows:
-        is_mean = int(pooling == "mean")
-        return self._record(kernels.POOL, OVER_SEQUENCES, x.width, x=x.number, width=x.width, option=is_mean)
+        kinds = [kernels.POOLINGS.index(kind) + 1 for kind in pooling.split("+")]
+        option = sum(kind << 4 * i for i, kind in enumerate(kinds))
+        # whole vectors are stored, of the last pooling beyond the row's end, too
+        room = (len(kinds) - 1) * x.width + -(-x.width // ROW_ALIGN) * ROW_ALIGN
+        rows = self._record(kernels.POOL, OVER_SEQUENCES, room, x=x.number, width=x.width, option=option)
+        return Rows(rows.number, len(kinds) * x.width)
 
     def normalize(self, x: Rows) -> Rows:
         return self._record(kernels.NORMALIZE, self._domains[x.number], x.width, x=x.number, width=x.width)
+
+    def log1p_relu(self, x: Rows) -> Rows:
+        """In place."""
+        self._append(kernels.LOG1P, self._domains[x.number], x=x.number, width=x.width)
+        return x
 
     def column(self, x: Rows, index: int) -> Rows:
         """One column, as rows of width 1 that only `copy` takes."""

@@ -48,6 +48,11 @@ class NumbaCudaBackend(Backend):
                 "relative positions, which the CUDA kernels do not run: use device='cpu' (native, numba, onnxruntime "
                 "and numpy run it)"
             )
+        if spec.max_unattended:
+            raise UnsupportedModelError(
+                "the model fills queries up with tokens that are not attended to, which the CUDA kernels do not run: "
+                "use device='cpu'"
+            )
         from numba import cuda
 
         from edgebert.backends.numba_cuda_ops import CudaOps

@@ -31,6 +31,8 @@ TILE = 4 if config.ENABLE_CUDASIM else 16  # rows and columns of a product's blo
 MAX_HEAD_DIM = 240  # what fits 48 KB of shared memory beside the scores
 _NO_BIAS = np.zeros((1024, 1), np.float32)  # of as many heads as a layer may have
 
+_POOLINGS = ("mean", "cls", "max", "mean_sqrt_len", "weighted_mean", "last", "sum")
+_MEAN, _CLS, _MAX, _MEAN_SQRT_LEN, _WEIGHTED_MEAN, _LAST = range(6)
 _GELU_ERF, _GELU_TANH, _RELU, _TANH = (ACTIVATIONS.index(n) for n in ("gelu_erf", "gelu_tanh", "relu", "tanh"))
 
 
@@ -192,17 +194,36 @@ def attention_varlen_kernel(head_dim: int) -> Any:
 
 
 @cuda.jit
-def pool_rows(x: Device, cu_seqlens: Device, is_mean: bool, out: Device) -> None:
-    """out[s] = the first row of sequence s, or the mean of its rows."""
+def pool_rows(x: Device, cu_seqlens: Device, pooling: int, column: int, out: Device) -> None:
+    """out[s] from `column` on = one row of sequence s, by a place in _POOLINGS."""
     sequence = cuda.blockIdx.x
     first, last = cu_seqlens[sequence], cu_seqlens[sequence + 1]
+    length = float32(last - first)
     for c in range(cuda.threadIdx.x, x.shape[1], ROW_THREADS):
-        value = x[first, c]
-        if is_mean:
+        value = x[last - 1 if pooling == _LAST else first, c]
+        if pooling not in (_LAST, _CLS):
             for row in range(first + 1, last):
-                value += x[row, c]
-            value /= float32(last - first)
-        out[sequence, c] = value
+                if pooling == _MAX:
+                    value = max(value, x[row, c])
+                elif pooling == _WEIGHTED_MEAN:
+                    value += x[row, c] * float32(row - first + 1)
+                else:
+                    value += x[row, c]
+        if pooling == _MEAN:
+            value /= length
+        elif pooling == _MEAN_SQRT_LEN:
+            value /= float32(math.sqrt(length))
+        elif pooling == _WEIGHTED_MEAN:
+            value /= length * (length + float32(1.0)) * float32(0.5)
+        out[sequence, column + c] = value
+
+
+@cuda.jit
+def log1p_relu_rows(x: Device, out: Device) -> None:
+    """out = log(1 + max(x, 0))."""
+    row = cuda.blockIdx.x
+    for c in range(cuda.threadIdx.x, x.shape[1], ROW_THREADS):
+        out[row, c] = math.log1p(max(x[row, c], float32(0.0)))
 
 
 @cuda.jit
@@ -251,11 +272,17 @@ class CudaOps:
         return out
 
     def attention_varlen(
-        self, qkv: Device, cu_seqlens: I32, num_heads: int, position_bias: Array | None, window: int = 0
+        self,
+        qkv: Device,
+        cu_seqlens: I32,
+        num_heads: int,
+        position_bias: Array | None,
+        window: int = 0,
+        num_keys: I32 | None = None,
     ) -> Device:
         """Self-attention inside each sequence, with a bias of the scores by distance if there is one.
 
-        Windows are refused when a model is loaded.
+        Windows and keys that are left out are refused when a model is loaded.
         """
         size = qkv.shape[1] // 3
         head_dim = size // num_heads
@@ -282,14 +309,23 @@ class CudaOps:
 
     def pool(self, x: Device, cu_seqlens: I32, pooling: str) -> Device:
         """One row a sequence."""
-        out = _empty(len(cu_seqlens) - 1, x.shape[1])
-        pool_rows[out.shape[0], ROW_THREADS](x, cuda.to_device(cu_seqlens), pooling == "mean", out)
+        kinds = pooling.split("+")
+        out = _empty(len(cu_seqlens) - 1, len(kinds) * x.shape[1])
+        bounds = cuda.to_device(cu_seqlens)
+        for i, kind in enumerate(kinds):
+            pool_rows[out.shape[0], ROW_THREADS](x, bounds, _POOLINGS.index(kind), i * x.shape[1], out)
         return out
 
     def normalize(self, x: Device) -> Device:
         """Rows divided by their Euclidean norm."""
         out = _empty(*x.shape)
         normalize_rows[x.shape[0], ROW_THREADS](x, out)
+        return out
+
+    def log1p_relu(self, x: Device) -> Device:
+        """log(1 + max(x, 0))."""
+        out = _empty(*x.shape)
+        log1p_relu_rows[x.shape[0], ROW_THREADS](x, out)
         return out
 
     def column(self, x: Device, index: int) -> Device:

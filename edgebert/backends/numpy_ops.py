@@ -22,6 +22,7 @@ __all__ = [
     "embed_layernorm",
     "gate",
     "linear",
+    "log1p_relu",
     "normalize",
     "pool",
     "quantize_rows",
@@ -130,7 +131,12 @@ def rotate(qkv: F32, cu_seqlens: I32, num_heads: int, base: float) -> F32:
 
 
 def attention_varlen(
-    qkv: F32, cu_seqlens: I32, num_heads: int, position_bias: PositionBias | None = None, window: int = 0
+    qkv: F32,
+    cu_seqlens: I32,
+    num_heads: int,
+    position_bias: PositionBias | None = None,
+    window: int = 0,
+    num_keys: I32 | None = None,
 ) -> F32:
     """softmax(Q Kᵀ / sqrt(head_dim) + bias) V of each sequence and head (Vaswani et al., arXiv 1706.03762, 3.2.1).
 
@@ -143,18 +149,24 @@ def attention_varlen(
             2.1). Tables: (q_i keys[:, r] + k_j queries[:, r]) / sqrt(head_dim), r the column of `rows` (He et al.,
             arXiv 2006.03654, section 3.1). None: nothing.
         window: tokens on each side that a token attends to; 0: all.
+        num_keys: int32 [n], of each sequence the tokens, from the first on, that are attended to; None: all.
 
     Returns:
         f32 [tokens, num_heads * head_dim].
     """
-    return _attend(_attention_f32, qkv, cu_seqlens, num_heads, position_bias, window)
+    return _attend(_attention_f32, qkv, cu_seqlens, num_heads, position_bias, window, num_keys)
 
 
 def attention_varlen_u8s8(
-    qkv: F32, cu_seqlens: I32, num_heads: int, position_bias: PositionBias | None = None, window: int = 0
+    qkv: F32,
+    cu_seqlens: I32,
+    num_heads: int,
+    position_bias: PositionBias | None = None,
+    window: int = 0,
+    num_keys: I32 | None = None,
 ) -> F32:
     """`attention_varlen` with `quant.attention_u8s8_f32` for each sequence and head; the same shapes."""
-    return _attend(attention_u8s8_f32, qkv, cu_seqlens, num_heads, position_bias, window)
+    return _attend(attention_u8s8_f32, qkv, cu_seqlens, num_heads, position_bias, window, num_keys)
 
 
 def attention_maps(qkv: F32, num_heads: int, position_bias: F32 | None, window: int, dtype: str) -> F32:
@@ -171,7 +183,7 @@ def attention_maps(qkv: F32, num_heads: int, position_bias: F32 | None, window: 
         next(heads)[:] = attention(query, key, np.eye(len(key), dtype=np.float32), bias, window)
         return value
 
-    _attend(keep, qkv, np.array([0, len(qkv)], np.int32), num_heads, position_bias, window)
+    _attend(keep, qkv, np.array([0, len(qkv)], np.int32), num_heads, position_bias, window, None)
     return maps
 
 
@@ -192,14 +204,17 @@ def _attend(
     num_heads: int,
     position_bias: PositionBias | None,
     window: int,
+    num_keys: I32 | None,
 ) -> F32:
     size = qkv.shape[1] // 3
     head_dim = size // num_heads
     context = np.empty((len(qkv), size), np.float32)
-    for first, last in itertools.pairwise(cu_seqlens):
+    for i, (first, last) in enumerate(itertools.pairwise(cu_seqlens)):
+        count = last - first if num_keys is None else num_keys[i]
         for head in range(num_heads):
             query, key, value = (qkv[first:last, part * size + head * head_dim :][:, :head_dim] for part in range(3))
-            bias = None if position_bias is None else _bias_by_distance(position_bias, head, query, key)
+            bias = None if position_bias is None else _bias_by_distance(position_bias, head, query, key)[:, :count]
+            key, value = key[:count], value[:count]
             context[first:last, head * head_dim :][:, :head_dim] = attention(query, key, value, bias, window)
     return context
 
@@ -244,19 +259,43 @@ def add_row(x: F32, row: F32) -> F32:
 
 
 def pool(x: F32, cu_seqlens: I32, pooling: str) -> F32:
-    """One row a sequence: its first token ("cls") or the mean of its tokens ("mean").
+    """One row a sequence, of its tokens' rows.
+
+    "cls" and "last" take one of them. "mean_sqrt_len" divides their sum by the square root of their number, and
+    "weighted_mean" weighs them with 1, 2, 3 …, as sentence-transformers does (Muennighoff, arXiv 2202.08904).
 
     Args:
         x: f32 [tokens, width].
         cu_seqlens: int32 [n + 1].
-        pooling: "cls" or "mean".
+        pooling: one of spec.POOLINGS or "sum", or k of them joined by "+".
 
     Returns:
-        f32 [n, width].
+        f32 [n, k * width], the poolings side by side.
     """
-    if pooling == "cls":
-        return x[cu_seqlens[:-1]]
-    return np.stack([x[a:b].mean(axis=0) for a, b in itertools.pairwise(cu_seqlens)])
+    rows = [[_POOLINGS[kind](x[a:b]) for kind in pooling.split("+")] for a, b in itertools.pairwise(cu_seqlens)]
+    return np.stack([np.concatenate(parts) for parts in rows])
+
+
+def _weighted_mean(rows: F32) -> F32:
+    weights = np.arange(1, len(rows) + 1, dtype=np.float32)
+    mean: F32 = (rows * weights[:, None]).sum(axis=0) / weights.sum()
+    return mean
+
+
+_POOLINGS: dict[str, Callable[[F32], F32]] = {
+    "mean": lambda rows: rows.mean(axis=0),
+    "cls": lambda rows: rows[0],
+    "max": lambda rows: rows.max(axis=0),
+    "mean_sqrt_len": lambda rows: rows.sum(axis=0) / np.sqrt(np.float32(len(rows))),
+    "weighted_mean": _weighted_mean,
+    "last": lambda rows: rows[-1],
+    "sum": lambda rows: rows.sum(axis=0),
+}
+
+
+def log1p_relu(x: F32) -> F32:
+    """log(1 + max(x, 0)), rounded to f32 once; the same shape."""
+    return np.log1p(np.maximum(x, np.float32(0.0)).astype(np.float64)).astype(np.float32)
 
 
 def normalize(x: F32) -> F32:

@@ -40,7 +40,11 @@ class OnnxRuntimeBackend(Backend):
 
     def _run(self, batch: PackedBatch, outputs: Sequence[str]) -> Outputs:
         ids, mask, types = batch.pad(self.spec.pad_token_id)
-        feed = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
+        attended = mask
+        if self.spec.max_unattended:
+            num_keys = self.spec.count_keys(batch.input_ids, batch.cu_seqlens)
+            attended = (np.arange(mask.shape[1]) < num_keys[:, None]).astype(mask.dtype)
+        feed = {"input_ids": ids, "attention_mask": attended, "token_type_ids": types}
         feed = {name: array for name, array in feed.items() if name in self._inputs}
         values = self._run_changed(feed, outputs) if self._is_changed else self._session.run(list(outputs), feed)
         return {

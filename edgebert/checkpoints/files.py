@@ -7,7 +7,7 @@ import importlib.util
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -80,7 +80,7 @@ def _download(name: str) -> Path:
             f"{name} is neither a folder nor an installed package with a checkpoint in it; to take it from the "
             "Hugging Face hub install huggingface_hub, or give a folder"
         ) from None
-    patterns = ["*.json", "*.txt", "*.safetensors", "*.model"]
+    patterns = ["*.json", "*.txt", "*.safetensors", "*.model", "artifact.metadata", "*_linear.pt"]
     ignored = ["onnx/*", "openvino/*"]
     try:
         folder = Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=ignored))
@@ -94,6 +94,11 @@ def _download(name: str) -> Path:
             f"did not give it ({type(error).__name__}: {str(error).partition(chr(10))[0]}); give a folder"
         ) from None
     return folder
+
+
+def refuse(what: str, found: object, supported: Iterable[str]) -> NoReturn:
+    """Raise UnsupportedModelError for something that was found and is none of what is supported."""
+    raise UnsupportedModelError(f"{what} {found!r} is not supported; supported: {', '.join(supported)}")
 
 
 def read_object(path: Path, default: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -130,7 +135,7 @@ def read_weights(folder: Path) -> dict[str, F32]:
         UnsupportedModelError: a tensor's dtype is not a float that f32 can hold.
         EdgeBertError: the package that reads them is not installed.
     """
-    for pattern, read in (("model.safetensors", _read_safetensors), ("pytorch_model.bin", _read_torch)):
+    for pattern, read in (("model.safetensors", _read_safetensors), ("pytorch_model.bin", read_torch)):
         index = folder / f"{pattern}.index.json"
         if index.is_file():
             names = sorted(set(read_object(index).get("weight_map", {}).values()))
@@ -172,7 +177,14 @@ def _read_safetensors(path: Path) -> dict[str, F32]:
     return tensors
 
 
-def _read_torch(path: Path) -> dict[str, F32]:
+def read_torch(path: Path) -> dict[str, F32]:
+    """The float tensors of a file of PyTorch weights as f32; it is read without running what it holds.
+
+    Raises:
+        ModelFormatError: the file is damaged, or holds more than weights.
+        EdgeBertError: torch is not installed.
+    """
+    refuse_lfs_pointer(path)
     try:
         import torch
     except ImportError:

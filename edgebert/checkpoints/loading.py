@@ -11,18 +11,26 @@ import difflib
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgebert.artifact.names import linear_name, linear_shape, position_bias_name, position_table_names, weight_tensors
 from edgebert.artifact.spec import LINEARS, POOLINGS, PROBLEM_TYPES, TASKS, EncoderSpec, LayerSpec
+from edgebert.checkpoints.embedding_heads import (
+    COLBERT_ARCHITECTURE,
+    Head,
+    find_unweighted_ids,
+    read_bge_m3,
+    read_colbert,
+    read_head,
+    read_roles,
+)
 from edgebert.checkpoints.families import FAMILY_TABLES, Family
-from edgebert.checkpoints.files import find_checkpoint_folder, read_json, read_object, read_weights
+from edgebert.checkpoints.files import find_checkpoint_folder, read_json, read_object, read_weights, refuse
 from edgebert.checkpoints.tokenizer import CheckpointTokenizer, read_plain_tokenizer, read_tokenizer
 from edgebert.errors import ModelFormatError, UnsupportedModelError
 from edgebert.quant import F32
@@ -157,6 +165,7 @@ def load_checkpoint(source: str | Path, task: str | None = None, family: str | N
         task: one of spec.TASKS; None takes it from the config's `architectures`. For embeddings without a
             sentence-transformers `modules.json` the pooling may follow a colon: `embedding:mean` (what
             sentence-transformers does by default), `embedding:cls`, `embedding:none` or BERT's own `embedding:pooler`.
+            `sparse-embedding` makes one of a masked-LM head, as SPLADE does (or `sparse-embedding:sum`).
         family: one of families.FAMILY_TABLES; None takes the config's `model_type`.
 
     Raises:
@@ -169,19 +178,33 @@ def load_checkpoint(source: str | Path, task: str | None = None, family: str | N
     config = read_config(folder / "config.json")
     family = _choose_family(config, family)
     table = FAMILY_TABLES[family]
-    task, pooling = choose_task(config, table, task, has_modules=bool(modules))
+    weights = read_weights(folder)
+    raw = _Weights(weights, table, config)
+    is_colbert = COLBERT_ARCHITECTURE in (config.get("architectures") or [])
+    sparse, task = _take_sparse(task)
+    if is_colbert and task is None:
+        task, pooling = "embedding", None
+    else:
+        task, pooling = choose_task(config, table, task, has_modules=bool(modules))
     spec = _body_spec(config, table, family, task)
-    raw = _Weights(read_weights(folder), table, config)
-    head, dense = sentence_head(root, modules) if modules and task == "embedding" and pooling is None else ({}, None)
-    if task == "embedding" and not head:
-        pooling = pooling or assume_mean(root)
-        head = {"pooling": "cls" if pooling == "pooler" else pooling}
+    head = Head({}, {})
+    if task == "embedding" and pooling is None and modules:
+        head = read_head(root, modules)
+    elif task == "embedding" and pooling is None and is_colbert:
+        head = read_colbert(folder, weights)
+    elif task == "embedding":
+        head = read_bge_m3(root) if pooling is None else head
+        pooling = pooling or ("cls" if head.fields else assume_mean(root))
+        head.fields.update(pooling="cls" if pooling == "pooler" else pooling, normalize=bool(head.tensors))
         if pooling == "pooler":
-            head |= {"dense_size": spec.hidden_size, "dense_activation": "tanh"}
-    spec = spec.replace(**head, **_task_head(config, table, task, raw), **read_prompts(root, task))
+            head.fields.update(dense_size=spec.hidden_size, dense_activation="tanh")
+    head.fields.update(sparse)
+    if "sparse_pooling" in head.fields:
+        head.fields["mlm_activation"] = _mlm_activation(config, table)
+    spec = spec.replace(**head.fields, **_task_head(config, table, task, raw), **read_prompts(root, task))
     if task == "text-classification":
         spec = spec.replace(rank_function=read_rank_function(config, root, modules))
-    tensors = _canonical_tensors(spec, table, raw, dense)
+    tensors = _canonical_tensors(spec, table, raw, head.tensors)
     return finish_checkpoint(spec, tensors, config, root, folder, modules)
 
 
@@ -192,6 +215,16 @@ def assume_mean(source: Path) -> str:
         "taken; the task embedding:cls takes the first token, embedding:mean says that this is right"
     )
     return "mean"
+
+
+def _take_sparse(task: str | None) -> tuple[dict[str, Any], str | None]:
+    """Fields of the spec for a sparse embedding that is asked for, and the task without it."""
+    name, _, pooling = (task or "").partition(":")
+    if name != "sparse-embedding":
+        return {}, task
+    if pooling not in ("", "max", "sum"):
+        refuse("pooling", task, ("sparse-embedding:max", "sparse-embedding:sum"))
+    return {"sparse_pooling": pooling or "max"}, "embedding:none"
 
 
 def finish_checkpoint(
@@ -223,10 +256,15 @@ def finish_checkpoint(
         max_length=_max_length(spec, root, folder, limit), mask_token=tokenizer.mask_token if tokenizer else None
     )
     lowercases = bool(_sentence_config(root, spec.task).get("do_lower_case"))
+    tokenizer_json = _tokenizer_json(spec, tokenizer, lowercases) if tokenizer else None
+    if tokenizer_json is not None and spec.token_size:
+        spec = spec.replace(**read_roles(root, folder, modules, spec, tokenizer_json))
+    if tokenizer_json is not None and spec.has_token_weights:
+        spec = spec.replace(unweighted_ids=find_unweighted_ids(tokenizer_json))
     return Checkpoint(
         spec=spec,
         tensors=tensors,
-        tokenizer_json=_tokenizer_json(spec, tokenizer, lowercases) if tokenizer else None,
+        tokenizer_json=tokenizer_json,
         config=config,
         source_files=_source_files(root, folder, modules),
         folder=folder,
@@ -320,10 +358,6 @@ class _Weights:
 # The spec
 
 
-def _refuse(what: str, found: object, supported: Iterable[str]) -> NoReturn:
-    raise UnsupportedModelError(f"{what} {found!r} is not supported; supported: {', '.join(supported)}")
-
-
 def _choose_family(config: dict[str, Any], family: str | None) -> str:
     if family is None:
         family = config.get("model_type")
@@ -335,7 +369,7 @@ def _choose_family(config: dict[str, Any], family: str | None) -> str:
             f"config.json has no model_type: name the family, one of {', '.join(FAMILY_TABLES)}"
         )
     if family not in FAMILY_TABLES:
-        _refuse("model family", family, FAMILY_TABLES)
+        refuse("model family", family, FAMILY_TABLES)
     return family
 
 
@@ -344,9 +378,10 @@ def choose_task(config: dict[str, Any], table: Family, task: str | None, has_mod
     if task is not None:
         task, _, pooling = task.partition(":")
         if task not in TASKS:
-            _refuse("task", task, TASKS)
-        if pooling and (task != "embedding" or pooling not in (*POOLINGS, "pooler")):
-            _refuse("pooling", f"{task}:{pooling}", (f"embedding:{name}" for name in (*POOLINGS, "pooler")))
+            refuse("task", task, TASKS)
+        names = (*POOLINGS, "none", "pooler")
+        if pooling and (task != "embedding" or pooling not in names):
+            refuse("pooling", f"{task}:{pooling}", (f"embedding:{name}" for name in names))
         if pooling == "pooler" and "pooler" not in table.encoder:
             raise UnsupportedModelError(
                 f"{table.class_prefix} models have no pooler; use embedding:mean or embedding:cls"
@@ -360,7 +395,7 @@ def choose_task(config: dict[str, Any], table: Family, task: str | None, has_mod
     if not architectures:
         raise UnsupportedModelError(f"config.json has no `architectures`: name the task, one of {', '.join(TASKS)}")
     if tasks[0] is None:
-        _refuse("architecture", architectures[0], (table.class_prefix + suffix for suffix in ARCHITECTURES))
+        refuse("architecture", architectures[0], (table.class_prefix + suffix for suffix in ARCHITECTURES))
     _check_task_of_family(tasks[0], table)
     return tasks[0], None
 
@@ -382,10 +417,10 @@ def _body_spec(config: dict[str, Any], table: Family, family: str, task: str) ->
             raise UnsupportedModelError(f"the config has {flag}: only encoders without cross attention are supported")
     position_type = config.get("position_embedding_type") or table.position_type
     if position_type != table.position_type:
-        _refuse("position_embedding_type", position_type, [table.position_type])
+        refuse("position_embedding_type", position_type, [table.position_type])
     num_buckets = config.get("relative_attention_num_buckets")
     if table.has_position_bias and num_buckets not in (None, _NUM_BUCKETS):
-        _refuse("relative_attention_num_buckets", num_buckets, [str(_NUM_BUCKETS)])
+        refuse("relative_attention_num_buckets", num_buckets, [str(_NUM_BUCKETS)])
     if config.get("pruned_heads"):
         raise UnsupportedModelError("the config has pruned_heads: save the checkpoint unpruned, or prune with EdgeBERT")
 
@@ -405,7 +440,7 @@ def _body_spec(config: dict[str, Any], table: Family, family: str, task: str) ->
     if table.shares_layers:
         groups, inner = size("num_hidden_groups"), size("inner_group_num")
         if inner != 1 or not 1 <= groups <= max(count, 1):
-            _refuse("num_hidden_groups, inner_group_num", f"{groups}, {inner}", ["1 to as many groups as layers, 1"])
+            refuse("num_hidden_groups, inner_group_num", f"{groups}, {inner}", ["1 to as many groups as layers, 1"])
         repeats = Counter(int(i / (count / groups)) for i in range(count))  # as AlbertTransformer chooses groups
         layers = tuple(replace(layer, repeats=repeats[group]) for group in sorted(repeats))
     num_token_types = size("type_vocab_size")
@@ -435,9 +470,7 @@ def _body_spec(config: dict[str, Any], table: Family, family: str, task: str) ->
         has_padding_position=table.has_padding_position,
         max_length=num_positions - position_offset,
         pad_token_id=size("pad_token_id"),
-        mlm_activation=(table.mlm_activation or _activation(config, table, table.head_act))
-        if task in ("fill-mask", "pretraining")
-        else "identity",
+        mlm_activation=_mlm_activation(config, table) if task in ("fill-mask", "pretraining") else "identity",
         **fields,
     )
 
@@ -456,10 +489,14 @@ def _value(config: dict[str, Any], table: Family, key: str) -> Any:
     return found
 
 
+def _mlm_activation(config: dict[str, Any], table: Family) -> str:
+    return table.mlm_activation or _activation(config, table, table.head_act)
+
+
 def _activation(config: dict[str, Any], table: Family, key: str) -> str:
     name = _value(config, table, key)
     if name not in HIDDEN_ACTS:
-        _refuse(table.config.get(key, key), name, HIDDEN_ACTS)
+        refuse(table.config.get(key, key), name, HIDDEN_ACTS)
     return HIDDEN_ACTS[name]
 
 
@@ -488,7 +525,7 @@ def dense_head(config: dict[str, Any], table: Family, task: str) -> dict[str, An
     if task == "text-classification":
         head["pooling"] = _value(config, table, "classifier_pooling")
         if head["pooling"] not in ("cls", "mean"):
-            _refuse("classifier_pooling", head["pooling"], ("cls", "mean"))
+            refuse("classifier_pooling", head["pooling"], ("cls", "mean"))
     if task == "text-classification" or (table.token_dense and task in ("token-classification", "question-answering")):
         head |= {
             "dense_size": _value(config, table, "hidden_size"),
@@ -502,7 +539,7 @@ def read_problem_type(config: dict[str, Any], num_labels: int) -> str:
     """How logits become scores, one of PROBLEM_TYPES."""
     problem_type = config.get("problem_type")
     if problem_type is not None and problem_type not in PROBLEM_TYPES:
-        _refuse("problem_type", problem_type, PROBLEM_TYPES)
+        refuse("problem_type", problem_type, PROBLEM_TYPES)
     # a single label is a yes or no: transformers' pipeline gives its sigmoid, and takes no softmax over one
     is_single = num_labels == 1 and problem_type != "regression"
     return PROBLEM_TYPES[1] if is_single else problem_type or PROBLEM_TYPES[0]
@@ -540,45 +577,18 @@ def read_modules(root: Path) -> list[tuple[str, str]]:
         modules = [(str(entry["type"]).rpartition(".")[2], str(entry["path"])) for entry in entries]
     except (TypeError, KeyError):
         raise ModelFormatError(f"{path}: expected a list of objects with `type` and `path`") from None
-    if not modules or modules[0][0] != "Transformer":
-        _refuse("the first module of modules.json", modules[0][0] if modules else None, ["Transformer"])
+    if not modules or modules[0][0] not in ("Transformer", "MLMTransformer"):
+        refuse("the first module of modules.json", modules[0][0] if modules else None, ["Transformer"])
     settings = read_object(root / "config_sentence_transformers.json", {})
     if settings.get("model_type") == "CrossEncoder":
         if len(modules) > 1:
-            _refuse("a CrossEncoder of the modules", ", ".join(kind for kind, _ in modules), ["Transformer"])
+            refuse("a CrossEncoder of the modules", ", ".join(kind for kind, _ in modules), ["Transformer"])
         if settings.get("default_prompt_name") is not None:
-            _refuse("a CrossEncoder's default_prompt_name", settings["default_prompt_name"], ["none"])
+            refuse("a CrossEncoder's default_prompt_name", settings["default_prompt_name"], ["none"])
     for _, folder in modules:
         if Path(folder).is_absolute() or ".." in Path(folder).parts:
             raise ModelFormatError(f"{path}: module path {folder!r} leaves the folder")
     return modules
-
-
-def sentence_head(root: Path, modules: list[tuple[str, str]]) -> tuple[dict[str, Any], dict[str, F32] | None]:
-    """Spec fields and dense weights of the modules after the Transformer: Pooling, then Dense, then Normalize."""
-    kinds = [kind for kind, _ in modules[1:]]
-    orders = (["Pooling"], ["Pooling", "Normalize"], ["Pooling", "Dense"], ["Pooling", "Dense", "Normalize"])
-    if kinds not in [[], *orders]:
-        _refuse("the modules after the Transformer", ", ".join(kinds), (" + ".join(order) for order in orders))
-    if not kinds:
-        return {"pooling": "none"}, None
-    paths = dict(modules)
-    head: dict[str, Any] = {"pooling": _pooling_mode(read_object(root / paths["Pooling"] / "config.json"), root)}
-    head["normalize"] = "Normalize" in kinds
-    if "Dense" not in kinds:
-        return head, None
-    config = read_object(root / paths["Dense"] / "config.json")
-    activation = str(config.get("activation_function", "torch.nn.modules.activation.Tanh")).rpartition(".")[2]
-    activations = {"Tanh": "tanh", "Identity": "identity", "ReLU": "relu", "GELU": "gelu_erf"}
-    if activation not in activations:
-        _refuse("the Dense module's activation_function", activation, activations)
-    weights = read_weights(root / paths["Dense"])
-    if "linear.weight" not in weights or weights["linear.weight"].ndim != 2:
-        raise ModelFormatError(f"{root / paths['Dense']}: no matrix linear.weight")
-    weight = np.ascontiguousarray(weights["linear.weight"].T)
-    bias = weights.get("linear.bias", np.zeros(weight.shape[1], np.float32))
-    head |= {"dense_size": weight.shape[1], "dense_activation": activations[activation]}
-    return head, {"weight": weight, "bias": bias}
 
 
 def read_rank_function(config: dict[str, Any], root: Path, modules: list[tuple[str, str]]) -> str | None:
@@ -597,27 +607,8 @@ def read_rank_function(config: dict[str, Any], root: Path, modules: list[tuple[s
     found = {path.rpartition(".")[2]: function for path, function in CROSS_ENCODER_ACTIVATIONS.items()}
     package, _, kind = str(name).rpartition(".")
     if not package.startswith("torch.nn") or kind not in found:
-        _refuse("the cross-encoder's activation function", name, CROSS_ENCODER_ACTIVATIONS)
+        refuse("the cross-encoder's activation function", name, CROSS_ENCODER_ACTIVATIONS)
     return found[kind]
-
-
-def _pooling_mode(config: dict[str, Any], root: Path) -> str:
-    names = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
-    modes = [key for key, on in config.items() if key.startswith("pooling_mode_") and on]
-    if isinstance(config.get("pooling_mode"), str):  # newer releases write one name
-        modes = [
-            {"mean": "pooling_mode_mean_tokens", "cls": "pooling_mode_cls_token"}.get(m, m)
-            for m in [config["pooling_mode"]]
-        ]
-    if not modes:
-        modes = ["pooling_mode_mean_tokens"]
-    if len(modes) > 1 or modes[0] not in names:
-        _refuse("the pooling", " + ".join(modes), names)
-    if config.get("include_prompt") is False and read_prompts(root, "embedding").get("prompts"):
-        raise UnsupportedModelError(
-            "pooling with include_prompt: false is not supported (prompts take part in pooling)"
-        )
-    return names[modes[0]]
 
 
 def read_prompts(root: Path, task: str) -> dict[str, Any]:
@@ -681,10 +672,13 @@ def _max_length(spec: EncoderSpec, root: Path, folder: Path, stored: int | None)
 # Canonical tensors
 
 
-def _canonical_tensors(spec: EncoderSpec, table: Family, raw: _Weights, dense: dict[str, F32] | None) -> dict[str, F32]:
-    """The tensors of `names.weight_tensors(spec)`: linears transposed to [inputs, outputs], q, k and v side by side."""
+def _canonical_tensors(spec: EncoderSpec, table: Family, raw: _Weights, given: dict[str, F32]) -> dict[str, F32]:
+    """The tensors of `names.weight_tensors(spec)`: linears transposed to [inputs, outputs], q, k and v side by side.
+
+    Those of the head that are `given` are taken as they are.
+    """
     hidden, embedding = spec.hidden_size, spec.embedding_size
-    tensors: dict[str, F32] = {}
+    tensors = dict(given)
     expected = weight_tensors(spec)
 
     def linear(name: str, weight: F32, bias: F32) -> None:
@@ -732,9 +726,7 @@ def _canonical_tensors(spec: EncoderSpec, table: Family, raw: _Weights, dense: d
     if spec.is_pre_norm:
         layer_norm("final.layer_norm", "final.layer_norm", hidden)
 
-    if dense is not None:
-        tensors["head.dense.weight"], tensors["head.dense.bias"] = dense["weight"], dense["bias"]
-    elif "head.dense.weight" in expected:
+    if "head.dense.weight" in expected and "head.dense.weight" not in given:
         source = table.dense if spec.task != "embedding" else f"{table.prefix}{table.encoder['pooler']}"
         head_linear("head.dense", source)
     if spec.has_dense_norm:

@@ -13,6 +13,7 @@ from edgebert.artifact.names import weight_tensors
 from edgebert.artifact.spec import EncoderSpec
 from edgebert.backends.base import Outputs
 from edgebert.batch import PackedBatch, unpad
+from edgebert.checkpoints.embedding_heads import read_head
 from edgebert.checkpoints.families import FAMILY_TABLES
 from edgebert.checkpoints.files import find_weights, read_object
 from edgebert.checkpoints.loading import (
@@ -28,7 +29,6 @@ from edgebert.checkpoints.loading import (
     read_problem_type,
     read_prompts,
     read_rank_function,
-    sentence_head,
 )
 from edgebert.checkpoints.onnx_file import OnnxProgram, read_model
 from edgebert.checkpoints.onnx_float import make_float
@@ -298,9 +298,13 @@ def _embedding_head(
         output = sentences[chosen[0]]
         return _Head(output.fields, output.tensors, {**names, "sentence_embedding": (chosen[0], None)})
     if modules:
-        fields, dense = sentence_head(root, modules)
-        tensors = {f"head.dense.{part}": value for part, value in dense.items()} if dense else {}
-        return _Head(fields, tensors, names)
+        fields, tensors = read_head(root, modules)
+        if {"token_size", "sparse_pooling", "has_token_weights"} & fields.keys():
+            raise UnsupportedModelError(
+                f"{path}: beside it lie the modules of sparse or token embeddings, which are read from checkpoints: "
+                "export that, or ask for --task embedding:none"
+            )
+        return _Head(fields, dict(tensors), names)
     return _Head({"pooling": assume_mean(path)}, {}, names)
 
 

@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--single-text", action="store_true", help="no token types in the graph, for converters")
     parser.add_argument("--calibrate", metavar="FILE", help="calibration texts, one a line (default: built in)")
-    parser.add_argument("--task", help="the head to export (default: what the checkpoint says)")
+    parser.add_argument("--task", help="the head to export, or sparse-embedding (default: what the checkpoint says)")
     parser.add_argument("--family", help="the model family (default: what the checkpoint says)")
     parser.add_argument("--tokenizer", metavar="FOLDER", help="of an ONNX file's tokenizer (default: beside the file)")
 

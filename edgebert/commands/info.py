@@ -56,6 +56,10 @@ def main(args: argparse.Namespace) -> None:
     }
     if spec.task == "embedding":
         fields["pooling"] = spec.pooling + (", normalized" if spec.normalize else "")
+    if spec.token_size:
+        fields["token embeddings"] = f"{spec.token_size} dimensions" + ", normalized" * spec.normalize_tokens
+    if spec.sparse_pooling != "none":
+        fields["sparse embeddings"] = f"the masked-LM head's logits by {spec.sparse_pooling}"
     if spec.labels:
         more = f", … ({len(spec.labels)})" if len(spec.labels) > 10 else ""
         fields["labels"] = ", ".join(spec.labels[:10]) + more

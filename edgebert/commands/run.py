@@ -90,6 +90,10 @@ def main(args: argparse.Namespace) -> None:
     for item, answer, is_long in zip(inputs, answers, is_truncated, strict=True):
         if task == "embedding":
             answer = {"embedding": [float(value) for value in answer]}
+        elif task == "sparse-embedding":
+            answer = {"weights": answer if isinstance(answer, dict) else _name_arrays(answer)}
+        elif task == "multi-vector":
+            answer = {"embeddings": answer.tolist()}
         echo = item if isinstance(item, dict) else {"text": item if isinstance(item, str) else "\t".join(item)}
         if args.format == "json" or (args.format is None and task != "explain"):
             line = {**echo, **(answer if isinstance(answer, dict) else {"answers": answer})}
@@ -100,6 +104,10 @@ def main(args: argparse.Namespace) -> None:
             others = [value for key, value in echo.items() if key != "hypotheses"]  # these are in the answer
             for row in _flatten(answer):
                 print("\t".join(map(format_value, [*row.values(), *others])))
+
+
+def _name_arrays(answer: Any) -> dict[str, Any]:
+    return {name: values.tolist() for name, values in answer._asdict().items()}
 
 
 def _read_input(i: int, text: str, task: str, args: argparse.Namespace) -> Any:

@@ -234,9 +234,12 @@ class TorchEncoder(nn.Module):
                 return tokens
             step = steps[-1]
             if step.op == "pool":
-                rows = x[:, 0] if step.kind == "cls" else _mean_pool(x, mask)
+                rows = x if len(steps) == 1 else after(steps[:-1])
+                rows = torch.cat([_pool(rows, mask, kind) for kind in step.kind.split("+")], dim=-1)
                 return self._drop(rows) if self._drops_pooled else rows
             rows = after(steps[:-1])
+            if step.op == "log1p_relu":
+                return torch.log1p(functional.relu(rows))
             if step.op == "layer_norm":
                 return self._layer_norm(step.weights, rows)
             if step.op == "decoder":
@@ -283,7 +286,16 @@ def _rotate(x: Tensor, base: float) -> Tensor:
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
 
 
-def _mean_pool(x: Tensor, mask: Tensor) -> Tensor:
-    """Mean of each sequence's real tokens: [B, S, width] and bool [B, S] -> [B, width]."""
+def _pool(x: Tensor, mask: Tensor, kind: str) -> Tensor:
+    """`numpy_ops.pool` of each sequence's real tokens, by one pooling: [B, S, width] and bool [B, S] -> [B, width]."""
+    if kind == "cls":
+        return x[:, 0]
     weights = mask[..., None].to(x.dtype)
-    return (x * weights).sum(1) / weights.sum(1)
+    if kind == "max":
+        return x.masked_fill(~mask[..., None], -math.inf).amax(1)
+    if kind == "last":
+        return x[torch.arange(len(x), device=x.device), mask.sum(1) - 1]
+    if kind == "weighted_mean":
+        weights = weights * weights.cumsum(1)
+    total, number = (x * weights).sum(1), weights.sum(1)
+    return total if kind == "sum" else total / (number.sqrt() if kind == "mean_sqrt_len" else number)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -290,7 +291,7 @@ def compare_fp32(spec: EncoderSpec, runs: Mapping[str, Outputs]) -> dict[str, fl
     worst: dict[str, float] = {}
     for name in spec.outputs:
         for (a_name, a), (b_name, b) in itertools.combinations(_holders(runs, name), 2):
-            error = float(np.abs(a - b).max() / np.abs(b).max())
+            error = float(np.abs(a - b).max() / (np.abs(b).max() or 1.0))  # a sparse embedding may be all zeros
             if not error <= FP32_TOLERANCE:  # NaN fails too
                 raise GateError(
                     f"{name}: {a_name} and {b_name} differ by {error:.2g} of the largest value, "
@@ -377,4 +378,10 @@ def compare_rows(a: Sequence[F32], b: Sequence[F32]) -> NDArray[np.float64]:
     pairs = [(x.astype(np.float64), y.astype(np.float64)) for x, y in zip(a, b, strict=True)]
     if min(len(x) for x, _ in pairs) < _FEW_VALUES:
         pairs = [(np.concatenate([x for x, _ in pairs]), np.concatenate([y for _, y in pairs]))]
-    return np.array([x @ y / np.sqrt((x @ x) * (y @ y)) for x, y in pairs])
+    return np.array([_cosine(x, y) for x, y in pairs])
+
+
+def _cosine(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    """Of two vectors; 1 where both are zeros, as a sparse embedding's may be, and 0 where one is."""
+    lengths = math.sqrt((a @ a) * (b @ b))
+    return float(a @ b / lengths) if lengths else float(not a.any() and not b.any())

@@ -71,7 +71,7 @@ def export(
         single_text: the graph does not take token types, every token is of the first: for converters that try a graph
             on ids of their own making. Not for heads that read pairs.
         calibrate: with int8, a file with one text a line; None takes the built-in sentences.
-        task: one of spec.TASKS; None takes what the checkpoint says.
+        task: one of spec.TASKS, or "sparse-embedding"; None takes what the checkpoint says.
         family: one of families.FAMILY_TABLES; None takes what the checkpoint says.
         tokenizer: with an ONNX file, the folder of its tokenizer and config.json; None looks beside the file.
 

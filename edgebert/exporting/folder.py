@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgebert.artifact.spec import EncoderSpec
+from edgebert.checkpoints.embedding_heads import POOLING_MODES
 from edgebert.checkpoints.families import FAMILY_TABLES
 from edgebert.checkpoints.loading import ARCHITECTURES, CROSS_ENCODER_ACTIVATIONS, Checkpoint
 from edgebert.tokenizer import Tokenizer
@@ -70,7 +71,7 @@ def write_folder(
     if checkpoint.tokenizer_json is not None:
         (folder / "tokenizer.json").write_text(checkpoint.tokenizer_json, encoding="utf-8")
         _write_tokenizer_config(folder, spec, checkpoint)
-    if spec.task == "embedding" and spec.pooling != "none":
+    if spec.task == "embedding" and "sentence_embedding" in spec.outputs:
         _write_modules(folder, spec, tensors, checkpoint)
 
 
@@ -164,19 +165,25 @@ def _write_modules(
     _write_json(folder / "modules.json", modules)
     for path in paths[1:]:
         (folder / path).mkdir()
-    pooling = {
+    poolings = spec.pooling.split("+")
+    pooling: dict[str, Any] = {
         "word_embedding_dimension": spec.hidden_size,
-        "pooling_mode_cls_token": spec.pooling == "cls",
-        "pooling_mode_mean_tokens": spec.pooling == "mean",
-        "pooling_mode_max_tokens": False,
-        "pooling_mode_mean_sqrt_len_tokens": False,
+        "pooling_mode_cls_token": "cls" in poolings,
+        "pooling_mode_mean_tokens": "mean" in poolings,
+        "pooling_mode_max_tokens": "max" in poolings,
+        "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len" in poolings,
+        "pooling_mode_weightedmean_tokens": "weighted_mean" in poolings,
+        "pooling_mode_lasttoken": "last" in poolings,
     }
+    if len(poolings) > 1:  # of flags the order would be lost
+        names = {ours: theirs for theirs, ours in POOLING_MODES.items()}
+        pooling["pooling_mode"] = [names[name] for name in poolings]
     _write_json(folder / "1_Pooling" / "config.json", pooling)
     if spec.dense_size:
         from safetensors.numpy import save_file
 
         dense = {
-            "in_features": spec.hidden_size,
+            "in_features": len(tensors["head.dense.weight"]),
             "out_features": spec.dense_size,
             "bias": True,
             "activation_function": _DENSE_ACTIVATIONS[spec.dense_activation],

@@ -90,7 +90,8 @@ def check_original(checkpoint: Checkpoint, original: Original) -> Reference:
 def run_transformers(checkpoint: Checkpoint, batch: PackedBatch) -> Outputs:
     """What transformers gives for the checkpoint's folder, one sequence at a time, in the shapes of `Backend.run`.
 
-    Of an embedding model these are the hidden states: pooling is not part of transformers' model.
+    Of an embedding model these are the hidden states: pooling is not part of transformers' model. Of one with sparse
+    embeddings they are made here, of the logits.
 
     Raises:
         GateError: transformers cannot load or run the folder.
@@ -100,6 +101,9 @@ def run_transformers(checkpoint: Checkpoint, batch: PackedBatch) -> Outputs:
 
     spec = checkpoint.spec
     class_name, names = TRANSFORMERS_CLASSES[spec.task]
+    folds = spec.sparse_pooling != "none"
+    if folds:
+        class_name, names = "AutoModelForMaskedLM", ("logits",)
     try:
         with quiet(transformers):
             model = getattr(transformers, class_name).from_pretrained(
@@ -114,7 +118,8 @@ def run_transformers(checkpoint: Checkpoint, batch: PackedBatch) -> Outputs:
             f"transformers {transformers.__version__} cannot load the source to compare: {error}"
         ) from error
     model.eval()
-    rows: dict[str, list[Any]] = {name: [] for name in spec.outputs[: len(names)]}
+    ours_by_place = ("sparse_embedding",) if folds else spec.outputs
+    rows: dict[str, list[Any]] = {name: [] for name in ours_by_place[: len(names)]}
     for i in range(batch.num_sequences):
         ids, mask, types = (torch.from_numpy(part) for part in batch.take([i]).pad())
         inputs = {"input_ids": ids, "attention_mask": mask} | (
@@ -128,7 +133,12 @@ def run_transformers(checkpoint: Checkpoint, batch: PackedBatch) -> Outputs:
                 f"transformers {transformers.__version__} cannot run the source to compare: {error}"
             ) from error
         for ours, theirs in zip(rows, names, strict=True):
-            value = outputs[theirs].numpy()
+            value = outputs[theirs]
+            if folds:  # as SpladePooling of sentence-transformers
+                for _ in range(spec.num_sparse_logs):
+                    value = torch.log1p(torch.relu(value))
+                value = value.amax(1) if spec.sparse_pooling == "max" else value.sum(1)
+            value = value.numpy()
             rows[ours].append(value[0] if spec.output_width(ours)[0] else value)
     return {name: np.concatenate(parts).astype(np.float32) for name, parts in rows.items()}
 

@@ -56,7 +56,7 @@ class Scorer:
     """A model and how to apply it to rows. It can be pickled: a copy loads the file anew.
 
     Attributes:
-        results: the columns of answers and their kind: "vector", "text", "number" or "json".
+        results: the columns of answers and their kind: "vector", "vectors", "weights", "text", "number" or "json".
         width, dtype: numbers in a vector, and their type.
         prefix: of the names of all results.
         settings: everything that the results depend on, besides the model and its backend.
@@ -129,6 +129,8 @@ class Scorer:
         if self._task == "reranking":
             raise InvalidInputError("reranking orders the documents of one query: score pairs, without a task")
         self._options = {**(options or {}), "task": self._task}
+        if self._task == "sparse-embedding":
+            self._options["return_arrays"] = True
         self._scores, self._threshold = scores, threshold
         if scores or threshold is not None:
             if self._task not in ("text-classification", "next-sentence"):
@@ -154,7 +156,12 @@ class Scorer:
         self.check = RowCheck(self.columns, self._task == "rescoring", mask)
         [example], _ = self._run([self._make_input((mask or "a",) * len(columns))])
         self.width = 0
-        if isinstance(example, np.ndarray):
+        if self._task == "multi-vector":
+            self.width = example.shape[-1]
+            kinds = {"embeddings": "vectors"}
+        elif self._task == "sparse-embedding":
+            kinds = {"weights": "weights"}
+        elif isinstance(example, np.ndarray):
             self.width = example.shape[-1]
             kinds = {"embedding": "vector"}
         elif isinstance(example, dict) and {*example} & {"label", "labels"} and self._task != "explain":
@@ -229,9 +236,23 @@ class Scorer:
         answers, is_truncated = self._model.answer_each(inputs, **self._options)
         if isinstance(answers, np.ndarray):
             answers = answers.astype(self.dtype, copy=False)
+        elif self._task == "multi-vector":
+            answers = [vectors.astype(self.dtype, copy=False) for vectors in answers]
+        elif self._task == "sparse-embedding":
+            answers = [self._name_weights(*embedding) for embedding in answers]
         if self._scores or self._threshold is not None:
             answers = [self._spread(labels) for labels in answers]
         return answers, is_truncated
+
+    def _name_weights(self, ids: Any, weights: Any) -> list[dict[str, Any]]:
+        """A text's weights by token, largest first."""
+        tokenizer = self._model.tokenizer
+        assert tokenizer is not None
+        order = np.lexsort((ids, -weights))
+        return [
+            {"id": token_id, "token": tokenizer.id_to_token(token_id), "weight": weight}
+            for token_id, weight in zip(ids[order].tolist(), weights[order].tolist(), strict=True)
+        ]
 
     def _spread(self, labels: list[dict[str, Any]]) -> dict[str, Any]:
         """A text's labels and their scores, best first, as the values of columns."""

@@ -216,9 +216,16 @@ class TableWriter(Writer):
         kind = self.results[name]
         if kind == "json":
             values = [None if value is None else dump_json(value) for value in values]
-        if kind != "vector":
+        if kind not in ("vector", "vectors"):
             return pa.array(values, self._arrow_type(kind))
         is_null = np.array([value is None for value in values], np.bool_)
+        if kind == "vectors":
+            given = np.concatenate([np.zeros((0, self._width), self._dtype), *(v for v in values if v is not None)])
+            bounds = np.arange(0, given.size + 1, self._width, dtype=np.int32)
+            vectors = pa.ListArray.from_arrays(pa.array(bounds), pa.array(given.ravel()))
+            counts = [0 if value is None else len(value) for value in values]
+            bounds = np.cumsum([0, *counts], dtype=np.int32)
+            return pa.ListArray.from_arrays(pa.array(bounds), vectors, mask=pa.array(is_null))
         rows = np.zeros((len(values), self._width), self._dtype)
         if not is_null.all():
             rows[~is_null] = [value for value in values if value is not None]
@@ -243,7 +250,7 @@ class TableWriter(Writer):
         from pyarrow import parquet
 
         # a dictionary of numbers that hardly ever repeat is work for nothing
-        repeating = [name for name in self.schema.names if self.results.get(name) != "vector"]
+        repeating = [name for name in self.schema.names if self.results.get(name) not in ("vector", "vectors")]
         return parquet.ParquetWriter(path, self.schema, use_dictionary=repeating)
 
     def _arrow_type(self, kind: str) -> pa.DataType:
@@ -251,6 +258,10 @@ class TableWriter(Writer):
 
         if kind == "vector":
             return pa.list_(pa.from_numpy_dtype(self._dtype), self._width)
+        if kind == "vectors":
+            return pa.list_(pa.list_(pa.from_numpy_dtype(self._dtype)))
+        if kind == "weights":
+            return pa.list_(pa.struct({"id": pa.int32(), "token": pa.string(), "weight": pa.float32()}))
         return {"text": pa.string(), "json": pa.string(), "number": pa.float64(), "flag": pa.bool_()}[kind]
 
 

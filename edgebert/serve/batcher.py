@@ -230,8 +230,9 @@ class Batcher:
             return False
         widths = [self._model.spec.output_width(name) for name in outputs]
         width = sum(width or 1 for is_token, width in widths if is_token)
+        row_width = sum(width for is_token, width in widths if not is_token)
         wanted = (row.input_ids if row.output_tokens is None else row.output_tokens for row in rows)
-        return not width or width * sum(map(len, wanted)) <= MAX_HELD
+        return row_width * len(rows) + (width and width * sum(map(len, wanted))) <= MAX_HELD
 
     def _forward(self, rows: list[Row], outputs: tuple[str, ...]) -> Iterator[tuple[Row, Outputs]]:
         num_tokens = sum(len(row.input_ids) for row in rows)

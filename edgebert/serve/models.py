@@ -17,7 +17,7 @@ from edgebert.serve.batcher import Batcher, Work
 from edgebert.serve.errors import RequestError
 from edgebert.serve.metrics import Metrics
 from edgebert.serve.settings import Settings
-from edgebert.tasks import TASKS, find_task
+from edgebert.tasks import find_fitting, find_task
 from edgebert.tasks.base import F32, Outputs, Prepared, in_order
 from edgebert.tokenizer import Row
 
@@ -96,7 +96,7 @@ class Models:
             if name not in self._by_name:
                 raise RequestError(404, "model_not_found", f"there is no model {name!r:.100}; {self._list()}")
             served = self._by_name[name]
-            by_head = [task for task, call in TASKS.items() if served.model.task in call.heads]
+            by_head = find_fitting(served.model.task, served.model.spec.outputs)
             if tasks and not {*tasks} & {*served.tasks, *by_head}:
                 raise RequestError(400, "wrong_task", f"{name} does not answer {' or '.join(tasks)}; {self._list()}")
             return served
@@ -110,9 +110,7 @@ class Models:
 
 
 def _find_tasks(model: Model) -> tuple[str, ...]:
-    if model.task == "embedding" and model.spec.pooling == "none":
-        return ("embed-all",)
-    found = [name for name, call in TASKS.items() if model.task in call.heads]
+    found = find_fitting(model.task, model.spec.outputs)
     if model.task == "embedding":
         found.append("embed-all")
     if "reranking" in found and len(model.spec.labels) > 1:  # needs to be told by which label

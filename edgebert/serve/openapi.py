@@ -84,7 +84,11 @@ def describe(context: Context) -> Schema:
             _object({"inputs": _TEXTS}, {**_CUT, **model}),
             _list(_VECTORS, 0),
         ),
-        "/embed_sparse": ("Refused: no file has a head for it", _object({"inputs": _TEXTS}, model), _list({}, 0)),
+        "/embed_sparse": (
+            "The weights of each text by token id",
+            _object({"inputs": _TEXTS}, {"prompt_name": _STRING, **_CUT, **model}),
+            _list(_list(_object({"index": {"type": "integer"}, "value": _NUMBER}), 0), 0),
+        ),
         "/rerank": (
             "Texts in the order of a query",
             _object(

@@ -59,8 +59,21 @@ async def embed_all(call: Call) -> Any:
 
 
 async def embed_sparse(call: Call) -> Any:
-    """POST /embed_sparse: no file has such a head."""
-    raise RequestError(424, "no_sparse_head", "no model here has a head for sparse embeddings: use /embed")
+    """POST /embed_sparse: the weights of each text by token id, always a list of lists."""
+    if not any("sparse-embedding" in one.tasks for one in call.context.models):
+        raise RequestError(424, "no_sparse_head", "no model here has a head for sparse embeddings: use /embed")
+    served = _find(call, "sparse-embedding")
+    texts = _take_texts(call, "inputs")
+    options: dict[str, Any] = {"return_arrays": True}
+    if (prompt_name := call.take("prompt_name", str, default=None)) is not None:
+        options["prompt_name"] = prompt_name
+    allowed = _read_truncation(call, call.data)
+    work, num_texts = task_work(served, "sparse-embedding", (texts,), options, allowed, unlists=False)
+    answer = await call.run(served, work, num_texts)
+    return [
+        [{"index": i, "value": w} for i, w in zip(ids.tolist(), weights.tolist(), strict=True)]
+        for ids, weights in answer.value
+    ]
 
 
 async def rerank(call: Call) -> Any:
@@ -223,7 +236,7 @@ async def info(call: Call) -> Any:
 def _describe_type(served: Served) -> dict[str, Any]:
     spec = served.model.spec
     if spec.task == "embedding":
-        return {"embedding": {"pooling": spec.pooling}}
+        return {"embedding": {"pooling": "splade" if spec.outputs[1:] == ("sparse_embedding",) else spec.pooling}}
     ids = {str(i): label for i, label in enumerate(spec.labels)}
     described = {"id2label": ids, "label2id": {label: int(i) for i, label in ids.items()}}
     return {"reranker" if len(ids) == 1 else "classifier": described}

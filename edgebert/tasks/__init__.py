@@ -16,6 +16,7 @@ class Task(NamedTuple):
 
     Attributes:
         heads: whose files answer it.
+        outputs: of which the file must have one; none: whatever it has.
         usage: for messages.
         inputs: names of what is given by place; the last of these is the list.
         single: types that stand for a list of one.
@@ -26,6 +27,7 @@ class Task(NamedTuple):
     """
 
     heads: tuple[str, ...]
+    outputs: tuple[str, ...] = ()
     usage: str = "texts"
     inputs: tuple[str, ...] = ("texts",)
     single: tuple[type, ...] = (str,)
@@ -42,14 +44,17 @@ _PAIRS: dict[str, Any] = {
 }
 # `model(…)` answers the first that fits its head, unless told another.
 TASKS = {
-    "embedding": Task(("embedding",)),
+    "embedding": Task(("embedding",), ("sentence_embedding",)),
+    "sparse-embedding": Task(("embedding",), ("sparse_embedding", "token_weights")),
+    "multi-vector": Task(("embedding",), ("token_embeddings",)),
     "text-classification": Task(("text-classification",), inputs=("inputs",), **_PAIRS),
     "reranking": Task(
-        ("text-classification",), "query, documents", ("query", "documents"), (), expects="a list of documents"
+        ("text-classification",), (), "query, documents", ("query", "documents"), (), expects="a list of documents"
     ),
     "token-classification": Task(("token-classification",)),
     "question-answering": Task(
         ("question-answering",),
+        (),
         "question=…, context=…",
         ("inputs",),
         (dict,),
@@ -59,9 +64,9 @@ TASKS = {
     ),
     "fill-mask": Task(("fill-mask", "pretraining"), unlists=True),
     "rescoring": Task(
-        ("fill-mask", "pretraining"), "sentences", ("inputs",), (str, dict), expects="sentences or n-best lists"
+        ("fill-mask", "pretraining"), (), "sentences", ("inputs",), (str, dict), expects="sentences or n-best lists"
     ),
-    "next-sentence": Task(("next-sentence", "pretraining"), "pairs", ("pairs",), **_PAIRS),
+    "next-sentence": Task(("next-sentence", "pretraining"), (), "pairs", ("pairs",), **_PAIRS),
     "explain": Task(
         (
             "embedding",
@@ -71,6 +76,7 @@ TASKS = {
             "next-sentence",
             "pretraining",
         ),
+        ("sentence_embedding", "logits", "start_logits", "seq_relationship_logits"),
         "inputs",
         ("inputs",),
         (str, dict),
@@ -86,6 +92,15 @@ _ALIASES = {"ner": "token-classification", "sentiment-analysis": "text-classific
 def name_task(task: str) -> str:
     """A task's own name, for one of transformers' other names of it; what is none stays."""
     return _ALIASES.get(task, task)
+
+
+def find_fitting(head: str, outputs: tuple[str, ...]) -> list[str]:
+    """The tasks that a file of this head answers with these outputs, its own first."""
+    return [
+        name
+        for name, call in TASKS.items()
+        if head in call.heads and (not call.outputs or not set(call.outputs).isdisjoint(outputs))
+    ]
 
 
 @cache

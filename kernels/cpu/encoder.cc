@@ -35,6 +35,7 @@ namespace {
 constexpr int kMicroBatchTokens = 96;    // at most, of short sequences that run on one thread together
 constexpr int kShortRunTokens = 192;     // on one thread some 1 ms, of a small model
 constexpr int kHeadRows = 24;            // that a head computes at once: they may be as wide as the vocabulary
+constexpr int kFoldColumns = 1024;       // of logits that are folded at once, of a block of rows
 static_assert(kHeadRows <= kBlockRows);  // their codes lie in a block's
 
 // With fewer rows for each thread than this, threads share out a linear's columns instead of rows: its weights are then
@@ -60,6 +61,31 @@ Epilogue epilogue_of(Activation activation) {
   return Epilogue::kBias;
 }
 
+Fold fold_of(Pooling pooling) {
+  switch (pooling) {
+    case Pooling::kMean:
+      return Fold::kMean;
+    case Pooling::kCls:
+      return Fold::kFirst;
+    case Pooling::kMax:
+      return Fold::kMax;
+    case Pooling::kMeanSqrtLen:
+      return Fold::kMeanSqrtLen;
+    case Pooling::kWeightedMean:
+      return Fold::kWeightedMean;
+    case Pooling::kLast:
+      return Fold::kLast;
+    case Pooling::kSum:
+      break;
+  }
+  return Fold::kSum;
+}
+
+// log(1 + max(x, 0)) in place, rounded to f32 once, so that every ISA gives the same bits.
+void log1p_relu(float* x, int count) {
+  for (int i = 0; i < count; ++i) x[i] = x[i] <= 0 ? 0.0f : static_cast<float>(std::log1p(static_cast<double>(x[i])));
+}
+
 // A linear packed for the ISA: s8 or f32 weights, or (a pruned-away sub-block) only a bias.
 struct Linear {
   enum class Kind { kAbsent, kBiasOnly, kF32, kS8 } kind = Kind::kAbsent;
@@ -74,6 +100,22 @@ struct Linear {
     return static_cast<size_t>(inputs()) * outputs() * (takes_codes() ? sizeof(int8_t) : sizeof(float));
   }
   bool has_weight() const { return kind == Kind::kF32 || kind == Kind::kS8; }
+  // The linear of its outputs from `first` on, a multiple of nr, `count` at most.
+  Linear columns(int first, int count) const {
+    Linear part = *this;
+    if (takes_codes()) {
+      part.s8.weight += static_cast<size_t>(round_up(s8.inputs, 4)) * first;
+      part.s8.w_scale += first;
+      part.s8.colsum += first;
+      part.s8.bias += first;
+      part.s8.outputs = std::min(count, s8.outputs - first);
+    } else {
+      part.f32.weight += static_cast<size_t>(f32.inputs) * first;
+      part.f32.bias += first;
+      part.f32.outputs = std::min(count, f32.outputs - first);
+    }
+    return part;
+  }
   int inputs() const { return takes_codes() ? s8.inputs : f32.inputs; }
   int outputs() const { return takes_codes() ? s8.outputs : f32.outputs; }
 };
@@ -120,9 +162,11 @@ struct Workspace {
   float *hidden, *qkv, *context;    // [tokens]
   float *projected, *ffn, *normed;  // [threads * kBlockRows]
   CodeRows codes;                   // [threads * kBlockRows]
-  float* head[2];                   // [kHeadRows], before and after a step
+  float* head[2];                   // [kHeadRows], or of logits to be folded [kBlockRows], before and after a step
+  float* fold;                      // [threads * kBlockRows][kFoldColumns]
   int32_t *cu_seqlens, *position_ids;
-  float* scratch;  // of attention, [threads][scratch_stride]
+  int32_t* num_keys;  // of AttentionArgs
+  float* scratch;     // of attention, [threads][scratch_stride]
   size_t scratch_stride;
 };
 
@@ -192,7 +236,8 @@ class Encoder::Impl {
   std::vector<std::pair<double, int>> rotations_;  // base and head_dim of each table
   std::map<std::string, Linear> head_linears_;     // by the name of their tensors
   std::map<std::string, LayerNormWeights> head_norms_;
-  int head_widths_[2] = {0, 0};  // of Workspace::head
+  size_t head_floats_[2] = {0, 0};  // of Workspace::head
+  bool folds_logits_ = false;       // as some head does
   PerProcess<Workplace> workplace_;
   int max_width_ = 0;  // widest row that is ever quantized
   int max_ffn_width_ = 0;
@@ -335,9 +380,12 @@ struct Encoder::Impl::Loader {
               step.op == HeadStep::Op::kDecoder ? decoder(step.weights) : linear(step.weights);
         }
         if (!step.is_linear() && !step.is_pool()) continue;
-        to.head_widths_[at] = std::max(to.head_widths_[at], step.width);
+        if (head.folds_logits() && step.op == HeadStep::Op::kDecoder) break;  // its rows are never all there
+        const size_t rows = head.folds_logits() ? kBlockRows : kHeadRows;
+        to.head_floats_[at] = std::max(to.head_floats_[at], rows * row_stride(step.width));
         at = 1 - at;
       }
+      to.folds_logits_ = to.folds_logits_ || head.folds_logits();
     }
   }
 };
@@ -368,14 +416,16 @@ void Encoder::Impl::reserve(Workspace& workspace, int tokens, int sequences, int
   const auto rows = [&place](size_t count, int width) { return place(count * row_stride(width) * sizeof(float)); };
   const size_t at_hidden = rows(tokens, spec_.hidden_size), at_qkv = rows(tokens, 3 * attention),
                at_context = rows(tokens, attention);
-  const size_t at_head[2] = {rows(kHeadRows, head_widths_[0]), rows(kHeadRows, head_widths_[1])};
+  const size_t at_head[2] = {place(head_floats_[0] * sizeof(float)), place(head_floats_[1] * sizeof(float))};
   const size_t block_rows = static_cast<size_t>(threads) * kBlockRows;
+  const size_t at_fold = rows(folds_logits_ ? block_rows : 0, kFoldColumns);
   const int codes_stride = round_up(max_width_, 64);
   const size_t at_projected = rows(block_rows, projected), at_ffn = rows(block_rows, max_ffn_width_),
                at_normed = rows(spec_.is_pre_norm ? block_rows : 0, spec_.hidden_size),
                at_codes = place(block_rows * codes_stride), at_scale = place(block_rows * sizeof(float)),
                at_zero = place(block_rows * sizeof(int32_t)), at_seqlens = place((sequences + 1) * sizeof(int32_t)),
-               at_positions = place(tokens * sizeof(int32_t));
+               at_positions = place(tokens * sizeof(int32_t)),
+               at_keys = place(spec_.unattended_id < 0 ? 0 : sequences * sizeof(int32_t));
   const size_t scratch_stride = (attention_scratch(max_seqlen, head_dim, spec_.num_position_rows()) + 15) / 16 * 16;
   const size_t at_scratch = place(scratch_stride * threads * sizeof(float));
 
@@ -401,9 +451,11 @@ void Encoder::Impl::reserve(Workspace& workspace, int tokens, int sequences, int
   workspace.ffn = floats(at_ffn);
   workspace.normed = floats(at_normed);
   for (int i = 0; i < 2; ++i) workspace.head[i] = floats(at_head[i]);
+  workspace.fold = floats(at_fold);
   workspace.codes = {base + at_codes, codes_stride, floats(at_scale), ints(at_zero), kernels_.code_flip};
   workspace.cu_seqlens = ints(at_seqlens);
   workspace.position_ids = ints(at_positions);
+  workspace.num_keys = spec_.unattended_id < 0 ? nullptr : ints(at_keys);
   workspace.scratch = floats(at_scratch);
   workspace.scratch_stride = scratch_stride;
 }
@@ -431,7 +483,7 @@ void Encoder::Impl::reserve(RotaryTable& table, int positions) {
   table.positions = positions;
 }
 
-// Where each sequence of the slice begins, and each token's row of the position table.
+// Where each sequence of the slice begins, each token's row of the position table, and how many are attended to.
 void Encoder::Impl::place(Workspace& workspace, const eb_batch& batch, const Slice& slice) const {
   for (int s = 0; s <= slice.num_sequences; ++s)
     workspace.cu_seqlens[s] = batch.cu_seqlens[slice.first_sequence + s] - slice.first_token;
@@ -439,6 +491,9 @@ void Encoder::Impl::place(Workspace& workspace, const eb_batch& batch, const Sli
     const int first = workspace.cu_seqlens[s];
     spec_.find_positions(batch.input_ids + slice.first_token + first, workspace.cu_seqlens[s + 1] - first,
                          workspace.position_ids + first);
+    if (workspace.num_keys)
+      workspace.num_keys[s] =
+          spec_.count_keys(batch.input_ids + slice.first_token + first, workspace.cu_seqlens[s + 1] - first);
   }
 }
 
@@ -554,7 +609,8 @@ struct Encoder::Impl::Pass {
                              l.position_keys,
                              l.position_queries,
                              spec.distance_rows.data(),
-                             model.position_stride()};
+                             model.position_stride(),
+                             w.num_keys};
     float* scratch = w.scratch + w.scratch_stride * team.rank();
     const auto attend = spec.is_attention_s8 ? kernels.attention_varlen_u8s8 : kernels.attention_varlen;
     team.share(slice.num_sequences * l.num_heads, [&](int begin, int end) {
@@ -657,7 +713,7 @@ struct Encoder::Impl::Pass {
   void keep_rows() {
     const bool reads_first = std::all_of(outputs, outputs + num_outputs, [&](const eb_output& output) {
       const Head& head = head_of(output);
-      return !head.is_per_token() && head.steps[0].op == HeadStep::Op::kPoolCls;
+      return !head.is_per_token() && head.steps[0].poolings == std::vector<Pooling>{Pooling::kCls};
     });
     if (batch.output_tokens && !is_asked(false)) {
       choose_tokens();
@@ -701,6 +757,10 @@ struct Encoder::Impl::Pass {
         if (head.is_per_token() != per_token) continue;
         const int count = per_token ? out_rows : slice.num_sequences;
         const int first_out = per_token ? first_out_row : slice.first_sequence;
+        if (head.folds_logits()) {
+          fold_logits(head, outputs[i].data + static_cast<size_t>(first_out) * head.width);
+          continue;
+        }
         for (int first = 0; first < count; first += kHeadRows) {
           run_head(head, first, std::min(kHeadRows, count - first),
                    outputs[i].data + (static_cast<size_t>(first_out) + first) * head.width);
@@ -722,19 +782,33 @@ struct Encoder::Impl::Pass {
   // Runs a head's steps for `rows` tokens or sequences from `first` on, and copies the results to `to`, without
   // padding.
   void run_head(const Head& head, int first, int rows, float* to) {
+    const auto [x, stride] = run_steps(head, head.steps.size(), first, rows);
+    team.share(rows, [&, x = x, stride = stride](int begin, int end) {
+      for (int r = begin; r < end; ++r)
+        std::memcpy(to + static_cast<size_t>(r) * head.width, x + static_cast<size_t>(r) * stride,
+                    sizeof(float) * head.width);
+    });
+  }
+
+  // The rows after the first `num_steps` steps of a head, and their stride.
+  std::pair<float*, int> run_steps(const Head& head, size_t num_steps, int first, int rows) {
     float* x = w.hidden + static_cast<size_t>(first) * hidden_stride;
     int stride = hidden_stride, next = 0;
-    for (const HeadStep& step : head.steps) {
+    for (size_t i = 0; i < num_steps; ++i) {
+      const HeadStep& step = head.steps[i];
       float* const y = w.head[next];
       switch (step.op) {
-        case HeadStep::Op::kPoolMean:
-        case HeadStep::Op::kPoolCls: {
-          const PoolArgs args{
-              w.hidden, hidden_stride, step.width, w.cu_seqlens + first, step.op == HeadStep::Op::kPoolMean, false,
-              y,        hidden_stride};
-          team.share(rows, [&](int begin, int end) { kernels.pool(args, begin, end); });
+        case HeadStep::Op::kPool:
+          team.share(rows, [&](int begin, int end) {
+            float* part = y;
+            for (const Pooling pooling : step.poolings) {
+              kernels.pool({w.hidden, hidden_stride, step.inputs, w.cu_seqlens + first, fold_of(pooling), false, false,
+                            part, row_stride(step.width)},
+                           begin, end);
+              part += step.inputs;
+            }
+          });
           break;
-        }
         case HeadStep::Op::kLinear:
         case HeadStep::Op::kDecoder: {
           const Linear& l = model.head_linears_.at(step.weights);
@@ -752,6 +826,8 @@ struct Encoder::Impl::Pass {
         case HeadStep::Op::kNormalize:
           normalize(x, step.width, rows);
           continue;
+        case HeadStep::Op::kLog1pRelu:  // follows logits that were folded alone
+          continue;
         case HeadStep::Op::kColumn:
           x += step.column;
           continue;
@@ -760,11 +836,55 @@ struct Encoder::Impl::Pass {
       stride = row_stride(step.width);
       next = 1 - next;
     }
-    team.share(rows, [&](int begin, int end) {
-      for (int r = begin; r < end; ++r)
-        std::memcpy(to + static_cast<size_t>(r) * head.width, x + static_cast<size_t>(r) * stride,
-                    sizeof(float) * head.width);
-    });
+    return {x, stride};
+  }
+
+  // A head whose logits become one row a sequence: of a block of rows, threads share out chunks of columns, compute
+  // their logits and fold them into the output. It begins with 0: a sum does, and of what is below 0 the relu after a
+  // maximum leaves 0.
+  void fold_logits(const Head& head, float* to) {
+    const int width = head.width, n = slice.num_sequences;
+    const auto decoder = std::find_if(head.steps.begin(), head.steps.end(),
+                                      [](const HeadStep& s) { return s.op == HeadStep::Op::kDecoder; });
+    const auto pool = std::find_if(decoder, head.steps.end(), [](const HeadStep& s) { return s.is_pool(); });
+    const auto logs_before = pool - decoder - 1, logs_after = head.steps.end() - pool - 1;
+    const Linear& l = model.head_linears_.at(decoder->weights);
+    const int nr = l.takes_codes() ? kernels.s8_nr : kernels.f32_nr;
+    const int columns = std::max(1, kFoldColumns / nr) * nr, chunks = (width + columns - 1) / columns;
+    const auto each_row = [&](auto body) {
+      team.share(n, [&](int begin, int end) {
+        for (int s = begin; s < end; ++s) body(to + static_cast<size_t>(s) * width);
+      });
+    };
+    each_row([&](float* row) { std::memset(row, 0, sizeof(float) * width); });
+    for (int first = 0, s = 0; first < tokens; first += kBlockRows) {
+      const int rows = std::min(kBlockRows, tokens - first);
+      while (w.cu_seqlens[s + 1] <= first) ++s;
+      int32_t bounds[kBlockRows + 1] = {0};  // of the sequences that have rows here, from s on
+      int count = 0;
+      for (int i = s; i < n && w.cu_seqlens[i] < first + rows; ++i)
+        bounds[++count] = std::min(w.cu_seqlens[i + 1] - first, rows);
+      const auto [x, stride] = run_steps(head, static_cast<size_t>(decoder - head.steps.begin()), first, rows);
+      quantize_for(team, {0, rows, nullptr, nullptr, nullptr, w.codes}, l, x, stride);
+      team.share(
+          chunks,
+          [&, x = x, stride = stride](int begin, int end) {
+            Team alone;
+            float* const logits = w.fold + static_cast<size_t>(team.rank()) * kBlockRows * kFoldColumns;
+            for (int c = begin; c < end; ++c) {
+              const Linear part = l.columns(c * columns, columns);
+              linear(alone, part, w.codes, x, stride, rows, Epilogue::kBias, logits, kFoldColumns);
+              for (auto i = logs_before; i > 0; --i)
+                for (int r = 0; r < rows; ++r)
+                  log1p_relu(logits + static_cast<size_t>(r) * kFoldColumns, part.outputs());
+              kernels.pool({logits, kFoldColumns, part.outputs(), bounds, fold_of(pool->poolings[0]), true, false,
+                            to + static_cast<size_t>(s) * width + static_cast<size_t>(c) * columns, width},
+                           0, count);
+            }
+          },
+          1);
+    }
+    for (auto i = logs_after; i > 0; --i) each_row([&](float* row) { log1p_relu(row, width); });
   }
 
   // Divides rows by their L2 norm: pooling over "sequences" of one row each.
@@ -773,7 +893,7 @@ struct Encoder::Impl::Pass {
     team.share(n, [&](int begin, int end) {
       for (int r = begin; r < end; ++r) {
         float* row = x + static_cast<size_t>(r) * row_stride(width);
-        kernels.pool({row, row_stride(width), width, kOneRow, false, true, row, row_stride(width)}, 0, 1);
+        kernels.pool({row, row_stride(width), width, kOneRow, Fold::kFirst, false, true, row, row_stride(width)}, 0, 1);
       }
     });
   }

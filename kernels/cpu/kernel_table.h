@@ -136,6 +136,8 @@ struct AttentionArgs {
   const float *position_keys, *position_queries;
   const int32_t* position_rows;  // [2 * max_distance + 1], ascending
   int position_stride;
+  // Of each sequence so many tokens, from the first on, are attended to; nullptr: all. Every window must hold one.
+  const int32_t* num_keys;
 };
 // Columns of the tables that a sequence of `length` tokens needs, at most, where they have `num_rows`; whole vectors.
 constexpr int position_span(int length, int num_rows) {
@@ -168,13 +170,18 @@ struct AddLayerNormArgs {
   CodeRows codes;
 };
 
-// One row a sequence: the first token's hidden state, or the mean; with `normalize`, divided by max(L2 norm, 1e-12).
+// How rows become one: format/encoder_spec.h's Pooling.
+enum class Fold { kMean, kFirst, kMax, kMeanSqrtLen, kWeightedMean, kLast, kSum };
+
+// One row a sequence; with `continues`, kMax and kSum go on from what `out` holds; with `normalize`, divided by max(L2
+// norm, 1e-12). Beyond `width` nothing is written.
 struct PoolArgs {
   const float* x;
   int x_stride;
   int width;
   const int32_t* cu_seqlens;
-  bool is_mean;
+  Fold fold;
+  bool continues;
   bool normalize;
   float* out;
   int out_stride;

@@ -159,8 +159,9 @@ struct Workspace {
     chosen = f16(shape.chosen, spec.hidden_size);
     size_t head_size = 0;
     for (const Head& h : spec.heads) {
+      const size_t rows = h.folds_logits() ? shape.tokens : shape.rows_of(h);
       for (size_t i = 0; i + 1 < h.steps.size(); ++i)
-        head_size = std::max(head_size, shape.rows_of(h) * row_stride(h.steps[i].width));
+        head_size = std::max(head_size, rows * row_stride(h.steps[i].width));
     }
     for (float*& rows : head) rows = layout.place<float>(head_size);
     bytes = layout.bytes();
@@ -349,10 +350,10 @@ struct Encoder::Impl::Pass {
 
   // From the hidden states to an output's block. In between, rows are f16 where a product with the vocabulary follows.
   void run_head(const Head& head, float* block) {
-    const int rows = static_cast<int>(shape.rows_of(head));
+    int rows = head.folds_logits() ? shape.tokens : static_cast<int>(shape.rows_of(head));
     const size_t end = head.steps.size() - takes_column(head);
     const Rows to = rows_of(block, cuda::DType::kF32, block_width(head));
-    Rows x = shape.chosen > 0 ? w.chosen : w.hidden;
+    Rows x = shape.chosen > 0 && head.is_per_token() ? w.chosen : w.hidden;
     if (end == 0) return gather(x, nullptr, to);
     for (size_t i = 0, next = 0; i < end; ++i) {
       const HeadStep& step = head.steps[i];
@@ -369,12 +370,21 @@ struct Encoder::Impl::Pass {
         check(cuda::normalize_rows(x, rows, step.width, stream), "normalize_rows");
         continue;
       }
+      if (step.op == HeadStep::Op::kLog1pRelu) {
+        check(cuda::log1p_relu_rows(x, rows, step.width, stream), "log1p_relu_rows");
+        continue;
+      }
       const bool is_last = std::none_of(head.steps.begin() + i + 1, head.steps.end(), makes_rows);
-      const cuda::DType dtype = head.has_decoder() ? cuda::DType::kF16 : cuda::DType::kF32;
+      const bool feeds_decoder = head.has_decoder() && step.op == HeadStep::Op::kLinear;
+      const cuda::DType dtype = feeds_decoder ? cuda::DType::kF16 : cuda::DType::kF32;
       const Rows y = is_last ? to : rows_of(w.head[next], dtype, step.width);
       if (step.is_pool()) {
-        const bool is_mean = step.op == HeadStep::Op::kPoolMean;
-        check(cuda::pool({w.hidden, step.width, in.cu_seqlens, rows, is_mean, y}, stream), "pool");
+        rows = shape.sequences;
+        int column = 0;
+        for (const Pooling pooling : step.poolings) {
+          check(cuda::pool({x, step.inputs, in.cu_seqlens, rows, pooling, column, y}, stream), "pool");
+          column += step.inputs;
+        }
       } else {
         const bool has_codes = i > 0 && head.steps[i - 1].op == HeadStep::Op::kLayerNorm;
         if (!has_codes) quantize_for(head_linear(step), x, rows);
@@ -393,6 +403,9 @@ struct Encoder::Impl::Pass {
 
 // As few slices of whole sequences as the limits allow.
 std::vector<Slice> Encoder::Impl::cut(const eb_batch& batch, unsigned heads) const {
+  int64_t slice_tokens = kSliceTokens;
+  for (const Head& head : spec_.heads)  // their logits are all there before they are folded
+    if (head.folds_logits()) slice_tokens = std::min(slice_tokens, kSliceFloats / head.width);
   int64_t floats_a_row = 0;
   for (size_t i = 0; i < spec_.heads.size(); ++i)
     if (is_wanted_per_token(i, heads)) floats_a_row += row_stride(block_width(spec_.heads[i]));
@@ -404,7 +417,7 @@ std::vector<Slice> Encoder::Impl::cut(const eb_batch& batch, unsigned heads) con
       rows = 0;
       while (out_row + rows < batch.num_output_tokens && batch.output_tokens[out_row + rows] < first + length) ++rows;
     }
-    if (slices.empty() || slices.back().num_tokens + length > kSliceTokens ||
+    if (slices.empty() || slices.back().num_tokens + length > slice_tokens ||
         (slices.back().num_out_rows + rows) * floats_a_row > kSliceFloats) {
       slices.push_back({s, 0, first, 0, out_row, 0});
     }

@@ -14,7 +14,7 @@
 #include <cuda_runtime_api.h>
 #include <stdint.h>
 
-#include "format/encoder_spec.h"  // Activation
+#include "format/encoder_spec.h"  // Activation, Pooling
 
 namespace edgebert {
 namespace cuda {
@@ -143,19 +143,23 @@ struct LinearF32Args {
 };
 cudaError_t linear_f32(const LinearF32Args& args, cudaStream_t stream);
 
-// One row a sequence: its first token, or the mean of its tokens; numpy_ops.pool.
+// One row a sequence, from `column` on in out's row; numpy_ops.pool by one pooling.
 struct PoolArgs {
   Rows x;  // f32, f16 or bf16 [tokens, width]
   int width;
   const int32_t* cu_seqlens;  // [num_sequences + 1]
   int num_sequences;          // at most 65,535
-  bool is_mean;
-  Rows out;  // f32 [num_sequences, width]
+  Pooling pooling;
+  int column;
+  Rows out;  // f32 [num_sequences, column + width]
 };
 cudaError_t pool(const PoolArgs& args, cudaStream_t stream);
 
 // Rows divided by max(Euclidean norm, 1e-12), in place; numpy_ops.normalize.
 cudaError_t normalize_rows(const Rows& x, int rows, int width, cudaStream_t stream);
+
+// log(1 + max(x, 0)) of rows, in place; numpy_ops.log1p_relu.
+cudaError_t log1p_relu_rows(const Rows& x, int rows, int width, cudaStream_t stream);
 
 // out[i] = x[index[i]], or x[i] where index is nullptr; the dtypes may differ. out may be contiguous (its stride then
 // is the width, of any size): this also packs rows for the copy to the host.

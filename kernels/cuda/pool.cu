@@ -1,5 +1,5 @@
-// pool, normalize_rows, gather_rows: from token rows to the outputs.
-// Oracle: edgebert/backends/numpy_ops.py pool, normalize.
+// pool, normalize_rows, log1p_relu_rows, gather_rows: from token rows to the outputs.
+// Oracle: edgebert/backends/numpy_ops.py pool, normalize, log1p_relu.
 #include "cuda/rows.h"
 
 namespace edgebert {
@@ -8,27 +8,39 @@ namespace {
 
 constexpr int kWarpsPerBlock = 8;
 
-// A block pools kWarpColumns columns of one sequence. Warp w sums tokens w, w + 8, ..., ascending; then the warps' sums
-// are added in their order, so the result depends on the sequence alone.
+__device__ float combine(Pooling pooling, float a, float b) { return pooling == Pooling::kMax ? fmaxf(a, b) : a + b; }
+
+// A block pools kWarpColumns columns of one sequence. Warp w adds up tokens w, w + 8, ..., ascending, or takes the
+// largest; then the warps' sums are added in their order, so the result depends on the sequence alone.
 __global__ void __launch_bounds__(kWarpsPerBlock* kWarp) pool_kernel(const PoolArgs args) {
   const int sequence = static_cast<int>(blockIdx.x);
   const int column = static_cast<int>(blockIdx.y) * kWarpColumns + lane_id() * kVector;
   const int valid = args.width - column < kVector ? args.width - column : kVector;  // may be negative
-  const int first = args.cu_seqlens[sequence], count = args.is_mean ? args.cu_seqlens[sequence + 1] - first : 1;
+  const Pooling pooling = args.pooling;
+  const int begin = args.cu_seqlens[sequence], end = args.cu_seqlens[sequence + 1];
+  const int first = pooling == Pooling::kLast ? end - 1 : begin;
+  const int count = pooling == Pooling::kCls || pooling == Pooling::kLast ? 1 : end - begin;
   Four32 sum{};
+  for (int j = 0; j < kVector; ++j) sum.v[j] = pooling == Pooling::kMax ? -INFINITY : 0.0f;
 #pragma unroll 4
   for (int t = warp_id(); t < count; t += kWarpsPerBlock) {
     const Four32 x = valid > 0 ? load4(args.x, first + t, column, valid) : Four32{};
-    for (int j = 0; j < kVector; ++j) sum.v[j] += x.v[j];
+    const float weight = pooling == Pooling::kWeightedMean ? static_cast<float>(t + 1) : 1.0f;
+    for (int j = 0; j < kVector; ++j) sum.v[j] = combine(pooling, sum.v[j], x.v[j] * weight);
   }
   Four32* const sums = reinterpret_cast<Four32*>(dynamic_shared());
   sums[threadIdx.x] = sum;
   __syncthreads();
   if (warp_id() != 0 || valid <= 0) return;
   for (int w = 1; w < kWarpsPerBlock; ++w)
-    for (int j = 0; j < kVector; ++j) sum.v[j] += sums[w * kWarp + lane_id()].v[j];
-  for (int j = 0; j < kVector; ++j) sum.v[j] /= static_cast<float>(count);
-  store4(args.out, sequence, column, sum, valid);
+    for (int j = 0; j < kVector; ++j) sum.v[j] = combine(pooling, sum.v[j], sums[w * kWarp + lane_id()].v[j]);
+  const float number = static_cast<float>(end - begin);
+  const float divisor = pooling == Pooling::kMean           ? number
+                        : pooling == Pooling::kMeanSqrtLen  ? sqrtf(number)
+                        : pooling == Pooling::kWeightedMean ? number * (number + 1.0f) * 0.5f
+                                                            : 1.0f;
+  for (int j = 0; j < kVector; ++j) sum.v[j] /= divisor;
+  store4(args.out, sequence, args.column + column, sum, valid, args.column % kVector == 0);
 }
 
 struct RowsArgs {
@@ -50,6 +62,16 @@ __global__ void __launch_bounds__(kWarpsPerBlock* kWarp) normalize_rows_kernel(c
   for_columns(args.width, [&](int column, int valid) {
     Four32 x = load4(args.x, row, column, valid);
     for (int j = 0; j < kVector; ++j) x.v[j] /= norm;
+    store4(args.x, row, column, x, valid);
+  });
+}
+
+__global__ void __launch_bounds__(kWarpsPerBlock* kWarp) log1p_relu_rows_kernel(const RowsArgs args) {
+  const int row = row_of_warp();
+  if (row >= args.rows) return;
+  for_columns(args.width, [&](int column, int valid) {
+    Four32 x = load4(args.x, row, column, valid);
+    for (int j = 0; j < kVector; ++j) x.v[j] = log1pf(fmaxf(x.v[j], 0.0f));
     store4(args.x, row, column, x, valid);
   });
 }
@@ -79,6 +101,9 @@ cudaError_t pool(const PoolArgs& args, cudaStream_t stream) {
 }
 cudaError_t normalize_rows(const Rows& x, int rows, int width, cudaStream_t stream) {
   return launch_rows(normalize_rows_kernel, {x, nullptr, rows, width, x}, stream);
+}
+cudaError_t log1p_relu_rows(const Rows& x, int rows, int width, cudaStream_t stream) {
+  return launch_rows(log1p_relu_rows_kernel, {x, nullptr, rows, width, x}, stream);
 }
 cudaError_t gather_rows(const Rows& x, const int32_t* index, int rows, int width, const Rows& out,
                         cudaStream_t stream) {

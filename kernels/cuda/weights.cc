@@ -30,6 +30,7 @@ void check_supported(const EncoderSpec& spec) {
   if (spec.is_gated) refuse("the model has a gated feed-forward part");
   if (!spec.distance_rows.empty()) refuse("the model has tables of relative positions in its attention");
   if (!spec.has_position_table) refuse("the model has no table of positions");
+  if (spec.unattended_id >= 0) refuse("the model fills queries up with tokens that are not attended to");
   for (const LayerSpec& layer : spec.layers) {
     if (layer.rotary_base > 0) refuse("the model has rotary positions");
     if (layer.window > 0) refuse("the model has layers with a window of attention");

@@ -165,32 +165,69 @@ std::vector<int32_t> take_distance_rows(Members& members, int farthest) {
   return rows;
 }
 
+std::vector<Pooling> take_poolings(Members& members) {
+  std::vector<Pooling> poolings;
+  if (!members.has("pooling")) return poolings;
+  // In the order of Pooling's enumerators.
+  const std::vector<std::string> names = {"mean", "cls", "max", "mean_sqrt_len", "weighted_mean", "last"};
+  const std::string_view json = members.take("pooling");
+  const std::string given = (is_string(json) ? JsonCursor(json).read_string() : "") + "+";
+  if (given == "none+") return poolings;
+  for (size_t begin = 0, end; begin < given.size(); begin = end + 1) {
+    end = given.find('+', begin);
+    const auto found = std::find(names.begin(), names.end(), given.substr(begin, end - begin));
+    if (found == names.end())
+      fail(
+          "pooling must be none, or names out of mean, cls, max, mean_sqrt_len, weighted_mean, last, joined by +, "
+          "got " +
+          quote(json));
+    const auto pooling = static_cast<Pooling>(found - names.begin());
+    if (std::find(poolings.begin(), poolings.end(), pooling) != poolings.end())
+      fail("pooling names one twice, " + quote(json));
+    poolings.push_back(pooling);
+  }
+  return poolings;
+}
+
 // A file's outputs, from the members that say which: the twin of EncoderSpec.heads in edgebert/artifact/spec.py.
 std::vector<Head> take_heads(Members& members, EncoderSpec& spec) {
   using Op = HeadStep::Op;
   // In the order of Activation's enumerators.
   const std::vector<std::string> activations = {"identity", "gelu_erf", "gelu_tanh", "relu", "tanh"};
   const int hidden = spec.hidden_size, embedding = spec.embedding_size;
-  const int pooling = members.take_choice("pooling", {"none", "mean", "cls"}, 0);
+  const std::vector<Pooling> poolings = take_poolings(members);
+  const int num_poolings = static_cast<int>(poolings.size());
+  if (num_poolings * static_cast<int64_t>(hidden) > kMaxInnerSize)
+    fail("the pooled rows are wider than " + std::to_string(kMaxInnerSize));
   const int dense_size = members.take_size("dense_size", 0, kMaxInnerSize, 0);
   const auto dense_activation = static_cast<Activation>(members.take_choice("dense_activation", activations, 0));
   const auto mlm_activation = static_cast<Activation>(members.take_choice("mlm_activation", activations, 0));
+  const int sparse_pooling = members.take_choice("sparse_pooling", {"none", "max", "sum"}, 0);
+  const int num_sparse_logs = members.take_size("num_sparse_logs", 1, 2, 1);
+  const int token_size = members.take_size("token_size", 0, kMaxInnerSize, 0);
+  const bool normalizes_tokens = members.take_bool("normalize_tokens");
+  const bool has_token_weights = members.take_bool("has_token_weights");
   const bool normalizes = spec.text.is_normalized = members.take_bool("normalize");
   spec.text.labels = members.take_strings("labels");
   const int num_labels = static_cast<int>(spec.text.labels.size());  // fits: the text is below 4 MiB
 
+  const int pooled = num_poolings > 1 ? num_poolings * hidden : hidden;
   std::vector<HeadStep> dense;
-  if (dense_size > 0) dense.push_back({Op::kLinear, hidden, dense_size, "head.dense", dense_activation});
+  if (dense_size > 0) dense.push_back({Op::kLinear, pooled, dense_size, "head.dense", dense_activation});
   if (members.take_bool("has_dense_norm") && dense_size > 0)
     dense.push_back({Op::kLayerNorm, dense_size, dense_size, "head.layer_norm"});
-  const int width = dense_size > 0 ? dense_size : hidden;
+  const int width = dense_size > 0 ? dense_size : pooled;
   // The steps after `first`, which may be none, and the dense layer.
   const auto after_dense = [&](std::vector<HeadStep> first, std::initializer_list<HeadStep> last) {
     first.insert(first.end(), dense.begin(), dense.end());
     first.insert(first.end(), last);
     return first;
   };
-  const HeadStep pool{pooling == 1 ? Op::kPoolMean : Op::kPoolCls, hidden, hidden, ""};
+  const auto pool_by = [](std::vector<Pooling> by, int inputs) {
+    const int outputs = static_cast<int>(by.size()) * inputs;
+    return HeadStep{Op::kPool, inputs, outputs, "", Activation::kIdentity, 0, std::move(by)};
+  };
+  const HeadStep pool = pool_by(poolings, hidden);
   std::vector<HeadStep> sentence = after_dense({pool}, {});
   if (normalizes) sentence.push_back({Op::kNormalize, width, width, ""});
   const HeadStep labels{Op::kLinear, width, num_labels, "head.out"};
@@ -200,6 +237,25 @@ std::vector<Head> take_heads(Members& members, EncoderSpec& spec) {
                                        {Op::kDecoder, embedding, spec.vocab_size, "mlm"}};
   const HeadStep span{Op::kLinear, width, 2, "head.out"};
   const auto column = [](int i) { return HeadStep{Op::kColumn, 2, 1, "", Activation::kIdentity, i}; };
+  std::vector<Head> embeddings = {{"last_hidden_state", hidden, {}}};
+  if (num_poolings > 0) embeddings.push_back({"sentence_embedding", width, sentence});
+  if (sparse_pooling > 0) {
+    const int vocabulary = spec.vocab_size;
+    const HeadStep fold = pool_by({sparse_pooling == 1 ? Pooling::kMax : Pooling::kSum}, vocabulary);
+    std::vector<HeadStep> steps = words;
+    // The logarithm grows with the logit: of the largest alone it is the largest.
+    if (sparse_pooling == 1) steps.push_back(fold);
+    for (int i = 0; i < num_sparse_logs; ++i) steps.push_back({Op::kLog1pRelu, vocabulary, vocabulary, ""});
+    if (sparse_pooling == 2) steps.push_back(fold);
+    embeddings.push_back({"sparse_embedding", vocabulary, steps});
+  }
+  if (token_size > 0) {
+    std::vector<HeadStep> steps = {{Op::kLinear, hidden, token_size, "head.tokens"}};
+    if (normalizes_tokens) steps.push_back({Op::kNormalize, token_size, token_size, ""});
+    embeddings.push_back({"token_embeddings", token_size, steps});
+  }
+  if (has_token_weights)
+    embeddings.push_back({"token_weights", 1, {{Op::kLinear, hidden, 1, "head.token_weights", Activation::kRelu}}});
   struct Choice {
     std::string task;
     int min_labels, max_labels;
@@ -207,7 +263,7 @@ std::vector<Head> take_heads(Members& members, EncoderSpec& spec) {
   };
   const int any = std::numeric_limits<int>::max(), some = kMaxInnerSize;
   std::vector<Choice> choices = {
-      {"embedding", 0, 0, {{"last_hidden_state", hidden, {}}, {"sentence_embedding", width, sentence}}},
+      {"embedding", 0, 0, embeddings},
       {"text-classification", 1, some, {{"logits", num_labels, classes}}},
       {"token-classification", 1, some, {{"logits", num_labels, after_dense({}, {labels})}}},
       {"question-answering",
@@ -230,16 +286,15 @@ std::vector<Head> take_heads(Members& members, EncoderSpec& spec) {
   }
   spec.text.task = chosen.task;
   const bool is_pooled = !chosen.heads.back().is_per_token();
-  if (chosen.task == "embedding") {
-    if (pooling == 0) chosen.heads.pop_back();
-  } else if (is_pooled && pooling != 2 && (pooling == 0 || chosen.task != "text-classification")) {
+  const bool is_cls = poolings == std::vector<Pooling>{Pooling::kCls};
+  const bool is_mean = poolings == std::vector<Pooling>{Pooling::kMean};
+  if (chosen.task != "embedding" && is_pooled && !is_cls && (!is_mean || chosen.task != "text-classification"))
     fail("the head reads the first token, pooling must be cls");
-  }
   return chosen.heads;
 }
 
 // The rest of what tasks read.
-void take_text(Members& members, TextSpec* text) {
+void take_text(Members& members, const EncoderSpec& spec, TextSpec* text) {
   const auto take_string = [](Members& from, const std::string& name) {
     const std::string_view value = from.take(name);
     if (!is_string(value)) fail(name + " must be a string, got " + quote(value));
@@ -261,6 +316,16 @@ void take_text(Members& members, TextSpec* text) {
       text->prompts[name] = take_string(each, name);
     });
   }
+  // What only the Python tasks read.
+  const int last_id = spec.vocab_size - 1;
+  if (members.has("markers")) {
+    Members markers(members.take("markers"), "markers.");
+    for (const char* role : {"query", "document"}) markers.take_size(role, 0, last_id, 0);
+    markers.check_all_taken();
+  }
+  members.take_sizes("skipped_ids", 0, last_id);
+  members.take_sizes("unweighted_ids", 0, last_id);
+  members.take_bool("drops_first_token");
   if (has("default_prompt_name")) {
     const auto found = text->prompts.find(take_string(members, "default_prompt_name"));
     if (found == text->prompts.end()) fail("there is no prompt of the name default_prompt_name");
@@ -269,6 +334,10 @@ void take_text(Members& members, TextSpec* text) {
 }
 
 }  // namespace
+
+bool Head::is_per_token() const {
+  return std::none_of(steps.begin(), steps.end(), [](const HeadStep& s) { return s.is_pool(); });
+}
 
 bool Head::has_decoder() const {
   return std::any_of(steps.begin(), steps.end(), [](const HeadStep& s) { return s.op == HeadStep::Op::kDecoder; });
@@ -285,6 +354,13 @@ void EncoderSpec::find_positions(const int32_t* input_ids, int num_tokens, int32
     const bool is_padding = has_padding_position && input_ids[t] == pad_token_id;
     position_ids[t] = is_padding ? position_offset - 1 : next++;
   }
+}
+
+int EncoderSpec::count_keys(const int32_t* input_ids, int num_tokens) const {
+  const int least = std::max(1, num_tokens - max_unattended);
+  int count = num_tokens;
+  while (count > least && input_ids[count - 1] == unattended_id) --count;
+  return count;
 }
 
 EncoderSpec parse_encoder_spec(std::string_view json) {
@@ -330,7 +406,17 @@ EncoderSpec parse_encoder_spec(std::string_view json) {
 
   spec.layer_norm_eps = static_cast<float>(members.take_number("layer_norm_eps", 0, 1, 1e-12));
 
-  take_text(members, &spec.text);
+  take_text(members, spec, &spec.text);
+  const int query_length = members.take_size("query_length", 0, spec.usable_positions(), 0);
+  const int expansion_length = members.take_size("expansion_length", 0, query_length, 0);
+  const int expansion_id = members.take_size("expansion_id", 0, spec.vocab_size - 1, 0);
+  if (!members.take_bool("attends_to_expansion", true)) {
+    spec.unattended_id = expansion_id;
+    spec.max_unattended = expansion_length;
+    for (const Head& head : spec.heads)
+      if (expansion_length > 0 && !head.is_per_token())
+        fail("unless attends_to_expansion, pooling and sparse_pooling must be none");
+  }
 
   JsonCursor layers(members.take_required("layers"));
   int count = 0;
@@ -340,6 +426,8 @@ EncoderSpec parse_encoder_spec(std::string_view json) {
     if (count > kMaxLayers) fail("layers has more than " + std::to_string(kMaxLayers) + " layers, repeats included");
   });
   for (const LayerSpec& layer : spec.layers) {
+    if (layer.window > 0 && layer.window < spec.max_unattended)
+      fail("windows must be 0 or at least expansion_length, unless attends_to_expansion");
     if (!layer.has_attention_norm && !spec.is_pre_norm)
       fail("layers[0].has_attention_norm must be true, unless is_pre_norm");
     if (layer.rotary_base > 0 && (layer.head_dim % 2 != 0 || spec.position_offset > 0 || spec.has_padding_position))

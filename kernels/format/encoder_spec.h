@@ -11,17 +11,19 @@
 namespace edgebert {
 
 enum class Activation { kIdentity, kGeluErf, kGeluTanh, kRelu, kTanh };
+enum class Pooling { kMean, kCls, kMax, kMeanSqrtLen, kWeightedMean, kLast, kSum };
 
 // One operation of a head on the rows that the step before left. The first makes rows of its own: LayerNorm and
-// normalisation work in place.
+// normalisation work in place, and so does the logarithm.
 struct HeadStep {
-  enum class Op { kPoolMean, kPoolCls, kLinear, kLayerNorm, kDecoder, kNormalize, kColumn } op;
+  enum class Op { kPool, kLinear, kLayerNorm, kDecoder, kNormalize, kLog1pRelu, kColumn } op;
   int inputs, width;    // of a row before and after
   std::string weights;  // prefix of its tensors' names
   Activation activation = Activation::kIdentity;
   int column = 0;
+  std::vector<Pooling> poolings = {};  // their rows lie side by side
 
-  bool is_pool() const { return op == Op::kPoolMean || op == Op::kPoolCls; }
+  bool is_pool() const { return op == Op::kPool; }
   bool is_linear() const { return op == Op::kLinear || op == Op::kDecoder; }
 };
 
@@ -31,7 +33,9 @@ struct Head {
   int width;
   std::vector<HeadStep> steps;
 
-  bool is_per_token() const { return steps.empty() || !steps[0].is_pool(); }
+  bool is_per_token() const;
+  // Its rows become one a sequence only when they are logits, as wide as the vocabulary.
+  bool folds_logits() const { return !is_per_token() && !steps[0].is_pool(); }
   // The word table is a product's weight too.
   bool has_decoder() const;
 };
@@ -82,6 +86,8 @@ struct EncoderSpec {
   // Row of the layers' position tables for each distance from -max_relative_distance on; empty: no such tables.
   std::vector<int32_t> distance_rows;
   int pad_token_id = 0;
+  int unattended_id = -1;  // tokens of this id at the end of a sequence are no keys of attention; -1: all are
+  int max_unattended = 0;  // so many at most
   float layer_norm_eps = 0;
   Activation activation = Activation::kGeluErf;
   bool is_gated = false;     // ffn_up gives activation's argument and a factor for each neuron
@@ -98,6 +104,8 @@ struct EncoderSpec {
   int num_position_rows() const { return distance_rows.empty() ? 0 : distance_rows.back() + 1; }
   // Rows of the position table for the tokens of one sequence; PackedBatch.position_ids in edgebert/batch.py.
   void find_positions(const int32_t* input_ids, int num_tokens, int32_t* position_ids) const;
+  // Tokens of a sequence that are attended to, one at least.
+  int count_keys(const int32_t* input_ids, int num_tokens) const;
   // nullptr if no output has that name.
   const Head* find_head(std::string_view name) const;
 };

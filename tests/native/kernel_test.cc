@@ -449,7 +449,8 @@ struct AttentionInputs {
             PositionBias::data(bias.keys),
             PositionBias::data(bias.queries),
             bias.rows.data(),
-            bias.stride};
+            bias.stride,
+            nullptr};
   }
 };
 
@@ -673,30 +674,58 @@ TEST_KERNEL(embed_layernorm) {
   }
 }
 
+// What the sum of a sequence's values weighs each with.
+double pool_weight(Fold fold, int t, int count) {
+  switch (fold) {
+    case Fold::kMean:
+      return 1.0 / count;
+    case Fold::kFirst:
+      return t == 0 ? 1.0 : 0.0;
+    case Fold::kMeanSqrtLen:
+      return 1.0 / std::sqrt(count);
+    case Fold::kWeightedMean:
+      return (t + 1) / (count * (count + 1) / 2.0);
+    case Fold::kLast:
+      return t == count - 1 ? 1.0 : 0.0;
+    default:
+      return 1.0;
+  }
+}
+
 TEST_KERNEL(pool) {
   for (const int width : {1, 17, 384}) {
     const std::vector<int32_t> cu_seqlens{0, 1, 6, 70};
     const Matrix x = random_matrix(70, width);
-    for (const bool is_mean : {false, true})
-      for (const bool normalizes : {false, true}) {
-        Matrix out(3, width);
-        table.pool(
-            {x.values.data(), x.stride, width, cu_seqlens.data(), is_mean, normalizes, out.values.data(), out.stride},
-            0, 3);
-        const auto pooled = [&](int s, int c) {
-          const int count = is_mean ? cu_seqlens[s + 1] - cu_seqlens[s] : 1;
-          double sum = 0;
-          for (int t = 0; t < count; ++t) sum += x.row(cu_seqlens[s] + t)[c];
-          return sum / count;
-        };
-        const auto want = [&](int s, int c) {
-          double squares = 0;
-          for (int i = 0; i < width; ++i) squares += pooled(s, i) * pooled(s, i);
-          return normalizes ? pooled(s, c) / std::sqrt(squares) : pooled(s, c);
-        };
-        expect_close(out, want, 1e-6, "pool");
-        bits.check(table, out);
-      }
+    for (const Fold fold :
+         {Fold::kMean, Fold::kFirst, Fold::kMax, Fold::kMeanSqrtLen, Fold::kWeightedMean, Fold::kLast, Fold::kSum})
+      for (const bool normalizes : {false, true})
+        for (const bool continues : {false, true}) {
+          if (continues && fold != Fold::kMax && fold != Fold::kSum) continue;
+          const Matrix before = random_matrix(3, width);
+          Matrix out = before;
+          table.pool({x.values.data(), x.stride, width, cu_seqlens.data(), fold, continues, normalizes,
+                      out.values.data(), out.stride},
+                     0, 3);
+          const auto pooled = [&](int s, int c) {
+            const int first = cu_seqlens[s], count = cu_seqlens[s + 1] - first;
+            double sum = continues ? before.row(s)[c] : fold == Fold::kMax ? x.row(first)[c] : 0;
+            for (int t = 0; t < count; ++t) {
+              const double value = x.row(first + t)[c];
+              sum = fold == Fold::kMax ? std::max(sum, value) : sum + pool_weight(fold, t, count) * value;
+            }
+            return sum;
+          };
+          const auto want = [&](int s, int c) {
+            double squares = 0;
+            for (int i = 0; i < width; ++i) squares += pooled(s, i) * pooled(s, i);
+            return normalizes ? pooled(s, c) / std::sqrt(squares) : pooled(s, c);
+          };
+          expect_close(out, want, 1e-6, "pool");
+          for (int s = 0; s < 3; ++s)  // rows may lie side by side
+            for (int c = width; c < out.stride; ++c)
+              CHECK(std::memcmp(&out.row(s)[c], &before.row(s)[c], sizeof(float)) == 0);
+          bits.check(table, out);
+        }
   }
 }
 

@@ -268,7 +268,8 @@ struct HeadAttention {
 
 inline void attention_varlen(const AttentionArgs& args, int sequence, int head, float* scratch) {
   const int first = args.cu_seqlens[sequence], length = args.cu_seqlens[sequence + 1] - first;
-  HeadAttention attention(args, first, length, head, scratch);
+  const int num_keys = args.num_keys ? args.num_keys[sequence] : length;
+  HeadAttention attention(args, first, num_keys, head, scratch);
   PositionBias bias(args, attention.q, head, length,
                     attention.scores + static_cast<size_t>(HeadAttention::kGroupRows) * attention.score_stride);
   float* context = args.context + static_cast<size_t>(first) * args.context_stride + head * args.head_dim;
@@ -277,13 +278,13 @@ inline void attention_varlen(const AttentionArgs& args, int sequence, int head, 
   const int group_rows = args.window ? kTileRows : HeadAttention::kGroupRows;
   for (int i = 0, rows; i < length; i += rows) {
     rows = min_of(group_rows, length - i);
-    const KeyRange keys(i, rows, length, args.window);
+    const KeyRange keys(i, rows, num_keys, args.window);
     const int begin = keys.begin / 16 * 16;
     float inv_sums[HeadAttention::kGroupRows];
     attention.multiply_keys(i, rows, begin, keys.end);
     if (bias) bias.prepare(i, rows);
     for (int m = 0; m < rows; ++m)
-      inv_sums[m] = attention.softmax(m, begin, keys.end, KeyRange(i + m, 1, length, args.window), scale2,
+      inv_sums[m] = attention.softmax(m, begin, keys.end, KeyRange(i + m, 1, num_keys, args.window), scale2,
                                       bias ? bias.row(i + m, begin, keys.end) : nullptr);
     attention.multiply_values(rows, begin, keys.end, inv_sums, context + static_cast<size_t>(i) * args.context_stride,
                               args.context_stride);

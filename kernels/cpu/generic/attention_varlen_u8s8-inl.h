@@ -231,14 +231,15 @@ inline void attention_varlen_u8s8(const AttentionArgs& args, int sequence, int h
   const int head_dim = args.head_dim, stride = args.qkv_stride;
   const float* q = args.qkv + static_cast<size_t>(first) * stride + head * head_dim;
   float* context = args.context + static_cast<size_t>(first) * args.context_stride + head * head_dim;
-  PackedKeysValues packed(length, head_dim, scratch);
+  const int num_keys = args.num_keys ? args.num_keys[sequence] : length;
+  PackedKeysValues packed(num_keys, head_dim, scratch);
   packed.pack_keys(q + args.attention_size, stride);
   packed.pack_values(q + 2 * args.attention_size, stride);
   PositionBias bias(args, q, head, length, packed.position_bias);
   const float scale2 = scale2_of(head_dim);
   for (int i = 0, rows; i < length; i += rows) {
     rows = min_of(kTileRows, length - i);
-    const KeyRange keys(i, rows, length, args.window);
+    const KeyRange keys(i, rows, num_keys, args.window);
     const int begin = keys.begin / 16 * 16, end = round_up(keys.end, 16);
     float row_scale2[kTileRows], top[kTileRows], inv_sums[kTileRows];
     for (int m = 0; m < rows; ++m)
@@ -250,7 +251,7 @@ inline void attention_varlen_u8s8(const AttentionArgs& args, int sequence, int h
       packed.add_bias(rows, bias, i, begin, end, row_scale2, top);
     }
     for (int m = 0; m < rows && args.window; ++m)
-      top[m] = packed.keep_keys(m, begin, end, KeyRange(i + m, 1, length, args.window));
+      top[m] = packed.keep_keys(m, begin, end, KeyRange(i + m, 1, num_keys, args.window));
     packed.softmax_codes(rows, end - begin, top, row_scale2, inv_sums);
     with_rows<kTileRows>(rows, [&](auto tag) {
       packed.multiply_values<decltype(tag)::value>(

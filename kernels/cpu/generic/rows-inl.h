@@ -207,25 +207,46 @@ inline void embed_layernorm(const EmbedArgs& args, int row_begin, int row_end) {
   }
 }
 
-inline void pool(const PoolArgs& args, int sequence_begin, int sequence_end) {
+template <bool kIsMax, bool kIsWeighted>
+inline void pool_as(const PoolArgs& args, int sequence_begin, int sequence_end) {
   for (int s = sequence_begin; s < sequence_end; ++s) {
-    const int first = args.cu_seqlens[s];
-    const int count = args.is_mean ? args.cu_seqlens[s + 1] - first : 1;
-    const F32x16 length = set1(static_cast<float>(count));
+    const int length = args.cu_seqlens[s + 1] - args.cu_seqlens[s];
+    const int first = args.fold == Fold::kLast ? args.cu_seqlens[s + 1] - 1 : args.cu_seqlens[s];
+    const int count = args.fold == Fold::kFirst || args.fold == Fold::kLast ? 1 : length;
+    const float number = static_cast<float>(length);
+    const F32x16 divisor = set1(args.fold == Fold::kMean           ? number
+                                : args.fold == Fold::kMeanSqrtLen  ? __builtin_sqrtf(number)
+                                : args.fold == Fold::kWeightedMean ? number * (number + 1.0f) * 0.5f
+                                                                   : 1.0f);
     float* out = args.out + static_cast<size_t>(s) * args.out_stride;
+    const auto put = [&](int c, F32x16 v, int lanes) { lanes == 16 ? store(out + c, v) : store_n(out + c, v, lanes); };
     F32x16 squares = set1(0.0f);
     for_vectors(args.width, [&](int c, int lanes) {
       const float* x = args.x + static_cast<size_t>(first) * args.x_stride + c;
       F32x16 v = load(x);
-      for (int t = 1; t < count; ++t) v = add(v, load(x + static_cast<size_t>(t) * args.x_stride));
-      v = keep_lanes(div(v, length), lanes, 0.0f);
-      store(out + c, v);
+      if (args.continues) v = kIsMax ? max(load_lanes(out + c, lanes), v) : add(load_lanes(out + c, lanes), v);
+      for (int t = 1; t < count; ++t) {
+        F32x16 next = load(x + static_cast<size_t>(t) * args.x_stride);
+        if (kIsWeighted) next = mul(next, set1(static_cast<float>(t + 1)));
+        v = kIsMax ? max(v, next) : add(v, next);
+      }
+      v = keep_lanes(div(v, divisor), lanes, 0.0f);
+      put(c, v, lanes);
       squares = fma(v, v, squares);
     });
     if (!args.normalize) continue;
     const F32x16 norm = max(set1(__builtin_sqrtf(reduce_add(squares))), set1(1e-12f));
-    for_vectors(args.width, [&](int c, int) { store(out + c, div(load(out + c), norm)); });
+    for_vectors(args.width, [&](int c, int lanes) { put(c, div(load_lanes(out + c, lanes), norm), lanes); });
   }
+}
+
+inline void pool(const PoolArgs& args, int sequence_begin, int sequence_end) {
+  if (args.fold == Fold::kMax)
+    pool_as<true, false>(args, sequence_begin, sequence_end);
+  else if (args.fold == Fold::kWeightedMean)
+    pool_as<false, true>(args, sequence_begin, sequence_end);
+  else
+    pool_as<false, false>(args, sequence_begin, sequence_end);
 }
 
 }  // namespace EB_ISA

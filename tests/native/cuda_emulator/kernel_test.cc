@@ -303,29 +303,62 @@ void test_quantize_rows(const Values& values, int width, DType dtype, bool is_sm
   check_codes(x.values(), codes, smooth);
 }
 
+// What the sum of a sequence's values weighs each with.
+double pool_weight(Pooling pooling, int t, int count) {
+  switch (pooling) {
+    case Pooling::kMean:
+      return 1.0 / count;
+    case Pooling::kCls:
+      return t == 0 ? 1.0 : 0.0;
+    case Pooling::kMeanSqrtLen:
+      return 1.0 / std::sqrt(count);
+    case Pooling::kWeightedMean:
+      return (t + 1) / (count * (count + 1) / 2.0);
+    case Pooling::kLast:
+      return t == count - 1 ? 1.0 : 0.0;
+    default:
+      return 1.0;
+  }
+}
+
 void test_pool(int width, DType dtype) {
   const std::vector<int32_t> cu_seqlens{0, 1, 3, 66, 83};
   const int sequences = static_cast<int>(cu_seqlens.size()) - 1;
   const Matrix x(cu_seqlens.back(), width, dtype, random_values(static_cast<size_t>(cu_seqlens.back()) * width));
   const Buffer<int32_t> device_seqlens(cu_seqlens);
-  const Matrix out(sequences, width, DType::kF32);
-  for (const bool is_mean : {false, true}) {
+  const Pooling poolings[] = {Pooling::kMean,         Pooling::kCls,  Pooling::kMax, Pooling::kMeanSqrtLen,
+                              Pooling::kWeightedMean, Pooling::kLast, Pooling::kSum};
+  for (const Pooling pooling : poolings) {
+    const Matrix out(sequences, 2 * width, DType::kF32);  // the poolings of one row lie side by side
     std::vector<double> expected, unit;
     for (int s = 0; s < sequences; ++s) {
-      const int first = cu_seqlens[s], count = is_mean ? cu_seqlens[s + 1] - first : 1;
+      const int first = cu_seqlens[s], count = cu_seqlens[s + 1] - first;
       double squares = 0;
-      for (int c = 0; c < width; ++c) {
-        double sum = 0;
-        for (int t = 0; t < count; ++t) sum += x.at(first + t, c);
-        expected.push_back(sum / count);
-        squares += expected.back() * expected.back();
+      for (int c = 0; c < 2 * width; ++c) {
+        double value = pooling == Pooling::kMax ? x.at(first, c % width) : 0;
+        for (int t = 0; t < count; ++t) {
+          const double next = x.at(first + t, c % width);
+          value = pooling == Pooling::kMax ? std::max(value, next) : value + pool_weight(pooling, t, count) * next;
+        }
+        expected.push_back(value);
+        squares += value * value;
       }
-      for (int c = 0; c < width; ++c) unit.push_back(expected[expected.size() - width + c] / std::sqrt(squares));
+      for (int c = 0; c < 2 * width; ++c)
+        unit.push_back(expected[expected.size() - 2 * width + c] / std::sqrt(squares));
     }
-    const PoolArgs args{x.view, width, device_seqlens.data(), sequences, is_mean, out.view};
-    check_close(run_twice([&] { return pool(args, nullptr); }, [&] { return out.values(); }), expected, 1e-5);
-    CHECK(normalize_rows(out.view, sequences, width, nullptr) == cudaSuccess);
+    const auto run = [&] {
+      const cudaError_t error = pool({x.view, width, device_seqlens.data(), sequences, pooling, 0, out.view}, nullptr);
+      return error == cudaSuccess
+                 ? pool({x.view, width, device_seqlens.data(), sequences, pooling, width, out.view}, nullptr)
+                 : error;
+    };
+    check_close(run_twice(run, [&] { return out.values(); }), expected, 1e-5);
+    CHECK(normalize_rows(out.view, sequences, 2 * width, nullptr) == cudaSuccess);
     check_close(out.values(), unit, 1e-5);
+    std::vector<double> logarithms;
+    for (const double value : unit) logarithms.push_back(std::log1p(std::max(value, 0.0)));
+    CHECK(log1p_relu_rows(out.view, sequences, 2 * width, nullptr) == cudaSuccess);
+    check_close(out.values(), logarithms, 1e-5);
   }
   const Matrix zeros(1, width, DType::kF32, Values(width, 0.0f));
   CHECK(normalize_rows(zeros.view, 1, width, nullptr) == cudaSuccess);
