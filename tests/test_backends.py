@@ -85,6 +85,7 @@ CASES: dict[str, dict[str, Any]] = {
         "windows": (0, 17, 64),
         "rotary_bases": (16e4, 1e4, 1e4),
     },
+    "gates-after-norms": ROTARY | {"is_pre_norm": False, "activation": "silu", "num_token_types": 1},
     "rotary-pruned": ROTARY
     | {
         "task": "token-classification",
@@ -108,7 +109,8 @@ CASES: dict[str, dict[str, Any]] = {
 INVARIANT = (
     *("embedding", "pruned", "pretraining", "question-answering", "int8-attention", "padding-position"),
     *("shared-layers", "position-bias", "position-bias-int8-attention"),
-    *("rotary", "rotary-pruned", "rotary-int8-attention", "position-tables", "position-tables-int8-attention"),
+    *("gates-after-norms", "rotary", "rotary-pruned", "rotary-int8-attention"),
+    *("position-tables", "position-tables-int8-attention"),
     *("poolings", "two poolings", "sparse", "sparse sum", "three outputs"),
     *("unattended", "unattended in windows", "unattended int8-attention"),
 )
@@ -505,6 +507,7 @@ def test_oracle_against_torch() -> None:
     close(numpy_ops.activate(x, "gelu_erf"), functional.gelu(tensor))
     close(numpy_ops.activate(x, "gelu_tanh"), functional.gelu(tensor, approximate="tanh"))
     close(numpy_ops.activate(x, "relu"), functional.relu(tensor))
+    close(numpy_ops.activate(x, "silu"), functional.silu(tensor))
     close(numpy_ops.activate(x, "tanh"), torch.tanh(tensor))
     close(numpy_ops.normalize(x), functional.normalize(tensor))
     close(numpy_ops.normalize(x * 0), functional.normalize(tensor * 0))

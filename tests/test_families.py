@@ -76,6 +76,11 @@ VARIANTS += [
     Case("deberta-v2", "embedding", {"position_buckets": -1, "max_relative_positions": -1, "num_attention_heads": 1}),
     Case("deberta-v2", "embedding", {"position_buckets": -1, "max_relative_positions": 5}),
     Case("deberta-v2", "embedding", {"position_biased_input": True, "num_attention_heads": 8}),
+    *[
+        Case("nomic_bert", task, {"activation": "silu", "head_dim": 6})
+        for task in ("fill-mask", "text-classification")
+        if "nomic_bert" in CONFIGS
+    ],
     Case("bert", "text-classification", {"num_labels": 1}),
     Case("bert", "text-classification", {"problem_type": "multi_label_classification"}),
     Case("bert", "text-classification", {"problem_type": "regression", "num_labels": 1}),
@@ -197,6 +202,31 @@ def test_what_gte_has_that_is_refused(config: dict[str, Any], task: str | None, 
     change_config(tmp_path, **config)
     with pytest.raises(UnsupportedModelError, match=message):
         load_checkpoint(tmp_path, task=task)
+
+
+@pytest.mark.skipif("nomic_bert" not in CONFIGS, reason="the installed transformers has no NomicBERT")
+def test_nomic_bert_in_the_words_of_the_code_on_the_hub(tmp_path: Path) -> None:
+    model = make_checkpoint(tmp_path, "nomic_bert", activation="silu", max_position_embeddings=310)
+    batch = random_batch(model, (300, 5, 129, 3, 2))
+    expected = run_transformers(model, batch)
+    assert_close(run_oracle(load_checkpoint(tmp_path, task="embedding:none"), batch), expected)
+    config = json.loads((tmp_path / "config.json").read_text())
+    old = FAMILY_TABLES["nomic_bert"].old_config
+    renamed = {name: config[key] for key, name in old.items()} | dict.fromkeys([*old, "rope_parameters", "head_dim"])
+    renamed |= {
+        "hidden_act": None,
+        "activation_function": "swiglu",
+        "rotary_emb_base": 1000,
+        "rotary_emb_fraction": 1.0,
+    }
+    change_config(tmp_path, **renamed, prenorm=False, qkv_proj_bias=False)
+    assert_close(run_oracle(load_checkpoint(tmp_path, task="embedding:none"), batch), expected)
+    refused = {"prenorm": True, "moe_every_n_layers": 2, "rotary_scaling_factor": 2.0, "activation_function": "geglu"}
+    for key, value in refused.items():
+        change_config(tmp_path, **renamed | {key: value})
+        with pytest.raises(UnsupportedModelError, match=f"{key} {value!r} of NomicBert is not supported; supported: "):
+            load_checkpoint(tmp_path)
+        change_config(tmp_path, **renamed | {key: None})
 
 
 def test_every_name_of_an_activation_that_the_engines_compute() -> None:
@@ -488,7 +518,7 @@ def test_family_and_task_by_hand(tmp_path: Path) -> None:
         ({"is_decoder": True}, None, "is_decoder"),
         ({"add_cross_attention": True}, None, "add_cross_attention"),
         ({"position_embedding_type": "relative_key"}, None, "'relative_key' is not supported; supported: absolute"),
-        ({"hidden_act": "silu"}, None, "hidden_act 'silu' is not supported; supported: gelu, gelu_python, gelu_new"),
+        ({"hidden_act": "mish"}, None, "hidden_act 'mish' is not supported; supported: gelu, gelu_python, gelu_new"),
         ({"hidden_act": "quick_gelu"}, None, "hidden_act 'quick_gelu' is not supported"),
         ({"hidden_act": "gelu_10"}, None, "hidden_act 'gelu_10' is not supported"),
         ({"pruned_heads": {"0": [1]}}, None, "pruned_heads"),

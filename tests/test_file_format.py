@@ -90,7 +90,8 @@ def attend(q: Any, k: Any, v: Any, bias: Any, is_s8: bool, window: int) -> Any:
 def activate(x: Any, kind: str) -> Any:
     if kind == "gelu_erf":
         return x / 2 * (1 + np.vectorize(math.erf, otypes=[F32])(x / F32(math.sqrt(2))))
-    return {"tanh": np.tanh, "relu": lambda x: np.maximum(x, 0), "identity": lambda x: x}[kind](x)
+    others = {"tanh": np.tanh, "relu": lambda x: np.maximum(x, 0), "silu": lambda x: x / (1 + np.exp(-x))}
+    return x if kind == "identity" else others[kind](x)
 
 
 def pool(x: Any, kind: str) -> Any:
@@ -204,7 +205,7 @@ FILES: dict[str, dict[str, Any]] = {
     "f32, position tables": POSITION_TABLES | {"layers": ((2, 8, 40), (0, 8, 0))},
     "int8, position tables": POSITION_TABLES | {"int8": True, "attention_dtype": "s8"},
     "f32, heads": {"task": "pretraining", "embedding_size": 16, "num_token_types": 1},
-    "f32, rotary": ROTARY | {"dense_size": 10, "has_dense_norm": True},
+    "f32, rotary": ROTARY | {"activation": "silu"} | {"dense_size": 10, "has_dense_norm": True},
     "int8, rotary": ROTARY | {"int8": True, "attention_dtype": "s8"},
     "f32, poolings": {"pooling": "weighted_mean+max+last+cls+mean_sqrt_len+mean", "dense_size": 7},
     "f32, sparse and tokens": {

@@ -54,7 +54,7 @@ def close(found, expected):
 close(ops.embed_layernorm([(table, ids)] * 2, norm), oracle.embed_layernorm([(table, ids)] * 2, norm))
 close(ops.add_layernorm(put(x), put(residual), norm), oracle.add_layernorm(x, residual, norm))
 close(ops.add_layernorm(put(x), residual[0], norm), oracle.add_layernorm(x, residual[0], norm))
-for activation in ("identity", "gelu_erf", "gelu_tanh", "relu", "tanh"):
+for activation in ("identity", "gelu_erf", "gelu_tanh", "relu", "silu", "tanh"):
     close(ops.linear(put(x), linear, activation), oracle.linear(x, linear, activation))
 square = Linear(normal(5, 5), norm.bias)
 close(ops.linear(put(x), square, residual=put(residual)), oracle.linear(x, square, residual=residual))

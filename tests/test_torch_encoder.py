@@ -33,6 +33,7 @@ SPECS: dict[str, dict[str, Any]] = {
     "projected-fill-mask": {"task": "fill-mask", "family": "electra", "embedding_size": 16},
     "next-sentence": {"task": "next-sentence"},
     "pretraining": {"task": "pretraining"},
+    "gates-after-norms": ROTARY | {"is_pre_norm": False, "activation": "silu"},
     "rotary": ROTARY | {"task": "token-classification", "dense_size": 10, "has_dense_norm": True},
     "rotary-pruned": ROTARY
     | {"layers": ((1, 8, 5), (0, 8, 40), (3, 8, 0)), "windows": (5, 0, 2), "rotary_bases": (10.0,) * 3},

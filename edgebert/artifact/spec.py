@@ -25,8 +25,8 @@ TASKS = (
     "next-sentence",
     "pretraining",
 )
-ACTIVATIONS = ("gelu_erf", "gelu_tanh", "relu", "tanh", "identity")
-FFN_ACTIVATIONS = ("gelu_erf", "gelu_tanh", "relu")
+ACTIVATIONS = ("gelu_erf", "gelu_tanh", "relu", "silu", "tanh", "identity")
+FFN_ACTIVATIONS = ("gelu_erf", "gelu_tanh", "relu", "silu")
 POOLINGS = ("mean", "cls", "max", "mean_sqrt_len", "weighted_mean", "last")  # or several, joined by "+"; or "none"
 SPARSE_POOLINGS = ("none", "max", "sum")
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")

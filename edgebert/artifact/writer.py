@@ -505,6 +505,8 @@ def _activate(g: _Graph, x: str, kind: str) -> str:
         return x
     if kind in ("relu", "tanh"):
         return g.add(kind.capitalize(), x)
+    if kind == "silu":
+        return g.add("Mul", x, g.add("Sigmoid", x))
     half, one = g.constant("half", 0.5), g.constant("one", 1.0)
     if kind == "gelu_erf":  # x / 2 * (1 + erf(x / sqrt 2)), in the shape that runtimes fuse
         erf = g.add("Erf", g.add("Div", x, g.constant("sqrt2", math.sqrt(2.0))))

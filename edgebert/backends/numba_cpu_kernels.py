@@ -90,7 +90,7 @@ NUM_OPS = 13
 POOLINGS = ("mean", "cls", "max", "mean_sqrt_len", "weighted_mean", "last", "sum")
 _MEAN, _CLS, _MAX, _MEAN_SQRT_LEN, _WEIGHTED_MEAN, _LAST = range(6)
 
-ACTIVATIONS = ("identity", "gelu_erf", "gelu_tanh", "relu", "tanh")
+ACTIVATIONS = ("identity", "gelu_erf", "gelu_tanh", "relu", "tanh", "silu")
 
 
 def _record(integers: str, **others: str) -> np.dtype[Any]:
@@ -223,6 +223,8 @@ def _activate(x: V, activation: int) -> V:
         return maximum(x, _ZERO)
     if activation == 4:
         return fma(_sigmoid(x * _TWO), _TWO, _MINUS_ONE)
+    if activation == 5:
+        return x * _sigmoid(x)
     return x
 
 

@@ -33,7 +33,7 @@ _NO_BIAS = np.zeros((1024, 1), np.float32)  # of as many heads as a layer may ha
 
 _POOLINGS = ("mean", "cls", "max", "mean_sqrt_len", "weighted_mean", "last", "sum")
 _MEAN, _CLS, _MAX, _MEAN_SQRT_LEN, _WEIGHTED_MEAN, _LAST = range(6)
-_GELU_ERF, _GELU_TANH, _RELU, _TANH = (ACTIVATIONS.index(n) for n in ("gelu_erf", "gelu_tanh", "relu", "tanh"))
+_GELU_ERF, _GELU_TANH, _RELU, _SILU, _TANH = map(ACTIVATIONS.index, ("gelu_erf", "gelu_tanh", "relu", "silu", "tanh"))
 
 
 @cuda.jit(device=True, inline="always")
@@ -95,6 +95,8 @@ def _activate(x: float, activation: int) -> float:
         return half * x * (one + math.tanh(float32(0.79788456) * (x + float32(0.044715) * x * x * x)))
     if activation == _RELU:
         return max(x, float32(0.0))
+    if activation == _SILU:
+        return x / (one + math.exp(-x))
     if activation == _TANH:
         return math.tanh(x)
     return x

@@ -75,7 +75,7 @@ def activate(x: F32, activation: str) -> F32:
     """The activation of that name, element by element.
 
     gelu_erf: x/2 * (1 + erf(x/sqrt 2)); gelu_tanh: x/2 * (1 + tanh(sqrt(2/pi) * (x + 0.044715 x^3)))
-    (Hendrycks and Gimpel, arXiv 1606.08415).
+    silu: x / (1 + exp(-x)) (Hendrycks and Gimpel, arXiv 1606.08415).
     """
     one, half = np.float32(1.0), np.float32(0.5)
     if activation == "gelu_erf":
@@ -87,6 +87,9 @@ def activate(x: F32, activation: str) -> F32:
         return half * x * (one + tanh)
     if activation == "relu":
         return np.maximum(x, np.float32(0.0))
+    if activation == "silu":
+        with np.errstate(over="ignore"):  # infinity gives the right 0
+            return np.divide(x, one + np.exp(-x), dtype=np.float32)
     return np.tanh(x) if activation == "tanh" else x
 
 

@@ -18,8 +18,8 @@ class Family:
 
     `class_prefix` begins the names of its classes in transformers. `encoder` names are below `prefix`, which a
     checkpoint of the bare encoder leaves out; `dense` (of the classification head), `classifier` and the `mlm` names
-    are given in full. `qkv` in `encoder` stands for `q`, `k` and `v` one below the other; `factors_and_gate` for a
-    gated `ffn_up` whose factors come first.
+    are given in full. `qkv` in `encoder` stands for `q`, `k` and `v` one below the other; a gated `ffn_up` for `gate`
+    and `factors`, or for `factors_and_gate`, where the factors come first.
     """
 
     class_prefix: str
@@ -37,6 +37,7 @@ class Family:
     token_dense: bool = False  # heads over tokens have the classification head's dense layer too
     dense_norm: str | None = None  # its LayerNorm
     config: Mapping[str, str] = field(default_factory=dict)
+    old_config: Mapping[str, str] = field(default_factory=dict)  # names of keys in configs of code on the hub
     defaults: Mapping[str, Any] = field(default_factory=dict)
     fixed: Mapping[str, Any] = field(default_factory=dict)  # what its code fixes, whatever the config says
     position_type: str = "absolute"  # what the config may call its positions
@@ -150,6 +151,37 @@ def _gte_layers(config: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
         raise UnsupportedModelError("logn_attention_scale True is not supported; supported: False")
     base = _rotary_base(config, config.get("rope_parameters") or {}, config.get("rope_theta") or 160_000.0)
     return [{"rotary_base": base}] * count
+
+
+_NOMIC_ENCODER = {
+    "word": "embeddings.word_embeddings",
+    "token_type": "embeddings.token_type_embeddings",
+    "embeddings.layer_norm": "emb_ln",
+    "qkv": "encoder.layers.{i}.attn.Wqkv",
+    "attention_output": "encoder.layers.{i}.attn.out_proj",
+    "attention.layer_norm": "encoder.layers.{i}.norm1",
+    "gate": "encoder.layers.{i}.mlp.fc12",
+    "factors": "encoder.layers.{i}.mlp.fc11",
+    "ffn_down": "encoder.layers.{i}.mlp.fc2",
+    "ffn.layer_norm": "encoder.layers.{i}.norm2",
+    "pooler": "pooler.dense",
+}
+
+
+def _nomic_layers(config: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
+    expected: dict[str, Any] = {
+        "activation_function": "swiglu",
+        "rotary_emb_fraction": 1.0,
+        "moe_every_n_layers": 0,
+        "rotary_scaling_factor": None,  # of positions beyond those it was trained on
+        "rotary_emb_scale_base": None,
+    }
+    flags = ("prenorm", "parallel_block", "use_rms_norm", "rotary_emb_interleaved", "causal")
+    for key, value in (expected | dict.fromkeys(flags, False)).items():
+        if config.get(key, value) not in (value, None):
+            raise UnsupportedModelError(f"{key} {config[key]!r:.100} of NomicBert is not supported; supported: {value}")
+    base = _rotary_base(config, config.get("rope_parameters") or {}, config.get("rotary_emb_base") or 1000.0)
+    return [{"rotary_base": base} | ({"head_dim": config["head_dim"]} if config.get("head_dim") else {})] * count
 
 
 def _modernbert_layers(config: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
@@ -388,6 +420,39 @@ FAMILY_TABLES = {
         biases={"up_gate_proj": "up_gate_bias"},
         spec=lambda _: {"is_gated": True, "has_position_table": False},
         layers=_gte_layers,
+    ),
+    "nomic_bert": Family(
+        class_prefix="NomicBert",
+        prefix="nomic_bert.",
+        encoder=_NOMIC_ENCODER,
+        classifier="classifier",
+        dense="nomic_bert.pooler.dense",
+        dense_activation="tanh",
+        mlm=(
+            "cls.predictions.transform.dense",
+            "cls.predictions.transform.layer_norm",
+            "cls.predictions.decoder",
+            "cls.predictions.bias",
+        ),
+        mlm_activation=None,
+        has_span_head=False,
+        old_config={
+            "hidden_size": "n_embd",
+            "num_attention_heads": "n_head",
+            "num_hidden_layers": "n_layer",
+            "intermediate_size": "n_inner",
+            "max_position_embeddings": "n_positions",
+            "layer_norm_eps": "layer_norm_epsilon",
+        },
+        defaults={
+            "hidden_act": "silu",
+            "qkv_proj_bias": False,
+            "mlp_fc1_bias": False,
+            "mlp_fc2_bias": False,
+        },
+        biases={".attn.": "qkv_proj_bias", ".fc11": "mlp_fc1_bias", ".fc12": "mlp_fc1_bias", ".fc2": "mlp_fc2_bias"},
+        spec=lambda _: {"is_gated": True, "has_position_table": False},
+        layers=_nomic_layers,
     ),
     "deberta-v2": Family(
         class_prefix="DebertaV2",

@@ -46,6 +46,8 @@ HIDDEN_ACTS = {
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_python_tanh": "gelu_tanh",
     "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
 }
 ARCHITECTURES = {
     "Model": "embedding",
@@ -114,6 +116,8 @@ _TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {
     "rope_parameters": (dict, "an object"),
     "rope_scaling": (dict, "an object"),
     "rope_theta": ((int, float), "a number"),
+    "rotary_emb_base": ((int, float), "a number"),
+    "head_dim": (int, "a whole number"),
     "pos_att_type": ((str, list), "names"),
     "position_buckets": (int, "a whole number"),
     "max_relative_positions": (int, "a whole number"),
@@ -124,7 +128,21 @@ _TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {
 }
 
 
-_TOPS = ("embeddings.", "encoder.", "transformer.", "layers.", "final_norm.")  # what encoders' names begin with
+_TOPS = (
+    "embeddings.",
+    "emb_ln.",
+    "encoder.",
+    "transformer.",
+    "layers.",
+    "final_norm.",
+)  # what encoders' names begin with
+
+
+# What a linear may be stored as, side by side, where a family has no such linear.
+_PARTS: dict[str, list[tuple[str, ...]]] = {
+    "qkv": [("q", "k", "v")],
+    "ffn_up": [("gate", "factors"), ("factors_and_gate",)],
+}
 
 
 @dataclass
@@ -482,6 +500,8 @@ def _value(config: dict[str, Any], table: Family, key: str) -> Any:
     defaults = {**_DEFAULTS, **table.defaults}
     key_in_config = table.config.get(key, key)
     found = config.get(key_in_config)
+    if found is None and key in table.old_config:
+        found = config.get(table.old_config[key])
     if found is None:
         if key not in defaults:
             raise ModelFormatError(f"config.json has no {key_in_config}")
@@ -503,7 +523,7 @@ def _activation(config: dict[str, Any], table: Family, key: str) -> str:
 def _task_head(config: dict[str, Any], table: Family, task: str, raw: _Weights) -> dict[str, Any]:
     """Spec fields of the heads that transformers defines."""
     head: dict[str, Any] = {"task": task}
-    hidden_size = config[table.config.get("hidden_size", "hidden_size")]
+    hidden_size = _value(config, table, "hidden_size")
     if task in ("text-classification", "token-classification"):
         head["labels"] = read_labels(config)
     head |= dense_head(config, table, task)
@@ -706,13 +726,12 @@ def _canonical_tensors(spec: EncoderSpec, table: Family, raw: _Weights, given: d
     if embedding != hidden:
         encoder_linear("embeddings.projection", ("projection",), embedding, hidden)
     for i, layer in enumerate(spec.layers):
-        keys = ("qkv",) if "qkv" in table.encoder else ("q", "k", "v")
         for name in LINEARS:
             inputs, outputs = linear_shape(spec, i, name)
-            is_turned = name == "ffn_up" and "factors_and_gate" in table.encoder
-            parts = keys if name == "qkv" else ("factors_and_gate",) if is_turned else (name,)
+            choices: list[tuple[str, ...]] = [(name,), *_PARTS.get(name, ())]
+            parts = next(keys for keys in choices if keys[0] in table.encoder)
             encoder_linear(linear_name(i, name), parts, inputs, outputs // len(parts), i)
-            for part in ("weight", "bias") if is_turned else ():
+            for part in ("weight", "bias") if parts == ("factors_and_gate",) else ():
                 both = tensors[f"{linear_name(i, name)}.{part}"]
                 tensors[f"{linear_name(i, name)}.{part}"] = np.roll(both, outputs // 2, axis=-1)
         if spec.distances_per_row:

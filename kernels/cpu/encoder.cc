@@ -55,6 +55,8 @@ Epilogue epilogue_of(Activation activation) {
       return Epilogue::kRelu;
     case Activation::kTanh:
       return Epilogue::kTanh;
+    case Activation::kSilu:
+      return Epilogue::kSilu;
     case Activation::kIdentity:
       break;
   }

@@ -15,7 +15,7 @@ constexpr int round_up(int n, int to) { return (n + to - 1) / to * to; }
 constexpr int row_stride(int width) { return round_up(width, kRowAlign); }
 
 // What a linear does with its sums before storing them.
-enum class Epilogue { kBias, kGeluErf, kGeluTanh, kRelu, kTanh };
+enum class Epilogue { kBias, kGeluErf, kGeluTanh, kRelu, kTanh, kSilu };
 
 // Rows of u8 codes with a scale and a (negated) zero point each; see edgebert/quant.py. An ISA may store code - 128:
 // its zero points then carry the 128.

@@ -157,6 +157,8 @@ __device__ inline float activate(float x, Activation activation) {
       return fmaxf(x, 0.0f);
     case Activation::kTanh:
       return tanhf(x);
+    case Activation::kSilu:
+      return x / (1.0f + exp2_approx(-1.44269504f * x));
     default:
       return x;
   }

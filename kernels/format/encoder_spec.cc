@@ -193,7 +193,7 @@ std::vector<Pooling> take_poolings(Members& members) {
 std::vector<Head> take_heads(Members& members, EncoderSpec& spec) {
   using Op = HeadStep::Op;
   // In the order of Activation's enumerators.
-  const std::vector<std::string> activations = {"identity", "gelu_erf", "gelu_tanh", "relu", "tanh"};
+  const std::vector<std::string> activations = {"identity", "gelu_erf", "gelu_tanh", "relu", "tanh", "silu"};
   const int hidden = spec.hidden_size, embedding = spec.embedding_size;
   const std::vector<Pooling> poolings = take_poolings(members);
   const int num_poolings = static_cast<int>(poolings.size());
@@ -370,7 +370,8 @@ EncoderSpec parse_encoder_spec(std::string_view json) {
                                     ", the one this EdgeBERT reads: update EdgeBERT or re-export the model");
   }
 
-  const Activation ffn_activations[] = {Activation::kGeluErf, Activation::kGeluTanh, Activation::kRelu};
+  const Activation ffn_activations[] = {Activation::kGeluErf, Activation::kGeluTanh, Activation::kRelu,
+                                        Activation::kSilu};
   EncoderSpec spec;
   if (!is_string(members.take_required("family"))) fail("family must be a string");  // a label
   spec.vocab_size = members.take_size("vocab_size", 1, 1 << 24);
@@ -386,7 +387,7 @@ EncoderSpec parse_encoder_spec(std::string_view json) {
   spec.text.max_length =
       members.take_size("max_length", 1, spec.usable_positions(), std::min(512, spec.usable_positions()));
   spec.pad_token_id = members.take_size("pad_token_id", 0, spec.vocab_size - 1, 0);
-  spec.activation = ffn_activations[members.take_choice("activation", {"gelu_erf", "gelu_tanh", "relu"}, 0)];
+  spec.activation = ffn_activations[members.take_choice("activation", {"gelu_erf", "gelu_tanh", "relu", "silu"}, 0)];
   spec.is_gated = members.take_bool("is_gated");
   spec.is_pre_norm = members.take_bool("is_pre_norm");
   spec.has_position_table = members.take_bool("has_position_table", true);

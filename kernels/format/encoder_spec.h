@@ -10,7 +10,7 @@
 
 namespace edgebert {
 
-enum class Activation { kIdentity, kGeluErf, kGeluTanh, kRelu, kTanh };
+enum class Activation { kIdentity, kGeluErf, kGeluTanh, kRelu, kTanh, kSilu };
 enum class Pooling { kMean, kCls, kMax, kMeanSqrtLen, kWeightedMean, kLast, kSum };
 
 // One operation of a head on the rows that the step before left. The first makes rows of its own: LayerNorm and

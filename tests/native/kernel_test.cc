@@ -207,11 +207,13 @@ double activate(Epilogue epilogue, double x) {
       return std::max(x, 0.0);
     case Epilogue::kTanh:
       return std::tanh(x);
+    case Epilogue::kSilu:
+      return x / (1 + std::exp(-x));
   }
   return 0;
 }
-constexpr Epilogue kEpilogues[] = {Epilogue::kBias, Epilogue::kGeluErf, Epilogue::kGeluTanh, Epilogue::kRelu,
-                                   Epilogue::kTanh};
+constexpr Epilogue kEpilogues[] = {Epilogue::kBias, Epilogue::kGeluErf, Epilogue::kGeluTanh,
+                                   Epilogue::kRelu, Epilogue::kTanh,    Epilogue::kSilu};
 
 TEST_KERNEL(quantize_rows) {
   for (const int rows : {1, 2, 7, 97})

@@ -141,6 +141,7 @@ EB_INLINE Wide<N> activate(Wide<N> x) {
   if constexpr (kEpilogue == Epilogue::kGeluTanh) return gelu_tanh(x);
   if constexpr (kEpilogue == Epilogue::kRelu) return max(x, set1(0.0f));
   if constexpr (kEpilogue == Epilogue::kTanh) return tanh(x);
+  if constexpr (kEpilogue == Epilogue::kSilu) return mul(x, sigmoid(x));
   return x;
 }
 
@@ -161,6 +162,9 @@ EB_INLINE Wide<N> activate(Wide<N> x) {
       break;                                      \
     case Epilogue::kTanh:                         \
       function<Epilogue::kTanh>(__VA_ARGS__);     \
+      break;                                      \
+    case Epilogue::kSilu:                         \
+      function<Epilogue::kSilu>(__VA_ARGS__);     \
       break;                                      \
   }
 

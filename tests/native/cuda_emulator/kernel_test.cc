@@ -163,6 +163,8 @@ double reference_activate(double x, Activation activation) {
       return std::max(x, 0.0);
     case Activation::kTanh:
       return std::tanh(x);
+    case Activation::kSilu:
+      return x / (1.0 + std::exp(-x));
     default:
       return x;
   }
@@ -590,6 +592,7 @@ int main() {
   test_linear_f16(64, 64, 64, kF16, Activation::kRelu, kF32, true);
   test_linear_f16(65, 99, 127, kBF16, Activation::kGeluTanh, kF32, false);
   test_linear_f16(97, 257, 104, kF16, Activation::kIdentity, kF16, true);
+  test_linear_f16(31, 48, 65, kF16, Activation::kSilu, kF32, false);
   test_linear_f16(225, 97, 225, kF16, Activation::kIdentity, kBF16, false);
   test_linear_s8(1, 16, 8, Activation::kIdentity, false, false);
   test_linear_s8(2, 1000, 7, Activation::kIdentity, true, false);
