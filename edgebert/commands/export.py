@@ -31,7 +31,7 @@ def main(args: argparse.Namespace) -> None:
     """Run the command."""
     import edgebert
 
-    steps = "is quantized on calibration texts, then " if args.int8 else ""
+    steps = "is quantized on calibration texts, then " if args.int8 or args.int8_weights else ""
     print(f"edgebert: {args.source} {steps}becomes a file that each runtime installed here checks", file=sys.stderr)
     report = edgebert.export(
         args.source,
