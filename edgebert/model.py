@@ -238,7 +238,7 @@ class Model:
     @cached_property
     def _prompt(self) -> str | None:
         """What is put before every text that is embedded; None for a file that embeds none."""
-        if self.tokenizer is None or "embedding" not in _fitting_tasks(self.task, self.spec.pooling):
+        if self.tokenizer is None or "embedding" not in find_fitting(self.task, self.spec.outputs):
             return None
         prompt: str = find_task("embedding").find_prompt(self.spec, None, None)
         return prompt
