@@ -96,9 +96,7 @@ def compare(recipe: Recipe) -> dict[str, Any]:
     made = run(recipe, progress=lambda text: print(f"  {text}", flush=True))
     stage = next(stage for stage in made.report["stages"] if stage["name"] == "finetune")
     dataset = load_dataset(recipe.train, recipe.task)
-    train, dev = hold_out(dataset)
-    if recipe.eval is not None:
-        train, dev = dataset, load_dataset(recipe.eval, recipe.task, labels=dataset.labels or None)
+    train, dev, *_ = hold_out(dataset, (1, 2) if recipe.eval is None else (1,))  # the rows that choose, on both sides
     checkpoint, names = load_for_task(recipe.model, train, seed=recipe.seed)
     train, dev = (data.rename(names, checkpoint.spec.labels) for data in (train, dev))
     ours = {"losses": stage["losses"], "scores": stage["scores"], "cpu_seconds": stage["cpu_seconds"]}

@@ -30,6 +30,7 @@ from edgebert.compress.encode import Examples
 from edgebert.compress.evaluate import Evaluation
 from edgebert.compress.finetune import Batch, TaskLoss, batches_by_length, make_batch, train
 from edgebert.compress.heads import load_for_task
+from edgebert.compress.judge import RowScores
 from edgebert.compress.latency import LatencyTable
 from edgebert.compress.pipeline import run
 from edgebert.compress.prune import take_layers
@@ -475,7 +476,7 @@ def test_bad_recipes(text: str) -> None:
 # Whole runs
 
 
-def write_task(path: Path, count: int = 80) -> Path:
+def write_task(path: Path, count: int = 160) -> Path:
     """Sentences of the tests' vocabulary, warm if they speak of water or roses."""
     rng = np.random.default_rng(0)
     words = ["the", "router", "slow", "fast", "water", "roses", "modem", "good", "bad", "a", "b", "c"]
@@ -512,7 +513,7 @@ def test_a_run_is_one_file_and_its_report(recipe: Recipe, monkeypatch: pytest.Mo
     model = edgebert.load(output)
     assert model.spec.is_int8 and model.spec.num_layers == 1 and model(["water roses"])[0]["label"] in ("warm", "cold")
     report = json.loads(output.with_suffix(".json").read_text())
-    assert report["final"]["metrics"]["accuracy"] >= 0 and report["budgets"]["drop"]["met"]
+    assert report["final"]["metrics"]["accuracy"] >= 0 and report["budgets"]["drop"]["verdict"] == "met"
     page = output.with_suffix(".html").read_text()
     assert "<svg" in page and "retrain" in page
     # users' texts stay out of the file
@@ -529,13 +530,48 @@ def test_a_run_is_one_file_and_its_report(recipe: Recipe, monkeypatch: pytest.Mo
     assert again.report["final"]["metrics"] == result.report["final"]["metrics"]
 
 
+def test_rows_that_choose_never_judge(recipe: Recipe, tmp_path: Path) -> None:
+    """With an evaluation file and without one: three parts that share no text."""
+    other = write_task(tmp_path / "other.jsonl", 400)
+    for eval_file in (None, str(other)):
+        made = pipeline._Run(replace(recipe, eval=eval_file, work=str(tmp_path / "work")), lambda text: None)
+        parts = [set(data.inputs) for data in (made.train, made.choice)]
+        assert all(parts) and not parts[0] & parts[1]
+        if eval_file is None:
+            assert made.eval.inputs and not set(made.eval.inputs) & (parts[0] | parts[1])
+        else:
+            assert len(made.eval) == 400
+
+
+def test_a_loss_that_few_rows_cannot_rule_out_is_not_shown(recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> None:
+    """The report tells what was lost at most, there and on other text; the exit status is one of its own."""
+    folder = Path(recipe.train).parent
+    judging = write_task(folder / "judging.jsonl", 30)
+    recipe = replace(recipe, distill=None, prune=None, trim=False, budget=Budget(drop=5.0))
+    recipe = replace(recipe, eval=str(judging), also_eval=(str(write_task(folder / "more.jsonl", 60)),))
+    (folder / "r.toml").write_text(recipe.to_toml())
+    assert main(["compress", "--recipe", str(folder / "r.toml"), "--confidence", "0.9"]) == 3
+    out = capsys.readouterr().out
+    assert "not shown; with a confidence of 90 % it is at most" in out and "more rows in --eval would show it" in out
+    assert "more.jsonl" in out
+    report = json.loads(Path(recipe.output).with_suffix(".json").read_text())
+    drop = report["budgets"]["drop"]
+    assert drop["found"] <= 5.0 < drop["upper"] and drop["more_rows"] > 0 and drop["confidence"] == 0.9
+    assert report["also"][0]["rows"] == 60 and report["also"][0]["loss"]["upper"] >= 0
+    finetuned = next(stage for stage in report["stages"] if stage["name"] == "finetune")
+    assert finetuned["loss"]["estimate"] == 0 and report["final"]["loss"] == {
+        key: drop[key] for key in ("estimate", "upper", "confidence", "num_groups")
+    }
+    assert "lost (at most)" in Path(recipe.output).with_suffix(".html").read_text()
+
+
 def test_budgets_that_cannot_be_met_still_give_a_file(recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = replace(recipe, distill=None, prune=None, trim=False, budget=Budget(size=10))
     path = Path(recipe.train).with_name("r.toml")
     path.write_text(recipe.to_toml())
     assert main(["compress", "--recipe", str(path)]) == 1
     out = capsys.readouterr()
-    assert "NOT met: try --trim" in out.out and "nothing fits the budget, the closest (" in out.err
+    assert "NOT met; try --trim" in out.out and "nothing fits the budget, the closest (" in out.err
     assert f"stay in {recipe.work_folder}" in out.out
     # what comes closest has no head left; what is written is smaller, and as good as what was fine-tuned
     assert edgebert.check(recipe.output)
@@ -686,7 +722,7 @@ def test_a_budget_of_speed_is_met_while_the_clock_changes(recipe: Recipe, monkey
     report = run(recipe).report
     [plan] = [stage for stage in report["stages"] if stage["name"] == "plan"]
     assert len(plan["tries"]) >= 2
-    assert report["budgets"]["speed"]["met"] and 2.0 <= report["budgets"]["speed"]["found"] <= 2.2
+    assert report["budgets"]["speed"]["verdict"] == "met" and 2.0 <= report["budgets"]["speed"]["found"] <= 2.2
 
 
 def test_training_that_stops_early_says_so(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -726,7 +762,7 @@ def test_a_budget_of_accuracy_says_how_far_to_prune(recipe: Recipe, monkeypatch:
         """It falls by a point for every tenth of the operations."""
         return 0.9 + 0.1 * costs.predict(checkpoint.spec) / costs.predict(whole)
 
-    monkeypatch.setattr(pipeline, "_score", lambda record: 1.0)
+    monkeypatch.setattr(pipeline._Run, "_choice_score", lambda run, stage: 1.0)
     monkeypatch.setattr(pipeline._Run, "_score_trained", score)
     report = run(replace(recipe, budget=Budget(drop=5.0))).report
     [stage] = [stage for stage in report["stages"] if stage["name"] == "prune"]
@@ -750,14 +786,14 @@ def test_replicas_of_a_model_run_as_it_does() -> None:
 
 
 def test_linears_stay_f32_where_int8_loses_too_much(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    def evaluate(path: Path, *_: Any) -> Evaluation:
+    def evaluate(path: Path, dataset: Dataset, *_: Any) -> Evaluation:
         spec = edgebert.load(path).spec
         count = sum(layer.dtype(name) == "s8" for layer in spec.layers for name in LINEARS)
-        return Evaluation({"accuracy": 1.0 - max(0, count - 6) / 100}, [])
+        return Evaluation({"accuracy": 1.0 - max(0, count - 6) / 100}, RowScores(np.ones((len(dataset), 2))), [])
 
     monkeypatch.setattr(pipeline, "evaluate_file", evaluate)
     result = run(replace(recipe, distill=None, prune=None, trim=False, budget=Budget(drop=0.0)))
-    assert result.met and edgebert.check(recipe.output)
+    assert result.verdict == "not shown" and edgebert.check(recipe.output)  # no number of rows shows a loss of 0
     errors = {name: linear["error"] for name, linear in result.report["quantization"]["linears"].items()}
     assert len(errors) == 6  # of 8: the two worst stay f32
 

@@ -38,7 +38,7 @@ _TASK_ROLES = {  # roles of a task: (needed, optional)
 }
 MULTI_LABEL_SEPARATOR = ";"  # between the labels of one cell of a CSV or TSV file
 WINDOW_ROWS = 4096  # that are read at a time
-HELD_OUT = 10  # one text in so many is held out where there is no evaluation file
+HELD_OUT = 10  # parts that texts are divided into, by a hash, to hold some out
 
 
 @dataclass(frozen=True)
@@ -160,20 +160,34 @@ def _with_labels(dataset: Dataset, labels: Sequence[str] | None) -> Dataset:
     return replace(dataset, labels=tuple(sorted(seen) if labels is None else labels))
 
 
-def hold_out(dataset: Dataset) -> tuple[Dataset, Dataset]:
-    """(train, eval): a tenth by a hash of the text, so that equal texts are on one side, whatever the order of rows.
+def hold_out(dataset: Dataset, tenths: Sequence[int] = (1,)) -> list[Dataset]:
+    """The dataset in parts: what is left, then as many tenths of it as asked for, by a hash of the text.
+
+    Equal texts are on one side, whatever the order of rows; so are questions about one passage.
 
     Raises:
-        InvalidInputError: too few rows for either side, or a label only among those held out.
+        InvalidInputError: too few rows for a part, or a label that none of those left has.
     """
-    keys = [item if isinstance(item, str) else "\0".join(item) for item in dataset.inputs]
-    is_held = [int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") % HELD_OUT == 0 for key in keys]
-    train = dataset.take([i for i, held in enumerate(is_held) if not held])
-    held = dataset.take([i for i, held in enumerate(is_held) if held])
-    if not len(train) or not len(held):
+    keys = [_text_of(item, dataset.task) for item in dataset.inputs]
+    buckets = [int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") % HELD_OUT for key in keys]
+    owners = [part for part, count in enumerate(tenths, 1) for _ in range(count)]
+    owners += [0] * (HELD_OUT - len(owners))
+    parts = [
+        dataset.take([i for i, bucket in enumerate(buckets) if owners[bucket] == part])
+        for part in range(len(tenths) + 1)
+    ]
+    if not all(map(len, parts)):
         raise InvalidInputError(f"{dataset.source} has too few rows ({len(dataset)}) to hold some out: give --eval")
-    _with_labels(held, _with_labels(train, None).labels if train.labels else None)
-    return train, held
+    labels = _with_labels(parts[0], None).labels if parts[0].labels else None
+    for part in parts[1:]:
+        _with_labels(part, labels)
+    return parts
+
+
+def _text_of(item: Any, task: str) -> str:
+    if task == "question-answering":
+        return str(item[1])
+    return item if isinstance(item, str) else "\0".join(item)
 
 
 # Files to rows

@@ -20,6 +20,7 @@ from edgebert.backends.base import Backend, Outputs
 from edgebert.batch import PackedBatch
 from edgebert.compress.data import Answer, Dataset
 from edgebert.compress.encode import first_pieces
+from edgebert.compress.judge import RowScores, score
 from edgebert.compress.torch_encoder import TorchEncoder
 from edgebert.quant import F32
 from edgebert.runner import answer, run_rows
@@ -42,9 +43,16 @@ class Mistake:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metrics in [0, 1] (correlations in [-1, 1]), of which the first is the score; and mistakes, the worst first."""
+    """What was found.
+
+    Attributes:
+        metrics: in [0, 1], correlations in [-1, 1]; the first is the score.
+        rows: what each row adds to the score.
+        mistakes: the worst first.
+    """
 
     metrics: dict[str, float]
+    rows: RowScores
     mistakes: list[Mistake]
 
     @property
@@ -130,7 +138,8 @@ def _evaluate_labels(spec: EncoderSpec, dataset: Dataset, answers: Sequence[list
             for item, a, b in zip(dataset.inputs, chosen, wanted, strict=True)
             if a != b
         ]
-        return Evaluation(metrics, _worst(mistakes))
+        shares = [(2 * len(a & b), len(a) + len(b)) for a, b in zip(chosen, wanted, strict=True)]
+        return Evaluation(metrics, _row_scores(shares), _worst(mistakes))
     found, expected = np.array([row[0]["label"] for row in answers]), np.array(dataset.targets)
     classes = [label for label in spec.labels if (expected == label).any()]
     scores = [
@@ -143,7 +152,16 @@ def _evaluate_labels(spec: EncoderSpec, dataset: Dataset, answers: Sequence[list
         badness = of_label[found[i]] - of_label[expected[i]]
         mistakes.append(Mistake(badness, _show(dataset.inputs[i]), str(expected[i]), str(found[i])))
     metrics = {"accuracy": float((found == expected).mean()), "macro_f1": float(np.mean(scores))}
-    return Evaluation(metrics, _worst(mistakes))
+    return Evaluation(metrics, _right_rows(found == expected), _worst(mistakes))
+
+
+def _right_rows(is_right: Any) -> RowScores:
+    """Of a metric that is the share of right rows."""
+    return _row_scores([(right, 1.0) for right in is_right])
+
+
+def _row_scores(shares: Sequence[tuple[float, float]]) -> RowScores:
+    return RowScores(np.array(shares, np.float64))
 
 
 def _f1(both: int, found: int, expected: int) -> float:
@@ -161,7 +179,9 @@ def _correlate(dataset: Dataset, found: NDArray[Any]) -> Evaluation:
         Mistake(float(distance[i]), _show(dataset.inputs[i]), f"{expected[i]:.3g}", f"{found[i]:.3g}")
         for i in range(len(expected))
     ]
-    return Evaluation({name: value if np.isfinite(value) else 0.0 for name, value in metrics.items()}, _worst(mistakes))
+    finite = {name: value if np.isfinite(value) else 0.0 for name, value in metrics.items()}
+    rows = np.stack([np.asarray(found, np.float64), expected], axis=1)
+    return Evaluation(finite, RowScores(rows, is_correlation=True), _worst(mistakes))
 
 
 def _evaluate_embedding(dataset: Dataset, rows: F32) -> Evaluation:
@@ -178,7 +198,7 @@ def _evaluate_embedding(dataset: Dataset, rows: F32) -> Evaluation:
         for i in np.flatnonzero(ranks)
     ]
     metrics = {"recall_at_1": float((ranks == 0).mean()), "mrr": float((1.0 / (1.0 + ranks)).mean())}
-    return Evaluation(metrics, _worst(mistakes))
+    return Evaluation(metrics, _right_rows(ranks == 0), _worst(mistakes))
 
 
 def _evaluate_fill_mask(backend: Backend, tokenizer: Tokenizer, dataset: Dataset, limit: int) -> Evaluation:
@@ -195,15 +215,15 @@ def _evaluate_fill_mask(backend: Backend, tokenizer: Tokenizer, dataset: Dataset
             originals[row.text] = row.input_ids[places].tolist()
     outputs = run_rows(backend, masked, backend.spec.outputs[:1])
     answers = fill_mask.decode(dataset.inputs, outputs, tokenizer, options)
-    right, mistakes = 0, []
+    shares, mistakes = np.zeros((len(dataset), 2)), []
     for i, tokens in originals.items():
         hits = sum(best["token"] == token for [best], token in zip(answers[i], tokens, strict=True))
-        right += hits
+        shares[i] = hits, len(tokens)
         mistakes.append(
             Mistake(1 - hits / len(tokens), dataset.inputs[i], f"{len(tokens)} masked tokens", f"{hits} of them")
         )
-    asked = sum(map(len, originals.values()))
-    return Evaluation({"masked_accuracy": right / max(1, asked)}, _worst(mistakes))
+    right, asked = shares.sum(axis=0).tolist()
+    return Evaluation({"masked_accuracy": right / max(1, asked)}, RowScores(shares), _worst(mistakes))
 
 
 # Token classification
@@ -230,30 +250,26 @@ def find_entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:
 
 
 def _evaluate_tags(spec: EncoderSpec, dataset: Dataset, answers: Sequence[list[dict[str, Any]]]) -> Evaluation:
-    both = num_found = num_expected = right = words = 0
-    mistakes = []
+    of_entities, of_tags, mistakes = [], [], []
     for item, tags, tokens in zip(dataset.inputs, dataset.targets, answers, strict=True):
         pieces = first_pieces(item, [(token["start"], token["end"]) for token in tokens])
         # words cut off by the length limit, and those without a token, have no answer
         labels = [tokens[piece]["entity"] if piece >= 0 else "O" for piece in pieces]
         found, expected = find_entities(labels), find_entities(tags)
-        both, num_found, num_expected = (
-            both + len(found & expected),
-            num_found + len(found),
-            num_expected + len(expected),
-        )
-        right += sum(a == b for a, b in zip(labels, tags, strict=True))
-        words += len(tags)
+        of_entities.append((2 * len(found & expected), len(found) + len(expected)))
+        of_tags.append((sum(a == b for a, b in zip(labels, tags, strict=True)), len(tags)))
         if found != expected:
             show = [
                 ", ".join(f"{' '.join(item[a : b + 1])}: {kind}" for kind, a, b in sorted(spans, key=lambda s: s[1]))
                 for spans in (expected, found)
             ]
             mistakes.append(Mistake(len(found ^ expected), " ".join(item), *show))
-    metrics = {"entity_f1": _f1(both, num_found, num_expected), "tag_accuracy": right / words}
+    entities, tagged = _row_scores(of_entities), _row_scores(of_tags)
+    metrics = {"entity_f1": score(entities), "tag_accuracy": score(tagged)}
     if not any("-" in label for label in spec.labels):  # part-of-speech tags, say: there are no entities to count
         del metrics["entity_f1"]
-    return Evaluation(metrics, _worst(mistakes))
+        return Evaluation(metrics, tagged, _worst(mistakes))
+    return Evaluation(metrics, entities, _worst(mistakes))
 
 
 # Question answering
@@ -266,7 +282,8 @@ def _evaluate_answers(dataset: Dataset, found: list[str]) -> Evaluation:
         overlap.append(max((word_f1(text, answer) for answer in answers), default=float(not text)))
         if not exact[-1]:
             mistakes.append(Mistake(1.0 - overlap[-1], question, " | ".join(answer.text for answer in answers), text))
-    return Evaluation({"exact_match": float(np.mean(exact)), "f1": float(np.mean(overlap))}, _worst(mistakes))
+    metrics = {"exact_match": float(np.mean(exact)), "f1": float(np.mean(overlap))}
+    return Evaluation(metrics, _right_rows(exact), _worst(mistakes))
 
 
 def _normalize(text: str) -> str:

@@ -20,6 +20,7 @@ def ladder_rows(report: dict[str, Any]) -> list[list[str]]:
             [
                 rung["name"],
                 *(f"{100 * value:.2f}" for value in rung["metrics"].values()),
+                describe_loss(rung["loss"]) if "loss" in rung else "",
                 f"{rung['bytes'] / 1e6:.1f}",
                 f"{rung['parameters'] / 1e6:.2f}",
                 f"{speed['latency_p50'] * 1e3:.2f}",
@@ -34,7 +35,30 @@ def ladder_rows(report: dict[str, Any]) -> list[list[str]]:
 def ladder_columns(report: dict[str, Any]) -> list[str]:
     """Names of the columns of `ladder_rows`."""
     metrics = [name.replace("_", " ") for name in report["final"]["metrics"]]
-    return ["stage", *metrics, "MB", "M parameters", "p50 ms", "p95 ms", "tokens/s", "speed"]
+    return ["stage", *metrics, "lost (at most)", "MB", "M parameters", "p50 ms", "p95 ms", "tokens/s", "speed"]
+
+
+def other_rows(report: dict[str, Any]) -> list[list[str]]:
+    """A row for each file that was judged besides, in the columns OTHER_COLUMNS."""
+    return [
+        [
+            found["file"],
+            str(found["rows"]),
+            f"{100 * found['reference']:.2f}",
+            f"{100 * found['score']:.2f}",
+            describe_loss(found["loss"]),
+        ]
+        for found in report["also"]
+    ]
+
+
+OTHER_COLUMNS = ("also judged on", "rows", "fine-tuned", "compressed", "lost (at most)")
+
+
+def describe_loss(loss: dict[str, Any]) -> str:
+    """Points lost, and in brackets their bound."""
+    bound = "?" if loss["upper"] is None else f"{loss['upper']:.2f}"
+    return f"{loss['estimate']:.2f} ({bound})"
 
 
 def write_report(path: Path, report: dict[str, Any], worst: list[dict[str, Any]]) -> None:
@@ -53,8 +77,12 @@ def write_report(path: Path, report: dict[str, Any], worst: list[dict[str, Any]]
             "The ladder",
             [
                 f"Every row is a file, measured through edgebert.load: {workload}. {report['rows']['train']} rows were "
-                f"trained on; the best epoch was chosen on the {report['rows']['eval']} rows that the metrics are of.",
+                f"trained on, {report['rows']['choice']} others chose the best epoch and candidate, and the metrics "
+                f"are of {report['rows']['eval']} that did neither.",
                 Table(ladder_columns(report), ladder_rows(report)),
+                f"Lost: points of the metric against {report['reference']}, on the same rows, and in brackets what the "
+                f"loss is at most, with a confidence of {100 * final['loss']['confidence']:g} %.",
+                *([Table(OTHER_COLUMNS, other_rows(report))] if report["also"] else []),
                 _plot_rungs(report),
                 _plot_accuracy(report),
                 *(describe_budget(name, budget) for name, budget in report["budgets"].items()),
@@ -91,8 +119,15 @@ def describe_budget(name: str, budget: dict[str, Any]) -> str:
     }
     found, limit = formats[name](budget["found"]), formats[name](budget["limit"]).split(" the ")[0]
     bound = "at least" if name == "speed" else "at most"
-    verdict = "met" if budget["met"] else f"NOT met: {budget['advice']}"
-    return f"Budget {name}: {found}, {bound} {limit}: {verdict}."
+    text = f"Budget {name}: {found}, {bound} {limit}: {budget['verdict'].replace('not met', 'NOT met')}"
+    if name == "drop":
+        if budget["upper"] is None:
+            text += f"; {budget['num_groups']} rows that share no text say nothing: give more with --eval"
+        else:
+            text += f"; with a confidence of {100 * budget['confidence']:g} % it is at most {budget['upper']:.2f}"
+        if budget["verdict"] == "not shown" and budget["more_rows"]:
+            text += f", and some {budget['more_rows']} more rows in --eval would show it if the loss stays"
+    return f"{text}; {budget['advice']}." if "advice" in budget else f"{text}."
 
 
 def _tabulate_candidates(stage: dict[str, Any]) -> Table:

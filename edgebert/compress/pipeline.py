@@ -29,6 +29,7 @@ from edgebert.compress.encode import Examples, encode, load_tokenizer
 from edgebert.compress.evaluate import Evaluation, TorchBackend, evaluate
 from edgebert.compress.finetune import TaskLoss, batches_by_length, find_device, make_batch, train
 from edgebert.compress.heads import load_for_task
+from edgebert.compress.judge import Loss, RowScores, group_rows, judge_loss
 from edgebert.compress.latency import LatencyTable
 from edgebert.compress.measure import describe_shape, evaluate_file, measure_speeds
 from edgebert.compress.page import write_report
@@ -51,6 +52,7 @@ LATENCY_TRIES = 3
 DROP_STEPS = 5  # of pruning within a drop, from all operations to the share asked for
 FALLBACK_DROP, FALLBACK_FLOPS = 1.0, 0.25  # if no model fits: points that may be lost, operations that stay
 SPEED_MARGIN = 1.02  # aimed at beyond a budget of speed: the last measurement differs by some noise
+ROWS_FILE = "rows.npy"  # of a stage: what each judging row adds to its metric
 REPORT_BYTES = 16_384  # kept free under a budget of size for the report in the file
 
 
@@ -62,13 +64,22 @@ class Result:
         output: the file.
         folders: of the stages, each with its fp32 file `model.onnx`.
         report: that of the `.json` file beside the output, without the worst examples.
-        met: whether every budget was met.
     """
 
     output: Path
     folders: list[Path]
     report: dict[str, Any]
-    met: bool
+
+    @property
+    def verdict(self) -> str:
+        """The worst of the budgets' verdicts: "met" (also without a budget), "not shown" or "not met"."""
+        found = [budget["verdict"] for budget in self.report["budgets"].values()]
+        return next((verdict for verdict in ("not met", "not shown") if verdict in found), "met")
+
+    @property
+    def met(self) -> bool:
+        """Whether every budget was met."""
+        return self.verdict == "met"
 
 
 def run(recipe: Recipe, progress: Callable[[str], None] = lambda text: None) -> Result:
@@ -105,7 +116,7 @@ class _Run:
         self.output = Path(recipe.output)
         if not self.output.absolute().parent.is_dir():
             raise InvalidInputError(f"folder {self.output.absolute().parent} does not exist: create it first")
-        self.train, self.eval = self._load_data()
+        self.train, self.choice, self.eval, *self.others = self._load_data()
         self.unlabelled = self._load_unlabelled()
         self.messages: list[str] = []
         self.base, names = load_for_task(
@@ -117,22 +128,29 @@ class _Run:
             must_keep=recipe.finetune is None,
             say=self._say,
         )
-        self.train, self.eval = (data.rename(names, self.base.spec.labels) for data in (self.train, self.eval))
+        self.train, self.choice, self.eval, *self.others = (
+            data.rename(names, self.base.spec.labels) for data in (self.train, self.choice, self.eval, *self.others)
+        )
         files = [hash_file(path) for path in (recipe.train, recipe.eval, recipe.unlabelled) if path]
         sizes = sorted((str(name), path.stat().st_size) for name, path in self.base.source_files.items())
-        settings = recipe.task, files, recipe.columns, recipe.problem_type, recipe.seed, recipe.label_map
+        counts = len(self.train), len(self.choice), len(self.eval)
+        settings = recipe.task, files, counts, recipe.columns, recipe.problem_type, recipe.seed, recipe.label_map
         self.store = StageStore(recipe.work_folder, (__version__, recipe.model, sizes, *settings), self.base)
         scores = [target for target in self.train.targets if isinstance(target, float)]
         self.score_range = (min(scores), max(scores)) if scores else (0.0, 1.0)
 
-    def _load_data(self) -> tuple[Dataset, Dataset]:
+    def _load_data(self) -> list[Dataset]:
+        """Rows that train, that choose (epochs, candidates, precision) and that judge, and the files judged besides.
+
+        No row does two of these.
+        """
         recipe = self.recipe
         options: dict[str, Any] = {"columns": recipe.columns, "problem_type": recipe.problem_type}
         dataset = load_dataset(recipe.train, recipe.task, **options)
-        if recipe.eval is None:
-            return hold_out(dataset)
-        labels = dataset.labels or None
-        return dataset, load_dataset(recipe.eval, recipe.task, labels=labels, **options)
+        parts = hold_out(dataset, (1, 2) if recipe.eval is None else (1,))
+        labels = parts[0].labels or None
+        files = [path for path in (recipe.eval, *recipe.also_eval) if path is not None]
+        return parts + [load_dataset(path, recipe.task, labels=labels, **options) for path in files]
 
     def _load_unlabelled(self) -> list[str]:
         if self.recipe.unlabelled is None:
@@ -173,7 +191,9 @@ class _Run:
             path = folder / "model.onnx"
             export_checkpoint(checkpoint, path, reference=pytorch_reference(_run_pytorch))
             (folder / "state.pt").unlink(missing_ok=True)
-            return checkpoint, record | self._measure(path, checkpoint)[0]
+            measured, evaluation = self._measure(path, checkpoint)
+            np.save(folder / ROWS_FILE, evaluation.rows.values)
+            return checkpoint, record | measured
 
         self.progress(name)
         return self.store.run(name, settings, make_and_measure)
@@ -227,9 +247,17 @@ class _Run:
             self._say(f"{stage.name}: stopped after {epochs}, since the last {training.patience} were no better")
 
     def _scorer(self, checkpoint: Checkpoint) -> Callable[[TorchEncoder], float]:
-        """The metric of a model in training, on the evaluation data."""
+        """The metric of a model in training, on the rows that choose."""
         tokenizer, limit = load_tokenizer(checkpoint), self._max_length()
-        return lambda model: evaluate(TorchBackend(model), tokenizer, self.eval, limit).score
+        return lambda model: evaluate(TorchBackend(model), tokenizer, self.choice, limit).score
+
+    def _choice_score(self, stage: Stage) -> float:
+        """The metric of a stage's file on the rows that choose."""
+
+        def measure() -> str:
+            return str(evaluate_file(stage.model, self.choice, self._max_length()).score)
+
+        return float(self._measure_once("choice", stage.folder.name, measure))
 
     def _distill(self, settings: Distillation) -> None:
         teacher = self.store.stages[-1].checkpoint
@@ -315,7 +343,7 @@ class _Run:
         def make(_: Path) -> tuple[Checkpoint, dict[str, Any]]:
             whole = self.store.stages[-1].checkpoint
             candidate = Candidate(whole, self._measure_importance(whole), whole.spec.num_layers)
-            return self._prune_until(candidate, flops, _score(teacher.record) - drop / 100)
+            return self._prune_until(candidate, flops, self._choice_score(teacher) - drop / 100)
 
         self._stage("prune", (flops, drop), make)
 
@@ -376,7 +404,7 @@ class _Run:
             if record["spent_share"] > 1:
                 record["closest"] = record["chosen"]
                 whole_depth = [one for one in candidates if one.num_layers == whole.spec.num_layers]
-                lowest = _score(teacher.record) - drop / 100
+                lowest = self._choice_score(teacher) - drop / 100
                 pruned, tried = self._prune_until(whole_depth[-1], FALLBACK_FLOPS, lowest)
                 return pruned, record | tried | {"candidates": record["candidates"] + tried["candidates"]}
             tries: list[dict[str, float]] = []
@@ -512,52 +540,72 @@ class _Run:
     def _finish(self, teacher: Stage) -> Result:
         recipe, stages = self.recipe, self.store.stages
         draft = recipe.work_folder / "final.onnx"
-        reference = _score(teacher.record)
-        quantization, record, evaluation = self._export_within_drop(draft, reference)
+        quantization = self._export_within_drop(draft, teacher)
+        record, evaluation = self._measure(draft, stages[-1].checkpoint)
         self.progress("timing the files in turns")
         *speeds, record["speed"] = measure_speeds([*(stage.model for stage in stages), draft], recipe.budget)
-        teacher_seconds = speeds[stages.index(teacher)]["latency_p50"]
-        budgets = self._check_budgets(record, reference, teacher_seconds)
+        is_correlation, of_teacher = evaluation.rows.is_correlation, stages.index(teacher)
+        rows = [RowScores(np.load(stage.folder / ROWS_FILE), is_correlation) for stage in stages]
+        losses = [self._judge(rows[of_teacher], other, self.eval) for other in (*rows, evaluation.rows)]
+        budgets = self._check_budgets(record, losses[-1], speeds[of_teacher]["latency_p50"])
         summary = {
             "edgebert": __version__,
             "recipe": recipe.to_toml(),
             "labels": len(self.train.labels),
-            "rows": {"train": len(self.train), "eval": len(self.eval)},
+            "rows": {"train": len(self.train), "choice": len(self.choice), "eval": len(self.eval)},
             "stages": [
                 {"name": stage.name, **stage.record, "speed": speed}
-                for stage, speed in zip(stages, speeds, strict=True)
+                | ({"loss": loss.to_dict()} if i > of_teacher else {})
+                for i, (stage, speed, loss) in enumerate(zip(stages, speeds, losses, strict=False))
             ],
             "reference": teacher.name,
-            "final": {"name": "int8" if recipe.int8 else "fp32", **record},
-            "drop": 100 * (reference - evaluation.score),
+            "final": {"name": "int8" if recipe.int8 else "fp32", **record, "loss": losses[-1].to_dict()},
+            "also": [self._judge_file(teacher.model, draft, dataset) for dataset in self.others],
             "quantization": quantization,
             "budgets": budgets,
             "messages": self.messages,
         }
         self._write(draft, summary, [vars(mistake) for mistake in evaluation.mistakes[:WORST]])
-        is_met = all(budget["met"] for budget in budgets.values())
-        return Result(self.output, [stage.folder for stage in stages], summary, is_met)
+        return Result(self.output, [stage.folder for stage in stages], summary)
 
-    def _export_within_drop(self, path: Path, reference: float) -> tuple[Any, dict[str, Any], Evaluation]:
+    def _judge(self, teacher: RowScores, other: RowScores, dataset: Dataset) -> Loss:
+        texts = ([item] if isinstance(item, str) else item for item in dataset.inputs)
+        if dataset.task == "token-classification":
+            texts = ([" ".join(words)] for words in dataset.inputs)
+        return judge_loss(teacher, other, group_rows(texts), self.recipe.confidence, self.recipe.seed)
+
+    def _judge_file(self, teacher: Path, path: Path, dataset: Dataset) -> dict[str, Any]:
+        """What was lost on other text than the task's."""
+        before, after = (evaluate_file(one, dataset, self._max_length()) for one in (teacher, path))
+        loss = self._judge(before.rows, after.rows, dataset)
+        return {
+            "file": Path(dataset.source).name,
+            "rows": len(dataset),
+            "reference": before.score,
+            "score": after.score,
+            "loss": loss.to_dict(),
+        }
+
+    def _export_within_drop(self, path: Path, teacher: Stage) -> Any:
         """Export the last stage. While int8 loses more of the metric than the budget allows, keep more linears in f32.
 
-        Those with the largest error come first.
-
-        Returns:
-            (what quantization did, None in fp32; what was measured; the evaluation).
+        Those with the largest error come first. Returns what quantization did, None in fp32.
         """
         last, drop = self.store.stages[-1], self.recipe.budget.drop
-        quantization, record, evaluation = self._export(last.checkpoint, path, ())
-        if drop is None or quantization is None or 100 * (reference - _score(last.record)) > drop:
-            return quantization, record, evaluation
+        quantization = self._export(last.checkpoint, path, ())
+        if drop is None or quantization is None:
+            return quantization
+        lowest = self._choice_score(teacher) - drop / 100
+        if self._choice_score(last) < lowest:
+            return quantization
         errors = {name: linear["error"] for name, linear in quantization["linears"].items()}
         worst_first = sorted(errors, key=lambda name: -errors[name])
         count = 1
-        while 100 * (reference - evaluation.score) > drop and count < len(errors):
+        while evaluate_file(path, self.choice, self._max_length()).score < lowest and count < len(errors):
             self._say(f"the metric fell by more than the budget: {count} linears stay f32")
-            quantization, record, evaluation = self._export(last.checkpoint, path, tuple(worst_first[:count]))
+            quantization = self._export(last.checkpoint, path, tuple(worst_first[:count]))
             count *= 2
-        return quantization, record, evaluation
+        return quantization
 
     def _write(self, draft: Path, summary: dict[str, Any], worst: list[dict[str, Any]]) -> None:
         """Write the output with its report inside, without users' texts, and the whole report beside it."""
@@ -569,9 +617,7 @@ class _Run:
         with writing_whole(self.output) as partial:
             shutil.copyfile(draft, partial)
 
-    def _export(
-        self, checkpoint: Checkpoint, path: Path, keep_f32: tuple[str, ...]
-    ) -> tuple[Any, dict[str, Any], Evaluation]:
+    def _export(self, checkpoint: Checkpoint, path: Path, keep_f32: tuple[str, ...]) -> Any:
         self.progress("int8" if self.recipe.int8 else "fp32")
         report = export_checkpoint(
             checkpoint,
@@ -582,7 +628,7 @@ class _Run:
             keep_f32=keep_f32,
             reference=pytorch_reference(_run_pytorch),
         )
-        return report.get("quantization"), *self._measure(path, checkpoint)
+        return report.get("quantization")
 
     def _calibration_texts(self) -> list[Text]:
         texts = self.train.texts()
@@ -590,22 +636,27 @@ class _Run:
         picked = [texts[i] for i in sorted(chosen.tolist())]
         return [part for pair in picked for part in pair] if self.train.task == "embedding" else picked
 
-    def _check_budgets(
-        self, record: dict[str, Any], reference: float, teacher_seconds: float
-    ) -> dict[str, dict[str, Any]]:
+    def _check_budgets(self, record: dict[str, Any], loss: Loss, teacher_seconds: float) -> dict[str, dict[str, Any]]:
+        """Of each budget: its limit, what was found, and whether it is "met", "not met" or "not shown"."""
         budget, seconds = self.recipe.budget, record["speed"]["latency_p50"]
         found = {
-            "drop": 100 * (reference - next(iter(record["metrics"].values()))),
+            "drop": loss.estimate,
             "size": record["bytes"],
             "latency": seconds,
             "speed": teacher_seconds / seconds,
         }
-        limits = {name: limit for name in found if (limit := getattr(budget, name)) is not None}
         budgets: dict[str, dict[str, Any]] = {}
-        for name, limit in limits.items():
-            is_met = found[name] >= limit if name == "speed" else found[name] <= limit
-            budgets[name] = {"limit": limit, "found": found[name], "met": is_met}
-            if not is_met:
+        for name, value in found.items():
+            limit = getattr(budget, name)
+            if limit is None:
+                continue
+            budgets[name] = {"limit": limit, "found": value}
+            if name == "drop":
+                budgets[name] |= {"verdict": loss.verdict(limit), **loss.to_dict(), "more_rows": loss.more_rows(limit)}
+            else:
+                is_met = value >= limit if name == "speed" else value <= limit
+                budgets[name]["verdict"] = "met" if is_met else "not met"
+            if budgets[name]["verdict"] == "not met":
                 budgets[name]["advice"] = advise(name, self.recipe)
         return budgets
 
@@ -635,10 +686,6 @@ def advise(name: str, recipe: Recipe) -> str:
         }
         last = "a budget that asks for less"
     return f"try {', '.join([*(way for way, helps in ways.items() if helps), 'or ' + last])}"
-
-
-def _score(record: dict[str, Any]) -> float:
-    return float(next(iter(record["metrics"].values())))
 
 
 def _run_pytorch(checkpoint: Checkpoint, batch: PackedBatch) -> Outputs:

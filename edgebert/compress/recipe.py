@@ -118,7 +118,7 @@ class Budget:
     """What the file must keep to; each None is no limit.
 
     Attributes:
-        drop: points (hundredths) that the metric may fall below the fine-tuned fp32 model's.
+        drop: points (hundredths) that the metric may fall below the fine-tuned fp32 model's; see Recipe.confidence.
         size: bytes of the file.
         latency: seconds of one call, with `tokens` tokens a text, `batch` texts and `threads` threads.
         speed: how many times as fast as the fine-tuned fp32 model's file such a call has to be; without `latency`.
@@ -210,7 +210,10 @@ class Recipe:
         task: one of data.TASKS.
         train: the file of task data; see data.load_dataset.
         output: the file to write; its name ends in .onnx.
-        eval: a file like `train`; None holds a tenth of it out.
+        eval: a file like `train`, whose rows judge; None holds two tenths of `train` out for that. Another tenth of
+            `train` chooses (epochs, candidates): rows that choose never judge.
+        also_eval: more such files: the report tells what was lost on them, whatever the budgets are.
+        confidence: that the metric in truth fell by no more than is said; see `judge`.
         unlabelled: a file with more texts, without targets, for distillation and for `trim`.
         columns: role -> column, where the names do not say it.
         label_map: the data's label -> the checkpoint's, where the names do not say it.
@@ -230,6 +233,8 @@ class Recipe:
     train: str
     output: str
     eval: str | None = None
+    also_eval: tuple[str, ...] = ()
+    confidence: float = 0.95
     unlabelled: str | None = None
     columns: dict[str, str] = field(default_factory=dict)
     label_map: dict[str, str] = field(default_factory=dict)
@@ -254,6 +259,7 @@ class Recipe:
         kinds = (None, *PROBLEM_TYPES)
         _check("problem_type", self.problem_type, self.problem_type in kinds, f"one of {', '.join(PROBLEM_TYPES)}")
         _check("seed", self.seed, self.seed >= 0, "an integer, 0 or more")
+        _check("confidence", self.confidence, 0.5 <= self.confidence < 1, "a number in [0.5, 1)")
         _check("portable", self.portable, self.int8 or not self.portable, "false without int8")
         _check("qat", self.qat, self.int8 or self.qat is None, "false without int8")
         within_drop = self.prune is not None and self.prune.within_drop
@@ -319,6 +325,9 @@ def _from_table(kind: Any, table: dict[str, Any], path: str) -> Any:
     return kind(**{name: _convert(hints[name], value, f"{path}.{name}") for name, value in table.items()})
 
 
+_PLURALS = {int: "integers", str: "texts"}
+
+
 def _convert(hint: Any, value: Any, path: str) -> Any:
     """The value as the type hint asks for it."""
     options = [option for option in typing.get_args(hint) if option is not types.NoneType]
@@ -337,8 +346,9 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if typing.get_origin(hint) is tuple:
-        if not isinstance(value, (list, tuple)) or not all(type(item) is int for item in value):
-            raise InvalidInputError(f"{path} must be a list of integers, got {value!r}")
+        kind = typing.get_args(hint)[0]
+        if not isinstance(value, (list, tuple)) or not all(type(item) is kind for item in value):
+            raise InvalidInputError(f"{path} must be a list of {_PLURALS[kind]}, got {value!r}")
         return tuple(value)
     expected = typing.get_origin(hint) or hint
     if type(value) is not expected:
