@@ -17,6 +17,7 @@ import gzip
 import json
 import random
 from collections.abc import Callable, Sequence
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -144,9 +145,9 @@ def measure_cost(model: edgebert.Model, texts: list[str], num_copies: int) -> li
     short = int(longest**0.5) - special  # rows for each word, all masked, and none: their tokens fit into one row
     rows = []
     for num_words in (short, num_copies - 2):
-        text = " ".join(words[:num_words])
+        text = " ".join(islice(cycle(words), num_words))
         tokens = (num_words + 2) * (num_words + special)
-        one = " ".join((words * (tokens // len(words) + 1))[: tokens - special])
+        one = " ".join(islice(cycle(words), tokens - special))
         is_whole = tokens <= longest
         calls: list[Callable[[], Any]] = [
             lambda text=text: model.explain(text),  # type: ignore[misc]

@@ -109,8 +109,8 @@ class Case:
         texts: the one or two that words are of.
         rows: as they run unmasked.
         words: in the order of the text, of a pair first those of the first.
-        masks: the words, by number, that are masked together in a copy of the rows.
-        found: outputs by (mask, row); -1 for the mask: unmasked.
+        masks: the words, by number and ascending, that are masked together in a copy of the rows; each once.
+        found: outputs by (number of the mask, row); -1: unmasked.
         num_rows: that this input has in all, with its copies.
     """
 
@@ -118,7 +118,7 @@ class Case:
     texts: list[str]
     rows: list[Row]
     words: list[Word]
-    masks: list[Sequence[int]] = field(default_factory=list)
+    masks: list[tuple[int, ...]] = field(default_factory=list)
     found: dict[tuple[int, int], dict[str, F32]] = field(default_factory=dict)
     num_rows: int = 0
 
@@ -137,8 +137,7 @@ def prepare(inputs: Sequence[Any], tokenizer: Tokenizer, options: Options) -> Pr
     """
     cases, is_truncated = read_cases(inputs, tokenizer, options)
     for case in cases:
-        runs = find_runs(case.words, options.span_length) if options.span_length > 1 else []
-        case.masks = [range(len(case.words)), *((i,) for i in range(len(case.words))), *runs]
+        case.masks = [*dict.fromkeys(_find_masks(case.words, options))]
     return Prepared(make_copies(cases, tokenizer, options.spec), find_outputs(options.spec), is_truncated)
 
 
@@ -154,24 +153,25 @@ def decode(inputs: Sequence[Any], outputs: Outputs, tokenizer: Tokenizer, option
     """
     answers: list[dict[str, Any]] = [{} for _ in inputs]
     for case in finish_cases(outputs):
-        target, score, of_masks = score_masks(case, tokenizer, options)
-        lost = [score - masked for masked in of_masks]
-        runs = case.masks[1 + len(case.words) :]
-        answers[case.number] = {
-            **target,
-            "score": score,
-            "base": of_masks[0],
-            "words": [
-                _describe(case, [i], "word", value, options.spec)
-                for i, value in enumerate(lost[1 : 1 + len(case.words)])
-            ],
-        }
+        target, score, masked = score_masks(case, tokenizer, options)
+        everything = tuple(range(len(case.words)))
+        answers[case.number] = {**target, "score": score, "base": masked[everything]}
+        runs: dict[str, list[tuple[int, ...]]] = {"words": [(i,) for i in everything]}
         if options.span_length > 1:
-            answers[case.number]["spans"] = [
-                _describe(case, run, "span", value, options.spec)
-                for run, value in zip(runs, lost[1 + len(case.words) :], strict=True)
+            runs["spans"] = find_runs(case.words, options.span_length)
+        for name, each in runs.items():
+            answers[case.number][name] = [
+                _describe(case, run, name[:-1], score - masked[run], options.spec) for run in each
             ]
     return answers
+
+
+def _find_masks(words: Sequence[Word], options: Options) -> Iterator[tuple[int, ...]]:
+    """All words, each alone, and the runs asked for."""
+    yield tuple(range(len(words)))
+    yield from ((i,) for i in range(len(words)))
+    if options.span_length > 1:
+        yield from find_runs(words, options.span_length)
 
 
 def _describe(case: Case, run: Sequence[int], name: str, contribution: float, spec: EncoderSpec) -> dict[str, Any]:
@@ -290,13 +290,13 @@ def _trim(text: str, word: Word) -> Word:
     return word._replace(start=start, end=start + len(covered.strip()))
 
 
-def find_runs(words: Sequence[Word], length: int) -> list[range]:
+def find_runs(words: Sequence[Word], length: int) -> list[tuple[int, ...]]:
     """Runs of `length` neighbouring words of one text, each beginning a word later; of a shorter text all its words."""
     runs = []
     for side in (0, 1):
         numbers = [i for i, word in enumerate(words) if word.side == side]
         for first in numbers[: max(len(numbers) - length + 1, 1)]:
-            runs.append(range(first, min(first + length, numbers[-1] + 1)))
+            runs.append(tuple(range(first, min(first + length, numbers[-1] + 1))))
     return runs
 
 
@@ -357,14 +357,17 @@ def find_outputs(spec: EncoderSpec) -> tuple[str, ...]:
     return question_answering.OUTPUTS if spec.task == "question-answering" else spec.outputs[-1:]
 
 
-def score_masks(case: Case, tokenizer: Tokenizer, options: Options) -> tuple[dict[str, Any], float, list[float]]:
+def score_masks(
+    case: Case, tokenizer: Tokenizer, options: Options
+) -> tuple[dict[str, Any], float, dict[tuple[int, ...], float]]:
     """(what is explained, its score, its score with the words of each mask masked)."""
     whole = [case.found[-1, number] for number in range(len(case.rows))]
     target, score = _HEADS[options.spec.task](case, whole, tokenizer, options)
-    masked = (
-        [case.found.get((i, number), values) for number, values in enumerate(whole)] for i in range(len(case.masks))
-    )
-    return target, score(whole), [score(values) for values in masked]
+    masked = {
+        mask: score([case.found.get((i, number), values) for number, values in enumerate(whole)])
+        for i, mask in enumerate(case.masks)
+    }
+    return target, score(whole), masked
 
 
 def _score_labels(case: Case, whole: Values, tokenizer: Tokenizer, options: Options) -> tuple[dict[str, Any], Score]:

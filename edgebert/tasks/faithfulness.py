@@ -42,7 +42,7 @@ def prepare(inputs: Sequence[Any], tokenizer: Tokenizer, options: Options) -> Pr
     """
     cases, is_truncated = explain.read_cases(inputs, tokenizer, options)
     for case, orders in zip(cases, options.orders, strict=True):
-        case.masks = list(_number_masks(orders))
+        case.masks = [*dict.fromkeys(mask for order in orders for mask in _find_prefixes(order))]
     rows = explain.make_copies(cases, tokenizer, options.spec)
     return Prepared(rows, explain.find_outputs(options.spec), is_truncated)
 
@@ -51,25 +51,16 @@ def decode(inputs: Sequence[Any], outputs: Outputs, tokenizer: Tokenizer, option
     """Deletion curves: for each order of each input the score with none, with the first, the first two, … masked."""
     curves: list[list[list[float]]] = [[] for _ in inputs]
     for case in explain.finish_cases(outputs):
-        _, score, of_masks = explain.score_masks(case, tokenizer, options)
-        orders = options.orders[case.number]
-        numbers = _number_masks(orders)
+        _, score, masked = explain.score_masks(case, tokenizer, options)
         curves[case.number] = [
-            [score, *(of_masks[numbers[_prefix(order, k)]] for k in range(1, len(order) + 1))] for order in orders
+            [score, *(masked[mask] for mask in _find_prefixes(order))] for order in options.orders[case.number]
         ]
     return curves
 
 
-def _prefix(order: Sequence[int], count: int) -> tuple[int, ...]:
-    return tuple(sorted(order[:count]))
-
-
-def _number_masks(orders: Sequence[Sequence[int]]) -> dict[tuple[int, ...], int]:
-    masks: dict[tuple[int, ...], int] = {}
-    for order in orders:
-        for k in range(1, len(order) + 1):
-            masks.setdefault(_prefix(order, k), len(masks))
-    return masks
+def _find_prefixes(order: Sequence[int]) -> list[tuple[int, ...]]:
+    """The masks of the first word, of the first two, and so on."""
+    return [tuple(sorted(order[:k])) for k in range(1, len(order) + 1)]
 
 
 def order_words(answer: Mapping[str, Any]) -> list[list[int]]:
