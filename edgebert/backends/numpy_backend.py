@@ -12,7 +12,7 @@ from edgebert.artifact.reader import Artifact
 from edgebert.artifact.spec import EncoderSpec
 from edgebert.backends import numpy_ops
 from edgebert.backends.base import Backend, Outputs
-from edgebert.backends.encoder_loop import embed, run_encoder, run_layer
+from edgebert.backends.encoder_loop import PositionBias, embed, run_encoder, run_layer
 from edgebert.batch import I32, PackedBatch
 from edgebert.errors import InvalidInputError
 from edgebert.quant import F32
@@ -63,9 +63,17 @@ class _KeepsMaps:
     def __getattr__(self, name: str) -> Any:
         return getattr(numpy_ops, name)
 
-    def attention_varlen(self, qkv: F32, cu_seqlens: I32, num_heads: int, bias: F32 | None, window: int) -> F32:
-        self.maps = numpy_ops.attention_maps(qkv, num_heads, bias, window, self._dtype)
-        return numpy_ops.attention_varlen(qkv, cu_seqlens, num_heads, bias, window)
+    def attention_varlen(
+        self,
+        qkv: F32,
+        cu_seqlens: I32,
+        num_heads: int,
+        bias: PositionBias | None,
+        window: int,
+        num_keys: I32 | None,
+    ) -> F32:
+        self.maps = numpy_ops.attention_maps(qkv, num_heads, bias, window, num_keys, self._dtype)
+        return numpy_ops.attention_varlen(qkv, cu_seqlens, num_heads, bias, window, num_keys)
 
     attention_varlen_u8s8 = attention_varlen
 

@@ -172,7 +172,9 @@ def attention_varlen_u8s8(
     return _attend(attention_u8s8_f32, qkv, cu_seqlens, num_heads, position_bias, window, num_keys)
 
 
-def attention_maps(qkv: F32, num_heads: int, position_bias: F32 | None, window: int, dtype: str) -> F32:
+def attention_maps(
+    qkv: F32, num_heads: int, position_bias: PositionBias | None, window: int, num_keys: I32 | None, dtype: str
+) -> F32:
     """softmax(Q Kᵀ / sqrt(head_dim) + bias) of one sequence, f32 [num_heads, length, length].
 
     They are attention's output where the values are the identity's rows. Arguments are those of `attention_varlen`, and
@@ -183,10 +185,10 @@ def attention_maps(qkv: F32, num_heads: int, position_bias: F32 | None, window: 
     heads = iter(maps)
 
     def keep(query: F32, key: F32, value: F32, bias: F32 | None, window: int) -> F32:
-        next(heads)[:] = attention(query, key, np.eye(len(key), dtype=np.float32), bias, window)
-        return value
+        next(heads)[:, : len(key)] = attention(query, key, np.eye(len(key), dtype=np.float32), bias, window)
+        return query  # of the shape of what attention gives, which nobody reads
 
-    _attend(keep, qkv, np.array([0, len(qkv)], np.int32), num_heads, position_bias, window, None)
+    _attend(keep, qkv, np.array([0, len(qkv)], np.int32), num_heads, position_bias, window, num_keys)
     return maps
 
 
