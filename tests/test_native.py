@@ -55,7 +55,7 @@ def test_the_library_is_in_the_package() -> None:
         (sys.executable, "cannot be loaded"),
         ("/", "Is a directory"),
         (__file__, "invalid ELF header"),
-        (ctypes.util.find_library("m"), "eb_version"),
+        *([(found, "eb_version")] if (found := ctypes.util.find_library("m")) else []),  # not all systems can say
     ],
 )
 def test_a_library_that_is_none_is_explained(value: str, message: str) -> None:
