@@ -273,6 +273,8 @@ _HARMLESS: list[tuple[str, object]] = [
     ("default_prompt_name", None),
     ("prompts", {}),
     ("normalize", True),
+    ("normalize_tokens", True),
+    ("drops_first_token", True),
     ("portable", True),
     ("labels", []),
     ("labels", "x"),

@@ -318,6 +318,8 @@ class EncoderSpec:
                 LayerSpec(**{**layer, "smoothed": tuple(layer.get("smoothed", ()))}) for layer in raw["layers"]
             )
             names = ("labels", "distances_per_row", "skipped_ids", "unweighted_ids")
+            if odd := [name for name in names if not isinstance(raw.get(name, []), list)]:
+                raise ModelFormatError(f"edgebert.spec: {odd[0]} must be a list, got {raw[odd[0]]!r:.100}")
             lists = {name: tuple(raw.get(name, ())) for name in names}
             return cls(**{**raw, "layers": layers, **lists})
         except (TypeError, AttributeError) as error:
