@@ -34,6 +34,7 @@ class Served:
         batcher: its queue.
         created: seconds since 1970, when it was loaded.
         tasks: that it answers without further options, its own first.
+        all_tasks: those, and others that fit its head.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Served:
     batcher: Batcher
     created: int
     tasks: tuple[str, ...]
+    all_tasks: frozenset[str]
 
 
 class Models:
@@ -69,14 +71,15 @@ class Models:
     def put(self, loaded: dict[str, Model]) -> None:
         """Serve these from now on; those before answer what they have taken."""
         before = list(self)
-        self._by_name = {
-            name: Served(
-                name, model, Batcher(name, model, self._settings, self._metrics), int(time.time()), _find_tasks(model)
-            )
-            for name, model in loaded.items()
-        }
+        self._by_name = {name: self._serve(name, model) for name, model in loaded.items()}
         for served in before:
             served.batcher.close()
+
+    def _serve(self, name: str, model: Model) -> Served:
+        tasks = _find_tasks(model)
+        fitting = find_fitting(model.task, model.spec.outputs)
+        batcher = Batcher(name, model, self._settings, self._metrics)
+        return Served(name, model, batcher, int(time.time()), tasks, frozenset((*fitting, *tasks)))
 
     def close(self) -> None:
         """Take no more requests."""
@@ -96,8 +99,7 @@ class Models:
             if name not in self._by_name:
                 raise RequestError(404, "model_not_found", f"there is no model {name!r:.100}; {self._list()}")
             served = self._by_name[name]
-            by_head = find_fitting(served.model.task, served.model.spec.outputs)
-            if tasks and not {*tasks} & {*served.tasks, *by_head}:
+            if tasks and served.all_tasks.isdisjoint(tasks):
                 raise RequestError(400, "wrong_task", f"{name} does not answer {' or '.join(tasks)}; {self._list()}")
             return served
         for served in self:

@@ -52,6 +52,7 @@ def serve(settings: Settings) -> None:
         log_level="error",
         access_log=False,
         server_header=False,
+        proxy_headers=settings.access_log,  # nothing else asks who the client is
         ssl_certfile=settings.ssl_certfile,
         ssl_keyfile=settings.ssl_keyfile,
         timeout_worker_healthcheck=60,
