@@ -108,7 +108,8 @@ Trie::Trie(const std::vector<Entry>& entries) : units_(kBlock) {
   const std::vector<Item> items = sort(entries);
   size_t num_bytes = 0;
   for (const Entry& entry : entries) num_bytes += entry.key.size();
-  units_.reserve(num_bytes + kBlock);  // about as many as there can be nodes: growing would touch more memory
+  // About as many as there can be nodes, where that is not absurd: growing would touch more memory.
+  units_.reserve(std::min(num_bytes, size_t{1} << 20) + kBlock);
   Places places(kBlock);
   struct Range {  // of items that begin with a node's `depth` bytes
     uint32_t node;
