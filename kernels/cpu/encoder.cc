@@ -157,7 +157,7 @@ struct Slice {
 // Activations of a slice, and the buffers of a block for each thread. Sizes only grow, each on its own, so memory stays
 // as it is once the largest of each was seen.
 struct Workspace {
-  ZeroBytes memory{nullptr, {}};
+  AlignedBytes memory;
   size_t capacity = 0;  // bytes
   int tokens = 0, sequences = 0, max_seqlen = 0;
 
@@ -436,14 +436,15 @@ void Encoder::Impl::reserve(Workspace& workspace, int tokens, int sequences, int
     bytes -= workspace.capacity;
     workspace.memory.reset();
     workspace.capacity = 0;
-    workspace.memory = allocate_zeros(total);
+    workspace.memory = allocate_aligned(total, 64);
     workspace.capacity = total;
     bytes += total;
     workspace.tokens = tokens;
     workspace.sequences = sequences;
     workspace.max_seqlen = max_seqlen;
+    std::memset(workspace.memory.get(), 0, total);  // touch every page now, so that memory is flat from here on
   }
-  auto* const base = static_cast<unsigned char*>(workspace.memory.get());
+  unsigned char* base = workspace.memory.get();
   const auto floats = [base](size_t at) { return reinterpret_cast<float*>(base + at); };
   const auto ints = [base](size_t at) { return reinterpret_cast<int32_t*>(base + at); };
   workspace.hidden = floats(at_hidden);
@@ -947,7 +948,7 @@ void Encoder::Impl::run(const eb_batch& batch, const eb_output* outputs, int num
   // Room for any arrangement of slices of these sizes, so that memory does not grow with another batch of them.
   if (threads > 1)
     reserve(workspaces[0], (threads - 1) * largest_tokens, (threads - 1) * largest_sequences, max_seqlen, threads);
-  for (int rank = 0; rank < threads; ++rank)
+  for (int rank = 0; num_alone > 0 && rank < threads; ++rank)  // a text alone does without
     reserve(workspaces[1 + rank], largest_tokens, largest_sequences, max_seqlen, 1);
   if (together.num_sequences) place(workspaces[0], batch, together);
   const auto body = [&](Team& team) {
