@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 OPSET = 17
 IR_VERSION = 8
 MAX_FILE_BYTES = 2**31 - 2**24  # protobuf stops at 2 GiB; the rest is for graph, tokenizer and probe
+_BOOL = 9  # TensorProto.DataType
 _MASKED = -1e9  # added to the scores of padding: exp() of it is exactly 0, and a row of nothing else stays finite
 
 
@@ -137,10 +138,14 @@ class _Graph:
         name = output or self._unique(f"{self.scope}/{op}")
         return self._append(op, inputs, [name], attributes)[0]
 
-    def split(self, x: str, parts: int, axis: int = 1) -> list[str]:
-        """Append an even split of `x`, by default of the columns of [rows, columns]."""
+    def split(self, x: str, parts: int, size: int, axis: int = 1) -> list[str]:
+        """Append a split of `x` into parts of one size, by default of the columns of [rows, columns].
+
+        The size is spelled out: some converters do not work it out.
+        """
         outputs = [self._unique(f"{self.scope}/Split") for _ in range(parts)]
-        return self._append("Split", [x], outputs, {"axis": axis})
+        sizes = self.constant(f"sizes_{parts}_{size}", [size] * parts, np.int64)
+        return self._append("Split", [x, sizes], outputs, {"axis": axis})
 
     def constant(self, name: str, value: object, dtype: type[np.generic] = np.float32) -> str:
         """Name of a small constant of the graph's own."""
@@ -166,8 +171,10 @@ def _build_encoder(g: _Graph, spec: EncoderSpec) -> None:
     """Append everything from `input_ids` to the outputs."""
     g.scope = "inputs"
     ids_shape = g.add("Shape", "input_ids")
-    mask = g.add("Cast", "attention_mask", to=ONNX_DTYPES["f32"])
-    padding = g.add("Mul", g.add("Sub", g.constant("one", 1.0), mask), g.constant("masked", _MASKED))
+    # not a Cast to f32, which converters to half precision leave as it is
+    is_token = g.add("Cast", "attention_mask", to=_BOOL)
+    mask = g.add("Where", is_token, g.constant("one", 1.0), g.constant("zero", 0.0))
+    padding = g.add("Where", is_token, g.constant("zero", 0.0), g.constant("masked", _MASKED))
     padding = g.add("Unsqueeze", padding, g.constant("mask_axes", [1, 2], np.int64))  # [batch, 1, 1, sequence]
     distances = _distances(g, spec, ids_shape) if spec.max_relative_distance else ""
     x = _embed(g, spec, ids_shape)
@@ -241,8 +248,7 @@ def _mask_window(g: _Graph, padding: str, ids_shape: str, window: int) -> str:
     last_axis, first_axis = (g.constant(f"{name}_axis", [i], np.int64) for name, i in (("last", -1), ("first", 0)))
     distance = g.add("Abs", g.add("Sub", g.add("Unsqueeze", places, last_axis), g.add("Unsqueeze", places, first_axis)))
     is_far = g.add("Greater", distance, g.constant(f"window_{window}", window, np.int64))
-    is_far = g.add("Cast", is_far, to=ONNX_DTYPES["f32"])
-    return g.add("Add", padding, g.add("Mul", is_far, g.constant("masked", _MASKED)))
+    return g.add("Add", padding, g.add("Where", is_far, g.constant("masked", _MASKED), g.constant("zero", 0.0)))
 
 
 def _rotary_table(g: _Graph, ids_shape: str, head_dim: int, base: float) -> tuple[str, str]:
@@ -254,11 +260,11 @@ def _rotary_table(g: _Graph, ids_shape: str, head_dim: int, base: float) -> tupl
     return g.add("Cos", angles), g.add("Sin", angles)
 
 
-def _rotate(g: _Graph, x: str, axis: int, turn: tuple[str, str]) -> str:
+def _rotate(g: _Graph, x: str, axis: int, head_dim: int, turn: tuple[str, str]) -> str:
     """x * cos + (-second half, first half) * sin, where `axis` is that of head_dim."""
     if axis == 2:  # keys are transposed
         turn = (g.add("Transpose", turn[0], perm=[1, 0]), g.add("Transpose", turn[1], perm=[1, 0]))
-    first, second = g.split(x, 2, axis)
+    first, second = g.split(x, 2, head_dim // 2, axis)
     turned = g.add("Concat", g.add("Neg", second), first, axis=axis)
     return g.add("Add", g.add("Mul", x, turn[0]), g.add("Mul", turned, turn[1]))
 
@@ -351,8 +357,8 @@ def _build_layer(
         attention = _attention_s8 if spec.attention_dtype == "s8" else _attention
         query, key, value = _split_heads(g, qkv, layer.num_heads, layer.head_dim, ids_shape)
         if turn:
-            query = _rotate(g, query, 3, turn)
-            key = _rotate(g, key, 2, turn)
+            query = _rotate(g, query, 3, layer.head_dim, turn)
+            key = _rotate(g, key, 2, layer.head_dim, turn)
         heads = query, key, value
         if spec.distances_per_row:
             bias = _position_scores(g, (query, key), position_table_names(i), distances, layer.head_dim)
@@ -368,7 +374,7 @@ def _build_layer(
     if layer.intermediate_size:
         up = linear(norm(x, "ffn") if spec.is_pre_norm else x, "ffn_up", spec.hidden_size)
         if spec.is_gated:
-            up, gate = g.split(up, 2)
+            up, gate = g.split(up, 2, layer.intermediate_size)
             up = g.add("Mul", _activate(g, up, spec.activation), gate)
         else:
             up = _activate(g, up, spec.activation)
@@ -378,7 +384,9 @@ def _build_layer(
 
 def _split_heads(g: _Graph, qkv: str, num_heads: int, head_dim: int, ids_shape: str) -> tuple[str, str, str]:
     """Query and value [batch, heads, sequence, head_dim], key [batch, heads, head_dim, sequence]."""
-    query, key, value = (_restore(g, part, ids_shape, [num_heads, head_dim]) for part in g.split(qkv, 3))
+    query, key, value = (
+        _restore(g, part, ids_shape, [num_heads, head_dim]) for part in g.split(qkv, 3, num_heads * head_dim)
+    )
     return (
         g.add("Transpose", query, perm=[0, 2, 1, 3]),
         g.add("Transpose", key, perm=[0, 2, 3, 1]),
@@ -552,7 +560,7 @@ def _build_heads(g: _Graph, spec: EncoderSpec, x: str, mask: str, ids_shape: str
             norm = g.add("ReduceL2", rows, axes=[1], keepdims=1)
             return g.add("Div", rows, g.add("Max", norm, g.constant("tiny", 1e-12)))
         if step.op == "column":
-            return columns(rows, before[-1].width)[step.column]
+            return columns(rows, before[-1].width, 1)[step.column]
         return _activate(g, _linear(g, rows, step.weights), step.kind)
 
     for head in spec.heads:
@@ -585,5 +593,7 @@ def _pool(g: _Graph, hidden_states: str, mask: str, kind: str) -> str:
     sums = g.add("Gather", sums, zero_index, axis=1)
     if kind == "sum":
         return sums
-    count = g.add("Max", g.add("ReduceSum", mask, axis, keepdims=1), g.constant("one", 1.0))
+    count = g.add("ReduceSum", mask, axis, keepdims=1)
+    least = g.constant("one_token", 1.0)  # not the shared one: converters to half precision keep what Max reads in f32
+    count = g.add("Max", count, least)
     return g.add("Div", sums, g.add("Sqrt", count) if kind == "mean_sqrt_len" else count)
