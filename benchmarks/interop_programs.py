@@ -64,7 +64,7 @@ from fastembed import TextEmbedding
 from fastembed.common.model_description import ModelSource, PoolingType
 rows = {}
 for way, file, options in (
-    ("", "onnx/model.onnx",
+    ("", "model.onnx",
      {"pooling": PoolingType[job["pooling"].upper()], "normalization": job["normalize"]}),
     (", pooled by the file", "model.onnx",
      {"pooling": PoolingType.DISABLED, "normalization": False, "output_name": "sentence_embedding"}),
