@@ -179,7 +179,10 @@ def test_agrees_with_the_oracle(case: str, int8: bool, tmp_path: Path) -> None:
     for name, values in expected.items():
         assert found[name].shape == values.shape
         if not int8:  # f16 has 11 bits; a few roundings a layer
-            assert np.abs(found[name] - values).max() <= 2e-3 * np.abs(values).max()
+            largest = np.abs(values).max()
+            if name == "sparse_embedding":  # the roundings are those of the logits, whose logarithm it is
+                largest = np.expm1(largest)
+            assert np.abs(found[name] - values).max() <= 2e-3 * largest
             continue
         for a, b in zip(per_text(oracle, batch, name, found[name]), per_text(oracle, batch, name, values), strict=True):
             assert a @ b >= 0.998 * np.linalg.norm(a) * np.linalg.norm(b)
