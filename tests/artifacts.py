@@ -134,7 +134,7 @@ def random_spec(
         has_token_weights=has_token_weights,
         query_length=unattended,
         expansion_length=unattended,
-        expansion_id=5,
+        expansion_id=min(5, vocab_size - 1),
         attends_to_expansion=not unattended,
         labels=tuple(f"LABEL_{i}" for i in range(label_count)),
     )

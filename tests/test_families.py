@@ -524,7 +524,7 @@ def test_family_and_task_by_hand(tmp_path: Path) -> None:
         ({"pruned_heads": {"0": [1]}}, None, "pruned_heads"),
         ({"num_attention_heads": 5}, None, "not a multiple of the 5 attention heads"),
         ({}, "summarization", "task 'summarization' is not supported; supported: embedding"),
-        ({}, "embedding:max", "supported: embedding:mean, embedding:cls, embedding:none, embedding:pooler"),
+        ({}, "embedding:largest", "supported: embedding:mean"),
         ({}, "text-classification", "no tensor classifier.weight"),
         ({}, "fill-mask", "no tensor cls.predictions.transform.dense.weight"),
         ({"vocab_size": 121}, None, r"word_embeddings.weight has shape \(120, 32\), the config asks for \(121, 32\)"),
@@ -556,7 +556,10 @@ def test_refused_heads(family: str, task: str, message: str, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("pooling", "message"),
     [
-        ({"pooling_mode_median": True}, "the pooling 'pooling_mode_median' is not supported; supported: cls, max"),
+        (
+            {"pooling_mode_median": True},
+            "the pooling 'pooling_mode_median' is not supported; supported: pooling_mode_cls",
+        ),
         ({"pooling_mode": "median"}, "median"),
         ({"pooling_mode": ["mean", "median"]}, "median"),
         ({"pooling_mode": []}, "the pooling"),

@@ -337,7 +337,7 @@ def test_the_tasks_of_the_page(
         exec(compile(block, "tasks.md", "exec"), names)
         num_lines.append(len(capsys.readouterr().out.splitlines()))
     assert (num_lines[0], num_lines[2:]) == (6, [3, 1])
-    assert num_lines[1] >= 3  # arrays take several
+    assert num_lines[1] >= 2  # arrays may take several
 
 
 def test_forward_gives_the_outputs_asked_for(backend: str, make_file: Callable[..., Path]) -> None:

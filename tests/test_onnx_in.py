@@ -415,11 +415,17 @@ def test_info_says_what_another_exporters_file_is(tmp_path: Path, capsys: pytest
 
 
 def test_what_is_not_understood_is_named(tmp_path: Path) -> None:
-    model = make_checkpoint(tmp_path / "checkpoint", activation="silu")
+    model = make_checkpoint(tmp_path / "checkpoint", activation="quick_gelu")
     export_torch(model, tmp_path / "other.onnx")
     with pytest.raises(UnsupportedModelError, match=r"feed-forward part of layer 0.*Sigmoid"):
         edgebert.export(tmp_path / "other.onnx", tmp_path / "ours.onnx")
     assert not (tmp_path / "ours.onnx").exists()
+
+
+def test_another_activation_is_understood(tmp_path: Path) -> None:
+    model = make_checkpoint(tmp_path / "checkpoint", activation="silu")
+    export_torch(model, tmp_path / "other.onnx")
+    assert_becomes_ours(tmp_path / "other.onnx", random_batch(model), "last_hidden_state")
 
 
 def test_external_data_are_read_from_the_files_folder_alone(tmp_path: Path) -> None:
