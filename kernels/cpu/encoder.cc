@@ -716,7 +716,7 @@ struct Encoder::Impl::Pass {
   void keep_rows() {
     const bool reads_first = std::all_of(outputs, outputs + num_outputs, [&](const eb_output& output) {
       const Head& head = head_of(output);
-      return !head.is_per_token() && head.steps[0].poolings == std::vector<Pooling>{Pooling::kCls};
+      return !head.is_per_token() && head.steps[0].takes_first_row();
     });
     if (batch.output_tokens && !is_asked(false)) {
       choose_tokens();

@@ -24,6 +24,7 @@ struct HeadStep {
   std::vector<Pooling> poolings = {};  // their rows lie side by side
 
   bool is_pool() const { return op == Op::kPool; }
+  bool takes_first_row() const { return poolings.size() == 1 && poolings[0] == Pooling::kCls; }
   bool is_linear() const { return op == Op::kLinear || op == Op::kDecoder; }
 };
 
