@@ -9,8 +9,9 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -259,6 +260,15 @@ def test_loading_a_file_never_holds_its_weights_twice(tmp_path: Path, int8: bool
     assert 0.9 * size < added < 1.25 * size
 
 
+@pytest.fixture
+def no_huge_pages() -> Iterator[None]:
+    """Keep the kernel from filling up, in the background, freed arrays that NumPy had asked huge pages for."""
+    set_disabled = partial(ctypes.CDLL(None).prctl, 41)  # PR_SET_THP_DISABLE
+    set_disabled(1, 0, 0, 0)
+    yield
+    set_disabled(0, 0, 0, 0)
+
+
 def resident_bytes() -> int:
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
@@ -266,7 +276,7 @@ def resident_bytes() -> int:
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="resident memory is read from /proc")
 @pytest.mark.parametrize("threads", [1, 2])
-def test_memory_is_flat_after_warm_up(threads: int) -> None:
+def test_memory_is_flat_after_warm_up(threads: int, no_huge_pages: None) -> None:
     data = random_artifact(int8=True, hidden=64, layers=((2, 32, 128),), vocab_size=101, num_positions=128)
     model = native.load(data, threads=threads)
     rng = np.random.default_rng(0)
@@ -289,7 +299,7 @@ def test_memory_is_flat_after_warm_up(threads: int) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="resident memory is read from /proc")
-def test_loading_and_freeing_leaves_nothing(make_file: Callable[..., Path]) -> None:
+def test_loading_and_freeing_leaves_nothing(make_file: Callable[..., Path], no_huge_pages: None) -> None:
     path = make_file(hidden=128, layers=((4, 32, 512),) * 4)  # about 3 MB of weights
     for _ in range(20):  # the C library's heap grows once more, when it likes
         native.load(path)
