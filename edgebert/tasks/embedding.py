@@ -49,10 +49,21 @@ def prepare(texts: Sequence[str], tokenizer: Tokenizer, options: Options) -> Pre
     Raises:
         InvalidInputError: a text that is not usable.
     """
-    check_texts(texts)
     before = find_prompt(options.spec, options.prompt_name, options.prompt)
-    rows, is_truncated = make_rows([before + text for text in texts], tokenizer, options)
-    return Prepared(rows, ("sentence_embedding",), is_truncated)
+    return prepare_after(before, texts, tokenizer, options, "sentence_embedding")
+
+
+def prepare_after(
+    prompt: str, texts: Sequence[str], tokenizer: Tokenizer, options: base.Options, output: str
+) -> Prepared:
+    """Rows of texts, each with `prompt` before it, for one output.
+
+    Raises:
+        InvalidInputError: a text that is not usable.
+    """
+    check_texts(texts)
+    rows, is_truncated = make_rows([prompt + text for text in texts], tokenizer, options)
+    return Prepared(rows, (output,), is_truncated)
 
 
 def decode(texts: Sequence[str], outputs: Outputs, tokenizer: Tokenizer, options: Options) -> F32:

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from edgebert.tasks import base
-from edgebert.tasks.base import F32, I32, Outputs, Prepared, check_count, check_texts, make_rows
-from edgebert.tasks.embedding import find_prompt
+from edgebert.tasks.base import F32, I32, Outputs, Prepared, check_count
+from edgebert.tasks.embedding import find_prompt, prepare_after
 from edgebert.tokenizer import Tokenizer
 
 
@@ -61,10 +61,8 @@ def prepare(texts: Sequence[str], tokenizer: Tokenizer, options: Options) -> Pre
     Raises:
         InvalidInputError: a text that is not usable.
     """
-    check_texts(texts)
     before = find_prompt(options.spec, options.prompt_name, options.prompt)
-    rows, is_truncated = make_rows([before + text for text in texts], tokenizer, options)
-    return Prepared(rows, (_output(options),), is_truncated)
+    return prepare_after(before, texts, tokenizer, options, _output(options))
 
 
 def decode(texts: Sequence[str], outputs: Outputs, tokenizer: Tokenizer, options: Options) -> list[Any]:
