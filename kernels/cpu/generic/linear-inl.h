@@ -110,21 +110,31 @@ inline void with_rows(int rows, Run run) {
   run(Rows<kMax>());
 }
 
-// Applies the epilogue to the vectors value(0) .. value(rows - 1) of one column vector and stores them, a group of rows
-// at a time: kMathWidth of them where there is an activation to compute, few otherwise. value() is called for the rows
-// that fill the last group too, below round_up(rows, kMathWidth); they are not stored.
-template <Epilogue kEpilogue, class Value>
+// Applies the epilogue to the vectors value(first) .. value(first + kRows - 1) of one column vector and stores them.
+template <Epilogue kEpilogue, int kRows, class Value>
+EB_INLINE void store_group(int first, float* out, int out_stride, Value value) {
+  Wide<kRows> y;
+  for (int i = 0; i < kRows; ++i) y.v[i] = value(first + i);
+  y = activate<kEpilogue>(y);
+  for (int i = 0; i < kRows; ++i) store(out + static_cast<size_t>(first + i) * out_stride, y.v[i]);
+}
+
+// The same for value(0) .. value(rows - 1), `rows` at most kMax: whole groups of kMathWidth, which are known when this
+// is compiled, then pairs, then the last.
+template <Epilogue kEpilogue, int kMax, class Value>
 EB_INLINE void store_rows(int rows, float* out, int out_stride, Value value) {
-  constexpr bool is_cheap = kEpilogue == Epilogue::kBias || kEpilogue == Epilogue::kRelu;
-  constexpr int kWidth = is_cheap && kMathWidth > 2 ? 2 : kMathWidth;
-#pragma GCC unroll 1
-  for (int first = 0; first < rows; first += kWidth) {
-    Wide<kWidth> y;
-    for (int i = 0; i < kWidth; ++i) y.v[i] = value(first + i);
-    y = activate<kEpilogue>(y);
-    for (int i = 0; i < kWidth; ++i)
-      if (first + i < rows) store(out + static_cast<size_t>(first + i) * out_stride, y.v[i]);
+  int first = 0;
+#pragma GCC unroll 16
+  for (int end = kMathWidth; end <= kMax; end += kMathWidth) {
+    if (end > rows) break;
+    store_group<kEpilogue, kMathWidth>(end - kMathWidth, out, out_stride, value);
+    first = end;
   }
+  if constexpr (kMathWidth > 2) {
+#pragma GCC unroll 1
+    for (; first + 2 <= rows; first += 2) store_group<kEpilogue, 2>(first, out, out_stride, value);
+  }
+  if (first < rows) store_group<kEpilogue, 1>(first, out, out_stride, value);
 }
 
 // What linear_u8s8_f32 does with the sums in tile [rows][16 * kDotVectors] of rows from `row` and columns from
@@ -143,7 +153,7 @@ inline void finish_u8s8(const LinearU8S8Args& args, const int32_t* tile, int row
   for (int v = 0; v < vectors; ++v, column += 16, out += 16) {
     const F32x16 w_scale = load(w.w_scale + column), bias = load(w.bias + column);
     const I32x16 colsum = load_i32(w.colsum + column);
-    store_rows<kEpilogue>(rows, out, args.out_stride, [&](int m) {
+    store_rows<kEpilogue, kDotRows>(rows, out, args.out_stride, [&](int m) {
       const I32x16 correction = mul_i32(set1_i32(neg_zero[m]), colsum);
       const F32x16 acc = to_f32(add_i32(load_i32(tile + (m * kDotVectors + v) * 16), correction));
       return add(mul(mul(acc, w_scale), set1(a_scale[m])), bias);
@@ -178,8 +188,8 @@ inline void finish_f32(const LinearF32Args& args, const float* tile, int row, in
   float* out = args.out + static_cast<size_t>(row) * args.out_stride + column;
   for (int v = 0; v < vectors; ++v, column += 16, out += 16) {
     const F32x16 bias = load(args.linear.bias + column);
-    store_rows<kEpilogue>(rows, out, args.out_stride,
-                          [&](int m) { return add(load(tile + (m * kFmaVectors + v) * 16), bias); });
+    store_rows<kEpilogue, kFmaRows>(rows, out, args.out_stride,
+                                    [&](int m) { return add(load(tile + (m * kFmaVectors + v) * 16), bias); });
   }
 }
 

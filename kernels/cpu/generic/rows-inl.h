@@ -51,13 +51,15 @@ inline void quantize_group(const float* x, int stride, int width, const float* i
     out.a_scale[row + i] = span / 255.0f;
     out.neg_zero[row + i] = static_cast<int32_t>(zn_lanes[0]) + out.flip;
   }
-  uint8_t* codes = out.codes + static_cast<size_t>(row) * out.stride;
+  uint8_t* const codes = out.codes + static_cast<size_t>(row) * out.stride;
+  const int codes_stride = out.stride;  // in locals, since to the compiler a stored code could change `out`
+  const uint8_t flip = out.flip;
   for_vectors(width, [&](int c, int lanes) {
     const F32x16 smooth = inv_smooth ? load_lanes(inv_smooth + c, lanes) : set1(1.0f);
     for (int i = 0; i < kRows; ++i) {
       F32x16 v = load_lanes(x + static_cast<size_t>(i) * stride + c, lanes);
       if (inv_smooth) v = mul(v, smooth);
-      store_codes(codes + static_cast<size_t>(i) * out.stride + c, sub(mul(v, vr[i]), zn[i]), out.flip);
+      store_codes(codes + static_cast<size_t>(i) * codes_stride + c, sub(mul(v, vr[i]), zn[i]), flip);
     }
   });
 }
