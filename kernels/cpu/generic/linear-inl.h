@@ -119,8 +119,18 @@ EB_INLINE void store_group(int first, float* out, int out_stride, Value value) {
   for (int i = 0; i < kRows; ++i) store(out + static_cast<size_t>(first + i) * out_stride, y.v[i]);
 }
 
-// The same for value(0) .. value(rows - 1), `rows` at most kMax: whole groups of kMathWidth, which are known when this
-// is compiled, then pairs, then the last.
+// Rows that fill no group of kMathWidth, in pairs. Apart, so that whole groups have the registers to themselves.
+template <Epilogue kEpilogue, class Value>
+EB_OUTLINE void store_rest(int first, int rows, float* out, int out_stride, const Value& value) {
+  if constexpr (kMathWidth > 2) {
+#pragma GCC unroll 1
+    for (; first + 2 <= rows; first += 2) store_group<kEpilogue, 2>(first, out, out_stride, value);
+  }
+  if (first < rows) store_group<kEpilogue, 1>(first, out, out_stride, value);
+}
+
+// All rows, value(0) .. value(rows - 1), at most kMax: whole groups of kMathWidth, known when this is compiled, and the
+// rest.
 template <Epilogue kEpilogue, int kMax, class Value>
 EB_INLINE void store_rows(int rows, float* out, int out_stride, Value value) {
   int first = 0;
@@ -130,11 +140,7 @@ EB_INLINE void store_rows(int rows, float* out, int out_stride, Value value) {
     store_group<kEpilogue, kMathWidth>(end - kMathWidth, out, out_stride, value);
     first = end;
   }
-  if constexpr (kMathWidth > 2) {
-#pragma GCC unroll 1
-    for (; first + 2 <= rows; first += 2) store_group<kEpilogue, 2>(first, out, out_stride, value);
-  }
-  if (first < rows) store_group<kEpilogue, 1>(first, out, out_stride, value);
+  if (first < rows) store_rest<kEpilogue>(first, rows, out, out_stride, value);
 }
 
 // What linear_u8s8_f32 does with the sums in tile [rows][16 * kDotVectors] of rows from `row` and columns from
@@ -142,13 +148,8 @@ EB_INLINE void store_rows(int rows, float* out, int out_stride, Value value) {
 template <Epilogue kEpilogue>
 inline void finish_u8s8(const LinearU8S8Args& args, const int32_t* tile, int row, int rows, int column, int vectors) {
   const PackedLinearU8S8& w = args.linear;
-  constexpr int kRoom = round_up(kDotRows, kMathWidth);
-  float a_scale[kRoom] = {};
-  int32_t neg_zero[kRoom] = {};
-  for (int m = 0; m < rows; ++m) {
-    a_scale[m] = args.in.a_scale[row + m];
-    neg_zero[m] = args.in.neg_zero[row + m];
-  }
+  const float* const a_scale = args.in.a_scale + row;
+  const int32_t* const neg_zero = args.in.neg_zero + row;
   float* out = args.out + static_cast<size_t>(row) * args.out_stride + column;
   for (int v = 0; v < vectors; ++v, column += 16, out += 16) {
     const F32x16 w_scale = load(w.w_scale + column), bias = load(w.bias + column);
@@ -166,7 +167,7 @@ inline void linear_u8s8_f32(const LinearU8S8Args& args, const TileRange& range) 
   const PackedLinearU8S8& w = args.linear;
   const int steps = (w.inputs + 3) / 4;
   const int tiles = (range.row_end - range.row_begin + kDotRows - 1) / kDotRows;
-  alignas(64) int32_t tile[round_up(kDotRows, kMathWidth) * kNr] = {};
+  alignas(64) int32_t tile[kDotRows * kNr];
   for (int p = range.panel_begin; p < range.panel_end; ++p) {
     const int8_t* panel = w.weight + static_cast<size_t>(p) * steps * kNr * 4;
     const int vectors = min_of(kDotVectors, (w.outputs - p * kNr + 15) / 16);
@@ -197,7 +198,7 @@ inline void linear_f32(const LinearF32Args& args, const TileRange& range) {
   constexpr int kNr = 16 * kFmaVectors;
   const PackedLinearF32& w = args.linear;
   const int tiles = (range.row_end - range.row_begin + kFmaRows - 1) / kFmaRows;
-  alignas(64) float tile[round_up(kFmaRows, kMathWidth) * kNr] = {};
+  alignas(64) float tile[kFmaRows * kNr];
   for (int p = range.panel_begin; p < range.panel_end; ++p) {
     const float* panel = w.weight + static_cast<size_t>(p) * w.inputs * kNr;
     const int vectors = min_of(kFmaVectors, (w.outputs - p * kNr + 15) / 16);
