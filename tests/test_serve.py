@@ -769,37 +769,72 @@ def test_what_cannot_be_served(
     files: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "embedder.onnx").write_bytes(b"no model")
+    (tmp_path / "keys").write_text("# nobody yet\n\n")
     for arguments, words in (
         ([tmp_path / "embedder.onnx"], "embedder.onnx"),
         ([files["embedder"], tmp_path / "embedder.onnx"], "NAME=FILE"),
         ([files["embedder"], "--timeout", 0], "--timeout must be greater than 0"),
+        ([files["embedder"], "--api-keys", tmp_path / "keys"], "keys holds no API key"),
+        ([files["embedder"], "--drain", -1], "--drain must be 0 or greater, got -1.0"),
+        ([files["embedder"], "--cors", "example.org"], "got 'example.org'"),
+        ([files["embedder"], "--host", "a..b"], "a..b:0 cannot be listened on"),
         ([files["embedder"], "--api-keys", tmp_path / "none"], "none cannot be read"),
     ):
         assert cli.main(["serve", "--port", "0", *map(str, arguments)]) == 1
         told = capsys.readouterr().err
         assert words in told
         assert "serving on" not in told
-    command = [
-        sys.executable,
-        "-P",
-        "-m",
-        "edgebert",
-        "serve",
-        tmp_path / "embedder.onnx",
-        "--port",
-        "0",
-        "--workers",
-        "2",
-    ]
-    found = subprocess.run(command, capture_output=True, text=True, timeout=WAIT)
-    assert found.returncode == 1 and "a worker did not start" in found.stderr
-    assert "serving on" not in found.stderr
     for name in ("orjson", "starlette"):
         monkeypatch.setitem(sys.modules, name, None)
     find = __import__("importlib.util").util.find_spec
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "orjson" else find(name))
     assert cli.main(["serve", files["embedder"]]) == 1
     assert "pip install 'edgebert[serve]'" in capsys.readouterr().err
+
+
+START = """
+import os, signal, sys
+from edgebert import cli
+from edgebert.serve import server
+
+
+def die(settings):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    server.HEALTH_SECONDS = 1e6  # that no failure may wait for
+    if sys.argv[1] == "die":
+        server._make_app = die
+    sys.exit(cli.main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "arguments", "words"),
+    [
+        ("fail", ["broken.onnx"], "edgebert: broken.onnx: "),
+        ("fail", ["{embedder}", "--api-keys", "none"], "edgebert: the API keys in none cannot be read"),
+        ("fail", ["{embedder}", "--threads", "0"], "edgebert: threads must be "),
+        ("fail", ["{embedder}", "--ssl-certfile", "broken.onnx"], "edgebert: no certificate"),
+        ("fail", ["{embedder}", "--port", "{taken}"], "edgebert: 127.0.0.1:{taken} cannot be listened on"),
+        ("die", ["{embedder}"], "edgebert: a worker was ended by signal 9 before it had its models"),
+    ],
+)
+def test_workers_that_cannot_start_say_so_at_once(
+    files: dict[str, str], tmp_path: Path, how: str, arguments: list[str], words: str
+) -> None:
+    (tmp_path / "broken.onnx").write_bytes(b"no model")
+    (tmp_path / "start.py").write_text(START)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        names = {**files, "taken": str(taken.getsockname()[1])}
+        given = [word.format_map(names) for word in ["--port", "0", "--workers", "2", *arguments]]
+        found = subprocess.run(
+            [sys.executable, "-P", "start.py", how, "serve", *given],
+            capture_output=True, text=True, timeout=WAIT, cwd=tmp_path, check=False,
+        )  # fmt: skip
+    assert found.returncode == 1
+    assert found.stderr.startswith(words.format_map(names)) and found.stderr.count("\n") == 1, found.stderr
 
 
 # Real clients

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 
 from edgebert.backends.registry import BACKENDS
@@ -62,6 +63,11 @@ def main(args: argparse.Namespace) -> None:
     for name in ("workers", "batch_tokens", "max_body", "max_texts", "max_tokens", "max_waiting", "timeout"):
         if not getattr(args, name) > 0:
             raise InvalidInputError(f"--{name.replace('_', '-')} must be greater than 0, got {getattr(args, name)}")
+    if not args.drain >= 0:
+        raise InvalidInputError(f"--drain must be 0 or greater, got {args.drain}")
+    for origin in args.cors:
+        if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/\s]+", origin):
+            raise InvalidInputError(f"--cors takes an origin, such as https://example.org, got {origin!r}")
     if not 0 <= args.port <= 65535:
         raise InvalidInputError(f"--port must be from 0 to 65535, got {args.port}")
     if args.ssl_keyfile and not args.ssl_certfile:

@@ -96,15 +96,18 @@ class Keys:
             stamp = status.st_mtime_ns, status.st_size, status.st_ino
             if stamp == self._stamp:
                 return
-            lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
+            lines = [line.strip() for line in Path(path).read_text(encoding="utf-8-sig").splitlines()]
         except (OSError, UnicodeDecodeError) as error:
             if self._stamp is None:
                 raise InvalidInputError(
                     f"the API keys in {path} cannot be read ({error}): give a text file with a key a line"
                 ) from None
             return  # while it is being replaced; the keys before stay
+        keys = [line for line in lines if line and not line.startswith("#")]
+        if not keys and self._stamp is None:
+            raise InvalidInputError(f"{path} holds no API key, so that nobody could ask: give one a line")
         self._stamp = stamp
-        self._hashes = [hashlib.sha256(line.encode()).digest() for line in lines if line and not line.startswith("#")]
+        self._hashes = [hashlib.sha256(key.encode()).digest() for key in keys]
 
 
 class Call:

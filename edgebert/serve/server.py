@@ -23,8 +23,10 @@ from edgebert.serve.protocol import Protocol
 from edgebert.serve.settings import Settings
 
 BACKLOG = 4096
+HEALTH_SECONDS = 60  # after which a worker that does not answer is replaced
 _FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # of the workers' metrics
-_LOADED = "loaded-{}"  # the file there of a worker that has its models
+_LOADED = "loaded-{}"  # the file there of a worker that has its models, and
+_FAILED = "failed-{}"  # of one that cannot have them, which says why
 
 
 class ServerError(EdgeBertError):
@@ -55,7 +57,7 @@ def serve(settings: Settings) -> None:
         proxy_headers=settings.access_log,  # nothing else asks who the client is
         ssl_certfile=settings.ssl_certfile,
         ssl_keyfile=settings.ssl_keyfile,
-        timeout_worker_healthcheck=60,
+        timeout_worker_healthcheck=HEALTH_SECONDS,
         backlog=BACKLOG,
     )
     with _bind(settings.host, settings.port) as listener:
@@ -70,10 +72,10 @@ def serve(settings: Settings) -> None:
             return
         with tempfile.TemporaryDirectory(prefix="edgebert-workers-") as folder:
             os.environ[_FOLDER] = folder
-            workers = _Workers(config, listener, f"{told} with {settings.workers} workers")
+            workers = _Workers(config, listener, f"{told} with {settings.workers} workers", Path(folder))
             workers.run()
-    if any(process.exitcode == STARTUP_FAILURE for process in workers.processes):
-        raise ServerError("a worker did not start: its message stands above")
+            if failure := workers.find_failure():
+                raise ServerError(failure)
 
 
 def _check_certificate(certificate: str, key: str | None) -> None:
@@ -94,11 +96,10 @@ def _bind(host: str, port: int) -> socket.socket:
         if sys.platform != "win32":  # there it would share the port with whoever has it
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         listener.close()
-        raise ServerError(
-            f"{host}:{port} cannot be listened on ({error.strerror}): choose another --port or --host"
-        ) from None
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ServerError(f"{host}:{port} cannot be listened on ({reason}): choose another --port or --host") from None
     return listener
 
 
@@ -117,19 +118,47 @@ def _run(server: uvicorn.Server, listener: socket.socket) -> None:
 
 
 class _Workers(Multiprocess):
-    """uvicorn's workers, which load their models again on SIGHUP instead of being replaced."""
+    """uvicorn's workers, which load their models again on SIGHUP instead of being replaced.
 
-    def __init__(self, config: uvicorn.Config, listener: socket.socket, told: str) -> None:
-        """Args: as of uvicorn, and what is told once all workers have their models."""
+    Until all of them have their models for the first time, one that ends stops them all.
+    """
+
+    def __init__(self, config: uvicorn.Config, listener: socket.socket, told: str, folder: Path) -> None:
+        """Args: as of uvicorn; what is told once all workers have their models; the folder where they say so."""
         super().__init__(config, sockets=[listener])
-        self._told = told
+        self._told, self._folder = told, folder
+        self._ended: int | None = None
 
     def keep_subprocess_alive(self) -> None:
         """See to the workers; called twice a second."""
-        super().keep_subprocess_alive()
-        if self._told and len(list(Path(os.environ[_FOLDER]).glob(_LOADED.format("*")))) >= self.processes_num:
+        for process in self.processes:
+            process.child_conn.close()  # our copy of the worker's end: with it open, one that has ended is waited for
+        if not self._told:
+            super().keep_subprocess_alive()
+            return
+        ended = [process.exitcode for process in self.processes if process.exitcode is not None]
+        if self.should_exit.is_set() or self.signal_queue:
+            return
+        if ended:
+            self._ended = ended[0]
+            self.should_exit.set()
+        elif len(list(self._folder.glob(_LOADED.format("*")))) >= self.processes_num:
             _tell(self._told)
             self._told = ""
+
+    def find_failure(self) -> str | None:
+        """Why a worker could not start, if one could not."""
+        for told in self._folder.glob(_FAILED.format("*")):
+            return told.read_text(encoding="utf-8", errors="surrogateescape")
+        if self._ended is None and not any(process.exitcode == STARTUP_FAILURE for process in self.processes):
+            return None
+        status = STARTUP_FAILURE if self._ended is None else self._ended
+        if status >= 0:
+            return f"a worker ended with status {status} before it served: what it said stands above"
+        return (
+            f"a worker was ended by signal {-status} before it had its models: if the system did so for want of "
+            "memory, start fewer --workers"
+        )
 
     def handle_hup(self) -> None:
         """Pass the signal on."""
@@ -147,7 +176,8 @@ def _make_app(settings: Settings) -> ASGIApp:
     try:
         app = make_app(settings)
     except (EdgeBertError, OSError) as error:
-        _tell(str(error))
+        told = Path(os.environ[_FOLDER], _FAILED.format(os.getpid()))
+        told.write_text(str(error), encoding="utf-8", errors="surrogateescape")
         sys.exit(STARTUP_FAILURE)
     Path(os.environ[_FOLDER], _LOADED.format(os.getpid())).touch()
     return app
