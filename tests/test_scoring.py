@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import time
@@ -486,28 +487,40 @@ def files_below(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.parametrize("overwrites", [False, True])
 @pytest.mark.parametrize("to", ["out.parquet", "out.jsonl.gz", "out"])
 def test_a_crash_at_any_moment_changes_nothing(
-    make_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to: str
+    make_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to: str, overwrites: bool
 ) -> None:
-    """The process ends before or after each sync and rename, again and again, until the job has come to its end."""
+    """The process ends before or after each sync and rename, again and again, until the job has come to its end.
+
+    Where it replaces an output, that one is there until then, with its manifest.
+    """
     model = make_file(int8=True)
     source = tmp_path / "in.jsonl"
     source.write_bytes(b"\n".join([*BAD_LINES, *(json.dumps(row).encode() for row in make_rows(30))]))
-    arguments: dict[str, Any] = {"rows_per_part": 9, "resume": True}
+    arguments: dict[str, Any] = {"rows_per_part": 9, "resume": True, "overwrite": overwrites}
 
-    def run(folder: Path) -> None:
-        score(model, source, folder / to, errors=folder / "bad.jsonl", **arguments)
+    def run(folder: Path, **options: Any) -> None:
+        score(model, source, folder / to, errors=folder / "bad.jsonl", **{**arguments, **options})
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "whole").mkdir()
     monkeypatch.setattr(runner, "_describe_job", lambda *_: {"job": 1})  # the errors' path differs
     run(tmp_path / "whole")
+    whole, old = files_below(tmp_path / "whole"), {}
+    if overwrites:
+        with monkeypatch.context() as patch:
+            patch.setattr(runner, "_describe_job", lambda *_: {"job": 0})
+            (tmp_path / "old").mkdir()
+            run(tmp_path / "old", rows_per_part=20, prefix="old_")
+        old = files_below(tmp_path / "old")
+        assert all(old[name] != whole[name] for name in old.keys() & whole.keys() - {"bad.jsonl"})
     steps = 0
     for before in (True, False):
         for name in ("replace", "fsync"):
             folder = tmp_path / f"{name}-{before}"
-            folder.mkdir()
+            shutil.copytree(tmp_path / "old", folder) if overwrites else folder.mkdir()
             real = getattr(os, name)
 
             def crash(*args: Any, real: Any = real, before: bool = before) -> None:
@@ -527,14 +540,27 @@ def test_a_crash_at_any_moment_changes_nothing(
                     run(folder)
                 except Crash:
                     steps += 1
+                    check_replacing(files_below(folder), old, whole)
                 else:
                     break
                 finally:
                     monkeypatch.setattr(os, name, real)
             else:
                 run(folder)
-            assert files_below(folder) == files_below(tmp_path / "whole")
+            assert files_below(folder) == whole
     assert steps > 20
+
+
+def check_replacing(found: dict[str, bytes], old: dict[str, bytes], whole: dict[str, bytes]) -> None:
+    """Each file of the old output is as it was, or replaced by its new one; of a folder all of them, or none."""
+    is_folder = any(name.startswith("out/") for name in old)
+    moved = {name.replace(".out.old/", "out/", 1) for name in found if name.startswith(".out.old/")}
+    if is_folder and (moved or found.get("out/_manifest.json") != old["out/_manifest.json"]):
+        old = {name: content for name, content in old.items() if not name.startswith("out/")}
+        kept = {name: found.get(name, found.get(name.replace("out/", "out.parts/", 1))) for name in whole}
+        assert all(kept[name] == whole[name] for name in whole if name.startswith("out/"))
+    for name, content in old.items():
+        assert found[name] == content or found[name] == whole.get(name), name
 
 
 def test_kill_and_resume(make_file: Callable[..., Path], tmp_path: Path) -> None:
@@ -605,8 +631,19 @@ def test_outputs_that_are_in_the_way(make_file: Callable[..., Path], tmp_path: P
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").touch()
     (tmp_path / "bad.jsonl").write_text("mine")
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.jsonl").mkdir()
     for to, options in (("out.jsonl", {}), ("out", {}), ("new.jsonl", {"errors": tmp_path / "bad.jsonl"})):
         with pytest.raises(InvalidInputError, match="exists already: choose another name, or replace it"):
+            score(model, source, tmp_path / to, **options)
+    for to, options, words in (
+        ("folder.jsonl", {}, "folder.jsonl is a folder, where a file is to be written"),
+        ("folder.jsonl", {"overwrite": True}, "folder.jsonl is a folder, where a file is to be written"),
+        ("new.jsonl", {"errors": tmp_path / "out"}, "out is a folder, where a file is to be written"),
+        ("file", {}, "file is a file, and a name without a suffix is a folder's"),
+        ("new", {"errors": tmp_path / "new" / "bad.jsonl"}, "cannot hold the bad rows too"),
+    ):
+        with pytest.raises(InvalidInputError, match=words):
             score(model, source, tmp_path / to, **options)
     assert (tmp_path / "out.jsonl").read_text() == "mine" == (tmp_path / "bad.jsonl").read_text()
     with pytest.raises(InvalidInputError, match="cannot hold the bad rows too"):
@@ -629,8 +666,52 @@ def test_overwriting(make_file: Callable[..., Path], tmp_path: Path, to: str) ->
     files = [[path.name for path in sorted(one.rglob("part-*"))] for one in (output, expected)]
     assert files[0] == files[1]
     assert output.is_dir() or output.read_bytes() == expected.read_bytes()
-    with pytest.raises(InvalidInputError, match="give one of them"):
-        score(model, source, output, overwrite=True, resume=True)
+    changed = {"prefix": "newer_", "rows_per_part": 20, "overwrite": True, "resume": True}
+    score(model, source, output, errors=tmp_path / "bad.jsonl", **changed)  # of another job: anew
+    found = pq.read_table(output).column_names if output.is_dir() else json.loads(output.read_text().splitlines()[0])
+    assert "newer_embedding" in found
+    assert not list(tmp_path.glob("*.parts")) and not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("to", ["out.jsonl", "out"])
+def test_an_interrupted_overwrite_keeps_the_old_output_and_goes_on(
+    make_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to: str
+) -> None:
+    model, source, commit = make_file(), write_rows(tmp_path / "in.jsonl", make_rows(30)), Output.commit
+
+    def run(folder: str, prefix: str = "", **options: Any) -> None:
+        score(model, source, tmp_path / folder / to, rows_per_part=10, prefix=prefix, **options)
+
+    def interrupt(**options: Any) -> None:
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(Output, "commit", stop)
+            run("a", **options)
+
+    def stop(self: Output, *args: Any) -> None:
+        if self.state["parts"] == 2:
+            raise KeyboardInterrupt
+        commit(self, *args)
+
+    run("a")
+    run("new", "new_")
+    run("other", "other_")
+    old = files_below(tmp_path / "a")
+    interrupt(prefix="new_", overwrite=True)
+    assert old.items() <= files_below(tmp_path / "a").items()
+    for options, message in (
+        ({"prefix": "new_"}, "was begun, 20 rows are done"),
+        ({"resume": True}, "is of another job"),
+        ({"prefix": "other_", "resume": True}, "is of another job"),
+    ):
+        with pytest.raises(InvalidInputError, match=message):
+            run("a", **options)
+    assert old.items() <= files_below(tmp_path / "a").items()
+    run("a", "new_", resume=True)
+    assert files_below(tmp_path / "a") == files_below(tmp_path / "new")
+    interrupt(overwrite=True)
+    interrupt(prefix="other_", overwrite=True, resume=True)  # of another job: anew
+    run("a", "other_", overwrite=True, resume=True)
+    assert files_below(tmp_path / "a") == files_below(tmp_path / "other")
 
 
 def test_nothing_else_is_overwritten(make_file: Callable[..., Path], tmp_path: Path) -> None:

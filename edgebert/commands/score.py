@@ -47,8 +47,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="P",
         help="of a classifier, a column with all labels whose score is at least P, in the place of the best one",
     )
-    parser.add_argument("--resume", action="store_true", help="go on with a job that was interrupted")
-    parser.add_argument("--overwrite", action="store_true", help="replace an output that is there")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with a job that was interrupted, also with --overwrite"
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace an output that is there, once the new one is whole"
+    )
     parser.add_argument(
         "--rows-per-part",
         type=int,

@@ -21,6 +21,7 @@ from edgebert.errors import EdgeBertError, InvalidInputError
 from edgebert.scoring.readers import CODECS, FORMATS, Source, Window, find_format
 from edgebert.scoring.writers import WRITERS, Part, Writer
 
+_MANIFEST = "_manifest.json"
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -28,8 +29,11 @@ class Output:
     """Where a job's rows go.
 
     A path without a suffix is a folder of Parquet parts, in folders like the input's; any other is one file, whose
-    parts wait in a folder beside it, so that it takes room twice until it is done. The manifest
-    stays, as a record of how the output was made.
+    parts wait in a folder beside it, so that it takes room twice until it is done. A folder that is replaced has its
+    parts there too: what is replaced stays as it is until the new rows are all there.
+
+    The manifest of a job that is not done lies with its parts. In the end it stays beside the file, or in the folder,
+    as a record of how the output was made.
 
     Attributes:
         is_folder: which of the two.
@@ -44,8 +48,8 @@ class Output:
         Raises:
             InvalidInputError: the name does not say what to write.
         """
-        self.path = path
         self.is_folder = not path.suffix
+        self.path = path = path.resolve() if self.is_folder and path.is_symlink() else path
         format_, self.codec = ("parquet", None) if self.is_folder else find_format(path)
         if format_ not in WRITERS or (format_ == "parquet" and self.codec):
             endings = ", ".join(ending for ending, format_ in FORMATS.items() if format_ in WRITERS)
@@ -53,11 +57,19 @@ class Output:
                 f"{path} does not say what to write: end it in {endings}, the last ones also with "
                 f"{' or '.join(CODECS)}, or in nothing for a folder of Parquet files"
             )
+        if self.is_folder and path.is_file():
+            raise InvalidInputError(
+                f"{path} is a file, and a name without a suffix is a folder's: choose another, or end it in .parquet"
+            )
         self.format = format_
         self._errors, self._overwrites = errors, overwrite
-        self._parts = path if self.is_folder else path.with_name(f"{path.name}.parts")
-        self._manifest = path / "_manifest.json" if self.is_folder else path.with_name(f"{path.name}.manifest.json")
-        if errors and errors.resolve() in (each.resolve() for each in (path, self._parts, self._manifest)):
+        self._beside = path.with_name(f"{path.name}.parts")
+        self._old = path.with_name(f".{path.name}.old")
+        is_in_place = self.is_folder and not (self._beside / _MANIFEST).exists()
+        self._parts = path if is_in_place else self._beside
+        self._manifest = path / _MANIFEST if self.is_folder else path.with_name(f"{path.name}.manifest.json")
+        taken = {each.resolve() for each in (path, self._beside, self._manifest)}
+        if errors and taken.intersection((errors.resolve(), *errors.resolve().parents)):
             raise InvalidInputError(f"{errors} cannot hold the bad rows too: choose another name for them")
         self.state: dict[str, Any] = {}
 
@@ -69,15 +81,24 @@ class Output:
             resume: go on with what is there; without anything there, begin.
 
         Raises:
-            InvalidInputError: there is an output and it was not to be resumed, or it is of another job.
+            InvalidInputError: there is an output and it was not to be resumed or replaced, or it is of another job.
         """
-        state = None if self._overwrites else self._read_manifest()
-        if state and state["complete"] and not self.path.exists():
-            state = None  # somebody has taken the output away
+        return self._find_state(job, resume) or {
+            **{"job": job, "complete": False, "parts": 0, "next_file": 0, "next_window": 0},
+            **{"rows": 0, "errors": 0, "truncated": 0},
+        }
+
+    def _find_state(self, job: dict[str, Any], resume: bool) -> dict[str, Any] | None:
+        """How far a job is; None: it begins."""
+        state = _read_manifest(self._parts / _MANIFEST)
+        if state is None:
+            state = _read_manifest(self._manifest)
+            if state and state["complete"] and not self.path.exists():
+                state = None  # somebody has taken the output away
+        if state is not None and self._overwrites and not (resume and state["job"] == job):
+            state = None
         if state is None:
             self.refuse_to_overwrite()
-            state = {"job": job, "complete": False, "parts": 0, "next_file": 0, "next_window": 0}
-            state |= {"rows": 0, "errors": 0, "truncated": 0}
         elif not resume:
             done = "is there already" if state["complete"] else f"was begun, {state['rows']} rows are done"
             raise InvalidInputError(
@@ -95,9 +116,9 @@ class Output:
         Raises:
             InvalidInputError: as from `look`, or another process is writing the output, or parts of it are gone.
         """
-        self.look(job, resume)
-        if self._overwrites:
-            self._remove()
+        if self._find_state(job, resume) is None and self._overwrites:
+            self._parts = self._beside
+            self._remove_parts()
         for folder in (self._parts, self._errors.parent if self._errors else self._parts):
             folder.mkdir(parents=True, exist_ok=True)
         with _locked(self._parts):
@@ -106,10 +127,10 @@ class Output:
             if not state["complete"]:
                 if found < state["parts"]:
                     raise InvalidInputError(
-                        f"{self._parts} has {found} parts, {self._manifest} says {state['parts']}: "
-                        "the job cannot go on, remove both and begin anew"
+                        f"{self._parts} has {found} parts, its {_MANIFEST} says {state['parts']}: "
+                        "the job cannot go on, begin anew with overwrite (--overwrite)"
                     )
-                self._write_manifest()
+                self._write_manifest(self._parts / _MANIFEST)
             yield
 
     def commit(self, source: Source, window: Window, part: Part, writer: Writer) -> None:
@@ -127,7 +148,7 @@ class Output:
         self.state["rows"] += part.num_rows
         self.state["errors"] += part.num_errors
         self.state["truncated"] += part.num_truncated
-        self._write_manifest()
+        self._write_manifest(self._parts / _MANIFEST)
 
     def finish(self, writer: Writer) -> None:
         """Make the output from its parts. Doing so twice gives the same output, so a crash in here does no harm."""
@@ -137,15 +158,27 @@ class Output:
         if self._errors:
             self._write(self._errors, lambda path: _concatenate(bad, path))
         self.state["complete"] = True
-        self._write_manifest()
+        self._write_manifest(self._parts / _MANIFEST if self.is_folder else self._manifest)
         self.tidy()
 
     def tidy(self) -> None:
-        """Remove what a finished job no longer needs."""
+        """Of a finished job, put a new folder in the place of the old one, and remove what is needed no longer."""
         if not self.is_folder:
+            (self._parts / _MANIFEST).unlink(missing_ok=True)  # first: it says how many parts there are
             shutil.rmtree(self._parts)
+            return
         for path in self._parts.glob("_errors-*.jsonl"):
             path.unlink()
+        if self._parts != self.path:
+            if self.path.exists():
+                self._remove_old()
+                _replace(self.path, self._old)
+            _replace(self._parts, self.path)
+        self._remove_old()
+
+    def _remove_old(self) -> None:
+        if self._old.exists():
+            shutil.rmtree(self._old)
 
     def _find_parts(self) -> list[Path]:
         """All parts, in order."""
@@ -157,41 +190,31 @@ class Output:
         Raises:
             InvalidInputError: something is.
         """
-        if self._overwrites and self.is_folder and self.path.exists() and not self._manifest.exists():
-            raise InvalidInputError(f"{self.path} is a folder, but not of an earlier output: remove it yourself")
+        if self._overwrites and self.is_folder and self.path.exists():
+            if not self._manifest.exists() and any(self.path.iterdir()):
+                raise InvalidInputError(f"{self.path} is a folder, but not of an earlier output: remove it yourself")
+            if os.path.ismount(self.path):
+                raise InvalidInputError(f"{self.path} is a mounted disk: choose a folder on it, that can be replaced")
+        folders = {self._parts, *([self.path] if self.is_folder else [])}
         for path in {self.path, self._parts, *([self._errors] if self._errors else [])}:
-            if self._overwrites and (path.is_file() or path == self._parts):
-                continue
-            if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+            if path.is_dir() and path not in folders:
+                raise InvalidInputError(f"{path} is a folder, where a file is to be written: choose another name")
+            if path.exists() and not self._overwrites and not (path.is_dir() and not any(path.iterdir())):
                 raise InvalidInputError(
                     f"{path} exists already: choose another name, or replace it with overwrite (--overwrite)"
                 )
 
-    def _remove(self) -> None:
-        """Remove an earlier output, unless another process is writing it."""
+    def _remove_parts(self) -> None:
+        """Remove the parts of a job that was interrupted, unless another process is writing them."""
         if self._parts.exists():
             with _locked(self._parts):
                 pass
+            (self._parts / _MANIFEST).unlink(missing_ok=True)
             shutil.rmtree(self._parts)
-        for path in (self.path, self._manifest, self._errors):
-            if path:
-                path.unlink(missing_ok=True)
-        self._overwrites = False
 
-    def _read_manifest(self) -> dict[str, Any] | None:
-        try:
-            state: Any = json.loads(self._manifest.read_bytes())
-        except FileNotFoundError:
-            return None
-        except (ValueError, RecursionError):
-            state = None
-        if not isinstance(state, dict) or not state.keys() >= {"job", "complete", "parts", "rows"}:
-            raise InvalidInputError(f"{self._manifest} is not the manifest of a scoring job: remove it")
-        return state
-
-    def _write_manifest(self) -> None:
+    def _write_manifest(self, path: Path) -> None:
         text = json.dumps(self.state, indent=1) + "\n"
-        self._write(self._manifest, lambda path: path.write_text(text, encoding="utf-8"))
+        self._write(path, lambda path: path.write_text(text, encoding="utf-8"))
 
     def _write(self, path: Path, write: Callable[[Path], object]) -> None:
         """Let `write` write a file beside `path`, sync it and rename it to `path`."""
@@ -208,6 +231,18 @@ class Output:
                 f"no room to write {path} ({os.strerror(error.errno)}): {self.state['rows']} rows are done and kept; "
                 "make room, then resume the job"
             ) from None
+
+
+def _read_manifest(path: Path) -> dict[str, Any] | None:
+    try:
+        state: Any = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (ValueError, RecursionError):
+        state = None
+    if not isinstance(state, dict) or not state.keys() >= {"job", "complete", "parts", "rows"}:
+        raise InvalidInputError(f"{path} is not the manifest of a scoring job: remove it")
+    return state
 
 
 @contextmanager
@@ -239,7 +274,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _replace(temporary: Path, path: Path) -> None:
-    """Rename a file to its name, perhaps over another, and make the system write that to its disk."""
+    """Rename a file to its name, perhaps over another, or a folder; and make the system write that to its disk."""
     if sys.platform != "win32":
         os.replace(temporary, path)
         _sync(path.parent)

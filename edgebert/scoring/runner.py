@@ -55,7 +55,8 @@ def score(
             answer and the reason in the column "error".
         rows_per_part: rows that are read, sorted by length, scored and committed together: a matter of memory.
         resume: go on with a job that was interrupted.
-        overwrite: replace an output that is there; without it there must be none.
+        overwrite: replace an output that is there, once the new one is whole; without it there must be none. With
+            `resume` too, this very job goes on where it was interrupted.
         engine: "local", or "ray" for a cluster that Ray knows, without resuming.
         progress: show a progress bar on standard error.
         **scorer_options: see `Scorer`: task, options, too_long, dtype, prefix, scores, threshold, backend, device and
@@ -76,8 +77,6 @@ def score(
     if engine not in ("local", "ray"):
         raise InvalidInputError(f"engine must be local or ray, got {engine!r}")
     with _failures_told(source, output):
-        if resume and overwrite:
-            raise InvalidInputError("resume goes on with an output, overwrite replaces it: give one of them")
         target = Output(Path(output), Path(errors) if errors else None, overwrite)
         for path in (Path(source), Path(model)):
             for written in (Path(output), *([Path(errors)] if errors else [])):
@@ -188,7 +187,7 @@ def _describe_job(
     files = [(file.name, file.size, file.time_ns) for file in source.files]
     names_sizes_times = hashlib.sha256(json.dumps(files).encode()).hexdigest()
     job = {
-        "version": 2,
+        "version": 3,
         "model": model_hash,
         "backend": scorer.backend,
         "input": {"files": len(files), "bytes": source.total_bytes, "names_sizes_times": names_sizes_times},
