@@ -18,7 +18,7 @@ from edgebert.backends.registry import load_backend
 from edgebert.batch import PackedBatch
 from edgebert.errors import InvalidInputError
 from edgebert.runner import BATCH_TOKENS, answer
-from edgebert.tasks import TASKS, Task, base, find_fitting, find_task, name_task
+from edgebert.tasks import TASKS, Task, base, find_fitting, find_limit, find_task, name_task
 from edgebert.tasks.base import F32, Bools, warn
 from edgebert.tokenizer import Text, Tokenizer, check_ids
 
@@ -153,10 +153,11 @@ class Model:
             return answers, is_truncated[0] if isinstance(given, str) else is_truncated
         if num_truncated := np.count_nonzero(is_truncated):
             assert self.tokenizer is not None  # which has truncated them
+            limit = find_limit(name, self.spec, self.tokenizer, {**options, "max_length": max_length})
+            windows = ", stride=N answers from all of a text" if TASKS[name].has_windows else ""
             warn(
-                f"{num_truncated} of {len(is_truncated)} texts were truncated to "
-                f"{max_length or self.tokenizer.max_length} tokens: return_truncated=True says which, "
-                "stride=N answers from all of a text"
+                f"{num_truncated} of {len(is_truncated)} texts were truncated to {limit} tokens: "
+                f"return_truncated=True says which{windows}"
             )
         return answers
 

@@ -446,7 +446,11 @@ def test_recipes_round_trip(tmp_path: Path) -> None:
     assert Budget.parse(["speed=2.5x@32,batch=8"]) == Budget(speed=2.5, tokens=32, batch=8)
 
 
-@pytest.mark.parametrize("text", ["drop=x", "size=10", "latency=fast", "speed=2", "speed=0x", "latency=2ms@", "drop"])
+@pytest.mark.parametrize(
+    "text",
+    ["drop=x", "size=10", "latency=fast", "speed=2", "speed=0x", "latency=2ms@", "drop", "size=1..2MB",
+     "size=.MB", f"size={'9' * 400}GB", "latency=..ms", f"latency=2ms@{'9' * 5000}", f"speed=2x,threads={'9' * 5000}"],
+)  # fmt: skip
 def test_budgets_that_are_not_understood(text: str) -> None:
     with pytest.raises(InvalidInputError, match="budget|positive"):
         Budget.parse([text])
@@ -471,6 +475,24 @@ def test_bad_recipes(text: str) -> None:
         Recipe.from_toml("\n".join(lines) + "\n" + text)
     with pytest.raises(InvalidInputError, match="recipe lacks model, train, output"):
         Recipe.from_toml("task = 'embedding'")
+
+
+def test_settings_given_in_python_are_of_their_types() -> None:
+    given = {"model": Path("m"), "task": "embedding", "train": Path("a.csv"), "output": Path("o.onnx")}
+    recipe = Recipe(**given, budget=Budget(drop=1))  # type: ignore[arg-type]
+    assert (recipe.output, recipe.budget.drop) == ("o.onnx", 1.0)
+    for field, value in (
+        ("confidence", "high"), ("seed", 1.5), ("label_map", {1: "a"}), ("columns", None), ("also_eval", "b.csv"),
+        ("finetune", 3), ("train", b"a"), ("int8", "yes"),
+    ):  # fmt: skip
+        with pytest.raises(InvalidInputError, match=f"recipe: {field} must "):
+            Recipe(**{**given, field: value})  # type: ignore[arg-type]
+    for kind, field, value in (
+        (Training, "epochs", "3"), (Training, "dropout", None), (Distillation, "layers", 3), (Pruning, "flops", "all"),
+        (QuantizationAware, "temperature", []), (Budget, "drop", "1"), (Budget, "size", 1.5),
+    ):  # fmt: skip
+        with pytest.raises(InvalidInputError, match=f"recipe: {field} must "):
+            kind(**{field: value})
 
 
 # Whole runs

@@ -20,7 +20,7 @@ from artifacts import random_spec, random_tensors
 from conftest import BACKENDS, WORDS
 
 import edgebert
-from edgebert import runner
+from edgebert import cli, runner
 from edgebert.artifact import reader
 from edgebert.artifact.writer import build_model
 from edgebert.batch import PackedBatch
@@ -90,6 +90,31 @@ def test_truncated_texts_are_counted_once(make_file: Callable[..., Path]) -> Non
         model("b " * 200)
 
 
+def test_the_limit_that_is_told_is_the_tasks_own(
+    tmp_path: Path, tokenizer_json: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    head = {"pooling": "none", "normalize": False, "token_size": 12, "query_length": 9, "markers": {"query": 4}}
+    colbert = write_file(tmp_path / "colbert.onnx", tokenizer_json, **head)
+    reader = write_file(tmp_path / "reader.onnx", tokenizer_json, task="question-answering", num_positions=500)
+    long = "b " * 600
+
+    def find_warning(file: Path, *arguments: Any, **options: Any) -> str:
+        with pytest.warns(UserWarning, match="truncated") as caught:
+            edgebert.load(file, "numpy")(*arguments, **options)
+        return str(caught[0].message)
+
+    for options, limit in (({}, 80), ({"is_query": True}, 9), ({"is_query": True, "max_length": 6}, 6)):
+        told = find_warning(colbert, ["a", long], **options)
+        assert told == f"1 of 2 texts were truncated to {limit} tokens: return_truncated=True says which"
+    told = find_warning(reader, question="a", context=long, truncation=True)
+    assert "truncated to 384 tokens" in told and "stride=N" in told
+    assert cli.main(["run", str(colbert), long, "--option", "is_query=true"]) == 0
+    assert "1 of 1 texts were truncated to 9 tokens\n" in capsys.readouterr().err
+    for length in (0, -1, 81, "9", True, 2.0):
+        with pytest.raises(InvalidInputError, match="max_length must be"):
+            edgebert.load(colbert, "numpy")(["a"], max_length=length)
+
+
 @pytest.mark.parametrize("default", [None, "query"])
 @pytest.mark.parametrize("num_token_types", [1, 2])
 def test_a_text_alone_is_answered_as_among_others(
@@ -142,11 +167,12 @@ def test_a_text_alone_goes_a_short_way(make_file: Callable[..., Path]) -> None:
     assert 0 < len(passed) <= 6, passed
 
 
+_SHAPE = ("task", "num_labels", "num_token_types", "num_positions", "token_size", "pooling", "normalize")
+
+
 def write_file(path: Path, tokenizer_json: str, **changes: Any) -> Path:
     """A random embedding file with some fields of the spec changed."""
-    spec = random_spec(
-        **{key: changes.pop(key) for key in ("task", "num_labels", "num_token_types") if key in changes}
-    ).replace(**changes)
+    spec = random_spec(**{key: changes.pop(key) for key in _SHAPE if key in changes}).replace(**changes)
     path.write_bytes(build_model(spec, random_tensors(spec), {"edgebert.tokenizer": tokenizer_json}))
     return path
 

@@ -175,3 +175,7 @@ def test_similarity_and_search(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(edgebert.semantic_search(queries[0], corpus, top_k=80)[0]) == 50
     with pytest.raises(InvalidInputError, match="embeddings of one width"):
         edgebert.similarity(corpus, corpus[:, :4])
+    wrong: Any
+    for wrong in ("a", ["a"], [[1.0, 2.0], [3.0]], {1}, [10**400]):
+        with pytest.raises(InvalidInputError, match="embeddings must be numbers, in rows of one width"):
+            edgebert.semantic_search(wrong, corpus)

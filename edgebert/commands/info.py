@@ -57,7 +57,8 @@ def main(args: argparse.Namespace) -> None:
     if spec.task == "embedding":
         fields["pooling"] = spec.pooling + (", normalized" if spec.normalize else "")
     if spec.token_size:
-        fields["token embeddings"] = f"{spec.token_size} dimensions" + ", normalized" * spec.normalize_tokens
+        queries = f", of queries at most {spec.query_length} tokens" if spec.query_length else ""
+        fields["token embeddings"] = f"{spec.token_size} dimensions" + ", normalized" * spec.normalize_tokens + queries
     if spec.sparse_pooling != "none":
         fields["sparse embeddings"] = f"the masked-LM head's logits by {spec.sparse_pooling}"
     if spec.labels:

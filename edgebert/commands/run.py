@@ -51,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     """Run the command."""
     import edgebert
+    from edgebert.tasks import TASKS, find_limit
     from edgebert.tasks.base import warn
 
     model = edgebert.load(args.file, backend=args.backend, device=args.device, threads=args.threads)
@@ -78,10 +79,9 @@ def main(args: argparse.Namespace) -> None:
     else:
         answers, is_truncated = model.answer_each(inputs, task=task, **options)
     if is_truncated.any():
-        warn(
-            f"{is_truncated.sum()} of {len(inputs)} texts were truncated to {args.max_length or model.spec.max_length} "
-            "tokens: --stride N answers from all of a text"
-        )
+        limit = find_limit(task, model.spec, model.tokenizer, options)
+        windows = ": --stride N answers from all of a text" if TASKS[task].has_windows else ""
+        warn(f"{is_truncated.sum()} of {len(inputs)} texts were truncated to {limit} tokens{windows}")
     if task == "reranking":  # an answer a document, best first
         ranking = [answer["corpus_id"] for answer in answers]
         inputs, is_truncated = [inputs[i] for i in ranking], is_truncated[ranking]

@@ -180,7 +180,7 @@ def hold_out(dataset: Dataset, tenths: Sequence[int] = (1,)) -> list[Dataset]:
         raise InvalidInputError(f"{dataset.source} has too few rows ({len(dataset)}) to hold some out: give --eval")
     labels = _with_labels(parts[0], None).labels if parts[0].labels else None
     for part in parts[1:]:
-        _with_labels(part, labels)
+        _with_labels(replace(part, source=f"what is held out of {part.source}"), labels)
     return parts
 
 
@@ -275,7 +275,7 @@ def _score(row: dict[str, Any], i: int, column: str, complain: _Complaints) -> f
     value = row.get(column)
     try:
         score = float(value) if not isinstance(value, bool) else float("nan")  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         score = float("nan")
     if not -1e30 < score < 1e30:
         complain(i, f"column {column!r} must hold a number, got {value!r:.60}")
@@ -318,7 +318,11 @@ def _read_classification(
     kind = type(values[0])
     for i, value in enumerate(values):
         if not isinstance(value, (str, int)) or (isinstance(value, str) and not value.strip()):
-            complain(i, f"column {column!r} must hold a label, got {value!r:.60}")
+            complain(
+                i,
+                f"column {column!r} must hold a label, text or an integer, got {value!r:.60}; scores are learned with "
+                "--problem-type regression",
+            )
         if type(value) is not kind:
             complain(
                 i, f"column {column!r} holds {type(value).__name__} here and {kind.__name__} in row 1: use one type"

@@ -23,7 +23,7 @@ from edgebert.backends.base import Outputs
 from edgebert.batch import PackedBatch
 from edgebert.checkpoints.loading import Checkpoint
 from edgebert.compress import prune, vocabulary
-from edgebert.compress.data import Dataset, hold_out, load_dataset, read_rows
+from edgebert.compress.data import ROLES, Dataset, hold_out, load_dataset, read_rows
 from edgebert.compress.distill import distil, narrow_student, spread_layers
 from edgebert.compress.encode import Examples, encode, load_tokenizer
 from edgebert.compress.evaluate import Evaluation, TorchBackend, evaluate
@@ -116,6 +116,10 @@ class _Run:
         self.output = Path(recipe.output)
         if not self.output.absolute().parent.is_dir():
             raise InvalidInputError(f"folder {self.output.absolute().parent} does not exist: create it first")
+        if self.output.is_dir():
+            raise InvalidInputError(f"{self.output} is a folder, where a file is to be written: choose another name")
+        if recipe.work_folder.is_file():
+            raise InvalidInputError(f"{recipe.work_folder} is a file: name a folder for finished stages with --work")
         self.train, self.choice, self.eval, *self.others = self._load_data()
         self.unlabelled = self._load_unlabelled()
         self.messages: list[str] = []
@@ -156,9 +160,11 @@ class _Run:
         if self.recipe.unlabelled is None:
             return []
         rows = read_rows(Path(self.recipe.unlabelled))
-        texts = [row["text"] for row in rows if isinstance(row.get("text"), str) and row["text"].strip()]
+        names = (self.recipe.columns.get("text", "text"), *ROLES["text"])
+        column = next((name for name in names if name in rows[0]), names[0])
+        texts = [text for row in rows if isinstance(text := row.get(column), str) and text.strip()]
         if not texts:
-            raise InvalidInputError(f"{self.recipe.unlabelled} has no column text with texts: name it so")
+            raise InvalidInputError(f"{self.recipe.unlabelled} has no column {column!r} with texts: name it so")
         if self.recipe.task in ("question-answering", "token-classification"):
             raise InvalidInputError(f"{self.recipe.task} takes no unlabelled texts: leave them out")
         return texts

@@ -28,8 +28,66 @@ def _check(name: str, value: object, is_right: bool, expected: str) -> None:
         raise InvalidInputError(f"recipe: {name} must be {expected}, got {value!r}")
 
 
+def _from_table(kind: Any, table: dict[str, Any], path: str) -> Any:
+    hints = typing.get_type_hints(kind)
+    if unknown := sorted(set(table) - set(hints)):
+        raise InvalidInputError(f"{path} has no {', '.join(unknown)}; it has {', '.join(hints)}")
+    needed = [f.name for f in dataclasses.fields(kind) if f.default is f.default_factory is dataclasses.MISSING]
+    if missing := [name for name in needed if name not in table]:
+        raise InvalidInputError(f"{path} lacks {', '.join(missing)}: give each as an argument or in the recipe's file")
+    return kind(**{name: _convert(hints[name], value, f"{path}.{name}") for name, value in table.items()})
+
+
+_PLURALS = {int: "integers", str: "texts"}
+
+
+def _convert(hint: Any, value: Any, path: str) -> Any:
+    """The value as the type hint asks for it."""
+    options = [option for option in typing.get_args(hint) if option is not types.NoneType]
+    if isinstance(hint, types.UnionType):
+        if value is None or (value is False and dataclasses.is_dataclass(options[0])):
+            return None
+        hint = options[0]
+    if dataclasses.is_dataclass(hint):
+        if dataclasses.is_dataclass(value):
+            return value
+        if value is True:
+            return _from_table(hint, {}, path)
+        if not isinstance(value, dict):
+            raise InvalidInputError(f"{path} must be a table, true or false, got {value!r:.100}")
+        return _from_table(hint, value, path)
+    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 2**1023:
+        return float(value)
+    if typing.get_origin(hint) is tuple:
+        kind = typing.get_args(hint)[0]
+        if not isinstance(value, (list, tuple)) or not all(type(item) is kind for item in value):
+            raise InvalidInputError(f"{path} must be a list of {_PLURALS[kind]}, got {value!r:.100}")
+        return tuple(value)
+    expected = typing.get_origin(hint) or hint
+    if expected is str and isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if type(value) is not expected:
+        raise InvalidInputError(f"{path} must be of type {expected.__name__}, got {value!r:.100}")
+    if expected is dict and not all(isinstance(text, str) for text in (*value, *value.values())):
+        raise InvalidInputError(f"{path} must name texts by texts, got {value!r:.100}")
+    return value
+
+
+class _Settings:
+    """Settings whose fields are of the types that their annotations say, then within the bounds of `_check_bounds`."""
+
+    def __post_init__(self) -> None:
+        hints = typing.get_type_hints(type(self))
+        for name, hint in hints.items():
+            object.__setattr__(self, name, _convert(hint, getattr(self, name), f"recipe: {name}"))
+        self._check_bounds()
+
+    def _check_bounds(self) -> None:
+        raise NotImplementedError
+
+
 @dataclass(frozen=True)
-class Training:
+class Training(_Settings):
     """How a model is trained. Rates are high for a language model because the models are small."""
 
     epochs: int = 6
@@ -43,7 +101,7 @@ class Training:
     max_length: int | None = None  # tokens; None: the model's limit
     precision: str = "auto"  # "auto" is bf16 where the device multiplies it, else f32
 
-    def __post_init__(self) -> None:
+    def _check_bounds(self) -> None:
         for name in ("epochs", "batch_size", "patience"):
             _check(name, getattr(self, name), getattr(self, name) >= 1, "a positive integer")
         for name in ("learning_rate", "max_grad_norm"):
@@ -55,7 +113,7 @@ class Training:
 
 
 @dataclass(frozen=True)
-class Distillation:
+class Distillation(_Settings):
     """How a student learns from the fine-tuned teacher, and how it begins.
 
     The student is the checkpoint `student` where one is given; else the teacher's layers at `layers` (indices from 0),
@@ -73,7 +131,7 @@ class Distillation:
     relation_weight: float = 0.0  # of the last layer's self-attention relations (MiniLM)
     training: Training = Training(epochs=8)
 
-    def __post_init__(self) -> None:
+    def _check_bounds(self) -> None:
         _check("num_layers", self.num_layers, self.num_layers >= 1, "a positive integer")
         _check("temperature", self.temperature, 0 < self.temperature < math.inf, "a positive number")
         weights = (self.label_weight, self.soft_weight, self.hidden_weight, self.relation_weight)
@@ -85,7 +143,7 @@ class Distillation:
 
 
 @dataclass(frozen=True)
-class Pruning:
+class Pruning(_Settings):
     """How much of the encoder's arithmetic stays, and whether what is left is trained again."""
 
     flops: float = 0.5  # share of the encoder's floating-point operations that stays
@@ -95,7 +153,7 @@ class Pruning:
     temperature: float = 2.0
     training: Training = Training(epochs=2, learning_rate=1e-4)
 
-    def __post_init__(self) -> None:
+    def _check_bounds(self) -> None:
         _check("flops", self.flops, 0 < self.flops <= 1, "a number in (0, 1]")
         is_gradual = self.steps > 1 and self.retrain and not self.within_drop
         _check("steps", self.steps, self.steps == 1 or is_gradual, "1, or more with retrain and without within_drop")
@@ -103,18 +161,18 @@ class Pruning:
 
 
 @dataclass(frozen=True)
-class QuantizationAware:
+class QuantizationAware(_Settings):
     """How a model learns to be int8: with the codes in its products, distilled from itself in f32."""
 
     temperature: float = 2.0
     training: Training = Training(epochs=2, learning_rate=5e-5)
 
-    def __post_init__(self) -> None:
+    def _check_bounds(self) -> None:
         _check("temperature", self.temperature, 0 < self.temperature < math.inf, "a positive number")
 
 
 @dataclass(frozen=True)
-class Budget:
+class Budget(_Settings):
     """What the file must keep to; each None is no limit.
 
     Attributes:
@@ -132,7 +190,7 @@ class Budget:
     threads: int = 1
     batch: int = 1
 
-    def __post_init__(self) -> None:
+    def _check_bounds(self) -> None:
         _check("drop", self.drop, self.drop is None or 0 <= self.drop < math.inf, "a number, 0 or more")
         for name in ("size", "latency", "speed"):
             value = getattr(self, name)
@@ -168,14 +226,18 @@ class Budget:
         return cls(**found)
 
 
+_NUMBER = r"(\d{1,15}(?:\.\d{0,15})?|\.\d{1,15})"
+_COUNT = r"\d{1,9}"
+
+
 def _read_size(value: str) -> dict[str, Any] | None:
-    match = re.fullmatch(r"([\d.]+)\s*(B|kB|KB|MB|GB)", value)
+    match = re.fullmatch(_NUMBER + r"\s*(B|kB|KB|MB|GB)", value)
     units = {"B": 1, "kB": 1e3, "KB": 1e3, "MB": 1e6, "GB": 1e9}
     return {"size": int(float(match[1]) * units[match[2]])} if match else None
 
 
 def _read_latency(value: str) -> dict[str, Any] | None:
-    match = re.fullmatch(r"([\d.]+)\s*(s|ms|us)(?:@(\d+))?", value)
+    match = re.fullmatch(rf"{_NUMBER}\s*(s|ms|us)(?:@({_COUNT}))?", value)
     if not match:
         return None
     seconds = float(match[1]) * {"s": 1.0, "ms": 1e-3, "us": 1e-6}[match[2]]
@@ -183,16 +245,16 @@ def _read_latency(value: str) -> dict[str, Any] | None:
 
 
 def _read_speed(value: str) -> dict[str, Any] | None:
-    match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*x(?:@(\d+))?", value)
+    match = re.fullmatch(rf"{_NUMBER}\s*x(?:@({_COUNT}))?", value)
     return {"speed": float(match[1])} | ({"tokens": int(match[2])} if match[2] else {}) if match else None
 
 
 def _read_count(name: str) -> typing.Callable[[str], dict[str, Any] | None]:
-    return lambda value: {name: int(value)} if value.isdecimal() else None
+    return lambda value: {name: int(value)} if re.fullmatch(_COUNT, value) else None
 
 
 _BUDGET_READERS: dict[str, typing.Callable[[str], dict[str, Any] | None]] = {
-    "drop": lambda value: {"drop": float(value)} if re.fullmatch(r"\d+(\.\d*)?|\.\d+", value) else None,
+    "drop": lambda value: {"drop": float(value)} if re.fullmatch(_NUMBER, value) else None,
     "size": _read_size,
     "latency": _read_latency,
     "speed": _read_speed,
@@ -202,7 +264,7 @@ _BUDGET_READERS: dict[str, typing.Callable[[str], dict[str, Any] | None]] = {
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(_Settings):
     """A compression run.
 
     Attributes:
@@ -251,7 +313,7 @@ class Recipe:
     qat: QuantizationAware | None = None
     budget: Budget = Budget()
 
-    def __post_init__(self) -> None:
+    def _check_bounds(self) -> None:
         object.__setattr__(self, "task", name_task(self.task))
         _check("task", self.task, self.task in TASKS, f"one of {', '.join(TASKS)}")
         _check("output", self.output, self.output.endswith(".onnx"), "a file name that ends in .onnx")
@@ -283,7 +345,7 @@ class Recipe:
         """
         try:
             table = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
+        except (tomllib.TOMLDecodeError, TypeError, RecursionError) as error:
             raise InvalidInputError(f"the recipe is not TOML ({error})") from None
         recipe: Recipe = _from_table(cls, table | changes, "recipe")
         return recipe
@@ -313,44 +375,3 @@ def _to_table(value: Any) -> dict[str, Any]:
         elif item.default is not None:  # a stage that is left out though the default has it
             table[item.name] = False
     return table
-
-
-def _from_table(kind: Any, table: dict[str, Any], path: str) -> Any:
-    hints = typing.get_type_hints(kind)
-    if unknown := sorted(set(table) - set(hints)):
-        raise InvalidInputError(f"{path} has no {', '.join(unknown)}; it has {', '.join(hints)}")
-    needed = [f.name for f in dataclasses.fields(kind) if f.default is f.default_factory is dataclasses.MISSING]
-    if missing := [name for name in needed if name not in table]:
-        raise InvalidInputError(f"{path} lacks {', '.join(missing)}: give each as an argument or in the recipe's file")
-    return kind(**{name: _convert(hints[name], value, f"{path}.{name}") for name, value in table.items()})
-
-
-_PLURALS = {int: "integers", str: "texts"}
-
-
-def _convert(hint: Any, value: Any, path: str) -> Any:
-    """The value as the type hint asks for it."""
-    options = [option for option in typing.get_args(hint) if option is not types.NoneType]
-    if isinstance(hint, types.UnionType):
-        if value is None or (value is False and dataclasses.is_dataclass(options[0])):
-            return None
-        hint = options[0]
-    if dataclasses.is_dataclass(hint):
-        if dataclasses.is_dataclass(value):
-            return value
-        if value is True:
-            return _from_table(hint, {}, path)
-        if not isinstance(value, dict):
-            raise InvalidInputError(f"{path} must be a table, true or false, got {value!r}")
-        return _from_table(hint, value, path)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if typing.get_origin(hint) is tuple:
-        kind = typing.get_args(hint)[0]
-        if not isinstance(value, (list, tuple)) or not all(type(item) is kind for item in value):
-            raise InvalidInputError(f"{path} must be a list of {_PLURALS[kind]}, got {value!r}")
-        return tuple(value)
-    expected = typing.get_origin(hint) or hint
-    if type(value) is not expected:
-        raise InvalidInputError(f"{path} must be of type {expected.__name__}, got {value!r}")
-    return value

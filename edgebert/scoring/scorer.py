@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from edgebert.errors import InvalidInputError
 from edgebert.model import load
+from edgebert.tasks import find_limit
 from edgebert.tasks.text_classification import find_range
 
 Bools = NDArray[np.bool_]
@@ -227,7 +228,8 @@ class Scorer:
         for i, answer, is_long in zip(rows, found, is_truncated, strict=True):
             truncated[i] = bool(is_long)
             if is_long and self._too_long == "error":
-                limit = self._options.get("max_length") or self._model.spec.max_length
+                assert self._model.tokenizer is not None  # as there are texts
+                limit = find_limit(self._task, self._model.spec, self._model.tokenizer, self._options)
                 errors[i] = f"more than {limit} tokens"
             else:
                 answers[i] = answer

@@ -6,9 +6,13 @@ makes of inputs and answers that are not lists, `Model` does.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
 from typing import Any, NamedTuple
+
+from edgebert.artifact.spec import EncoderSpec
+from edgebert.tokenizer import Tokenizer
 
 
 class Task(NamedTuple):
@@ -24,6 +28,7 @@ class Task(NamedTuple):
         expects: what the list may be, for messages.
         unlists: lists of one are answered without the list.
         is_best_alone: without `top_k` an input's one answer stands without a list.
+        has_windows: with `stride` a long text is answered by windows.
     """
 
     heads: tuple[str, ...]
@@ -35,6 +40,7 @@ class Task(NamedTuple):
     expects: str = "a text or a list of texts"
     unlists: bool = False
     is_best_alone: bool = False
+    has_windows: bool = True
 
 
 _PAIRS: dict[str, Any] = {
@@ -46,7 +52,7 @@ _PAIRS: dict[str, Any] = {
 TASKS = {
     "embedding": Task(("embedding",), ("sentence_embedding",)),
     "sparse-embedding": Task(("embedding",), ("sparse_embedding", "token_weights")),
-    "multi-vector": Task(("embedding",), ("token_embeddings",)),
+    "multi-vector": Task(("embedding",), ("token_embeddings",), has_windows=False),
     "text-classification": Task(("text-classification",), inputs=("inputs",), **_PAIRS),
     "reranking": Task(
         ("text-classification",), (), "query, documents", ("query", "documents"), (), expects="a list of documents"
@@ -107,3 +113,10 @@ def find_fitting(head: str, outputs: tuple[str, ...]) -> list[str]:
 def find_task(name: str) -> Any:
     """The module of a task."""
     return import_module(f"edgebert.tasks.{name.replace('-', '_')}")
+
+
+def find_limit(task: str, spec: EncoderSpec, tokenizer: Tokenizer, options: Mapping[str, Any]) -> int:
+    """Tokens that a row of a task has at most with these options, special tokens included."""
+    own = getattr(find_task(task), "find_limit", None)
+    limit: int = own(spec, tokenizer, options) if own else options.get("max_length") or tokenizer.max_length
+    return limit

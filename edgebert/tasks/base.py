@@ -112,6 +112,28 @@ def check_count(name: str, value: object) -> int:
     return value
 
 
+def read_numbers(name: str, values: object) -> F32:
+    """`values` as an array of f32.
+
+    Raises:
+        InvalidInputError: they are not numbers, or lists of them that are not of one length.
+    """
+    try:
+        return np.asarray(values, np.float32)
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
+        raise InvalidInputError(
+            f"{name} must be numbers, in rows of one width, got {type(values).__name__} ({error})"
+        ) from None
+
+
+def check_max_length(name: str, value: object, spec: EncoderSpec) -> None:
+    """Raise InvalidInputError for what is no count of tokens that a row can have; None is the file's limit."""
+    if value is not None and check_count(name, value) > spec.usable_positions:
+        raise InvalidInputError(
+            f"{name} must be an integer from 1 to {spec.usable_positions}, the model's positions, got {value!r}"
+        )
+
+
 def softmax(logits: F32) -> F32:
     """exp(x) / sum of exp(x) over the last axis, f32."""
     rows = logits.reshape(-1, logits.shape[-1])

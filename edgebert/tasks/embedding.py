@@ -11,7 +11,17 @@ import numpy as np
 from edgebert.artifact.spec import EncoderSpec
 from edgebert.errors import InvalidInputError
 from edgebert.tasks import base
-from edgebert.tasks.base import F32, Outputs, Prepared, check_count, check_texts, gather_texts, make_rows, normalize
+from edgebert.tasks.base import (
+    F32,
+    Outputs,
+    Prepared,
+    check_count,
+    check_texts,
+    gather_texts,
+    make_rows,
+    normalize,
+    read_numbers,
+)
 from edgebert.tokenizer import Tokenizer, check_text
 
 MAX_COSINES = 1 << 24  # that a search holds at a time
@@ -139,7 +149,7 @@ def semantic_search(query_embeddings: F32, corpus_embeddings: F32, top_k: int = 
 
 
 def _read_unit_rows(a: F32, b: F32) -> tuple[F32, F32]:
-    rows, others = (np.atleast_2d(np.asarray(values, np.float32)) for values in (a, b))
+    rows, others = (np.atleast_2d(read_numbers("embeddings", values)) for values in (a, b))
     if rows.ndim != 2 or others.ndim != 2 or rows.shape[1] != others.shape[1]:
         raise InvalidInputError(f"expected embeddings of one width, got {list(rows.shape)} and {list(others.shape)}")
     return normalize(rows), normalize(others)

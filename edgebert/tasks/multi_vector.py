@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
+from edgebert.artifact.spec import EncoderSpec
 from edgebert.errors import InvalidInputError
 from edgebert.tasks import base
-from edgebert.tasks.base import F32, Bools, Outputs, Prepared, check_texts, make_rows, normalize
+from edgebert.tasks.base import F32, Bools, Outputs, Prepared, check_texts, make_rows, normalize, read_numbers
 from edgebert.tasks.embedding import find_prompt
 from edgebert.tokenizer import Row, Tokenizer
 
@@ -27,7 +29,7 @@ class Options(base.Options):
         truncate_dim: keep this many leading dimensions, scaled to length 1 again where the file does that.
 
     Raises:
-        InvalidInputError: a prompt name or width that is not usable, or a stride.
+        InvalidInputError: a prompt name, limit or width that is not usable, or a stride.
     """
 
     is_query: bool = False
@@ -37,11 +39,19 @@ class Options(base.Options):
 
     def __post_init__(self) -> None:
         find_prompt(self.spec, self.prompt_name, self.prompt)
+        base.check_max_length("max_length", self.max_length, self.spec)
         if self.stride is not None:
             raise InvalidInputError("token embeddings are not made of windows: leave stride out, or give parts")
         width = self.spec.output_width("token_embeddings")[1]
         if self.truncate_dim is not None and base.check_count("truncate_dim", self.truncate_dim) > width:
             raise InvalidInputError(f"truncate_dim is {self.truncate_dim}, the embeddings have {width} dimensions")
+
+
+def find_limit(spec: EncoderSpec, tokenizer: Tokenizer, options: Mapping[str, Any]) -> int:
+    """Tokens that a row has at most, marker and special tokens included."""
+    own = spec.query_length if options.get("is_query") else 0
+    limit: int = options.get("max_length") or own or tokenizer.max_length
+    return limit
 
 
 def prepare(texts: Sequence[str], tokenizer: Tokenizer, options: Options) -> Prepared:
@@ -52,7 +62,7 @@ def prepare(texts: Sequence[str], tokenizer: Tokenizer, options: Options) -> Pre
     """
     check_texts(texts)
     spec, role = options.spec, "query" if options.is_query else "document"
-    limit = options.max_length or (spec.query_length if options.is_query else 0) or spec.max_length
+    limit = find_limit(spec, tokenizer, vars(options))
     marker = spec.markers.get(role)
     # the marker is one of the tokens that the limit counts
     limits = replace(options, max_length=max(1, limit - 1) if marker is not None else limit)
@@ -150,7 +160,10 @@ def maxsim(queries: Sequence[F32] | F32, documents: Sequence[F32] | F32) -> F32:
 
 def _pack(name: str, texts: Sequence[F32] | F32) -> tuple[F32, base.I64]:
     """(the rows of all texts, int64 [n]: where each ends)."""
-    parts = [np.asarray(part, np.float32) for part in ([texts] if getattr(texts, "ndim", 0) == 2 else texts)]
+    ndim = getattr(texts, "ndim", 1)
+    if isinstance(texts, (str, bytes, dict)) or not isinstance(texts, Iterable) or ndim == 0:
+        raise InvalidInputError(f"{name} must be a list of matrices, [tokens, width] each, got {type(texts).__name__}")
+    parts = [read_numbers(f"{name}[{i}]", part) for i, part in enumerate([texts] if ndim == 2 else texts)]
     widths = {part.shape[1] if part.ndim == 2 else -1 for part in parts if part.size or part.ndim != 2}
     if -1 in widths or len(widths) > 1:
         raise InvalidInputError(f"{name} must be matrices of one width, [tokens, width] each")

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from edgebert.artifact.spec import EncoderSpec
 from edgebert.errors import InvalidInputError
 from edgebert.tasks import base
-from edgebert.tasks.base import F32, Outputs, Prepared, check_count, in_order, make_rows, softmax
+from edgebert.tasks.base import F32, Outputs, Prepared, check_count, check_max_length, in_order, make_rows, softmax
 from edgebert.tokenizer import Row, Tokenizer, check_stride, check_text
 
 Answer = dict[str, Any]
@@ -51,14 +52,16 @@ class Options(base.Options):
         if self.top_k is not None:
             check_count("top_k", self.top_k)
         check_count("max_answer_len", self.max_answer_len)
-        most = self.spec.usable_positions
         for name in ("max_seq_len", "max_length"):
-            if (size := getattr(self, name)) is not None and check_count(name, size) > most:
-                raise InvalidInputError(
-                    f"{name} must be an integer from 1 to {most}, the model's positions, got {size}"
-                )
+            check_max_length(name, getattr(self, name), self.spec)
         if self.doc_stride is not None:
             check_stride("doc_stride", self.doc_stride)
+
+
+def find_limit(spec: EncoderSpec, tokenizer: Tokenizer, options: Mapping[str, Any]) -> int:
+    """Tokens that a window has at most."""
+    limit: int = options.get("max_seq_len") or options.get("max_length") or min(tokenizer.max_length, MAX_SEQ_LEN)
+    return limit
 
 
 def prepare(inputs: Sequence[dict[str, str]], tokenizer: Tokenizer, options: Options) -> Prepared:
@@ -76,7 +79,7 @@ def prepare(inputs: Sequence[dict[str, str]], tokenizer: Tokenizer, options: Opt
                 raise InvalidInputError(f"input {i}: {key} must be a text that is not empty, got {value!r:.100}")
             check_text(f"input {i}: {key}", value)
     pairs = [(item["question"], item["context"]) for item in inputs]
-    size = options.max_seq_len or options.max_length or min(tokenizer.max_length, MAX_SEQ_LEN)
+    size = find_limit(options.spec, tokenizer, vars(options))
     stride = options.doc_stride if options.doc_stride is not None else options.stride
     is_default = stride is None and not options.truncation
     if is_default:
