@@ -310,6 +310,16 @@ def render_task_parity(result: Result) -> dict[str, str]:
     return {"task-parity": format_table(header, rows)}
 
 
+def render_embedding_dtypes(result: Result) -> dict[str, str]:
+    """The table `embedding-dtypes`: bytes, neighbours found again and Spearman's correlation of each dtype."""
+    rows = [
+        [row["dtype"], str(row["bytes"]), f"{100 * row['recall_at_10']:.1f} %", f"{100 * row['spearman']:.2f}"]
+        for row in result["rows"]
+    ]
+    header = ["stored as", f"bytes of {result['width']} numbers", "nearest 10 found again", "STS-B dev, Spearman"]
+    return {"embedding-dtypes": format_table(header, rows)}
+
+
 def render_blimp(result: Result) -> dict[str, str]:
     """The table `blimp`: the paradigms of each phenomenon, pairs ranked right here and in transformers."""
     rows = [
@@ -439,6 +449,7 @@ RENDERERS = {
     "ladder": render_ladder,
     "task_parity": render_task_parity,
     "blimp": render_blimp,
+    "embedding_dtypes": render_embedding_dtypes,
     "rescoring": render_rescoring,
     "scoring": render_scoring,
     "trainer_parity": render_trainer_parity,

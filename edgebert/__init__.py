@@ -30,6 +30,7 @@ __all__ = [
     "load",
     "maxsim",
     "pipeline",
+    "quantize_embeddings",
     "score",
     "semantic_search",
     "sign",
@@ -46,6 +47,7 @@ _MODULES = {
     "load": "edgebert.model",
     "maxsim": "edgebert.tasks.multi_vector",
     "pipeline": "edgebert.model",
+    "quantize_embeddings": "edgebert.tasks.embedding",
     "score": "edgebert.scoring.runner",
     "semantic_search": "edgebert.tasks.embedding",
     "sign": "edgebert.artifact.integrity",
@@ -60,7 +62,7 @@ if TYPE_CHECKING:
     from edgebert.exporting.export import export
     from edgebert.model import Model, load, pipeline
     from edgebert.scoring.runner import score
-    from edgebert.tasks.embedding import semantic_search, similarity
+    from edgebert.tasks.embedding import quantize_embeddings, semantic_search, similarity
     from edgebert.tasks.multi_vector import maxsim
 
 

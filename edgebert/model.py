@@ -372,7 +372,7 @@ _NEIGHBOURS = {
     "convert_to_numpy": "embeddings are NumPy arrays",
     "convert_to_tensor": "embeddings are NumPy arrays, torch.from_numpy(…) takes them",
     "output_value": "forward(…) gives every output of the file by name",
-    "precision": "an int8 file is made by export, embeddings are float32",
+    "precision": "embeddings are float32, edgebert.quantize_embeddings(…) makes int8 and bits of them",
     "show_progress_bar": "calls show none, edgebert.score(…) of a file does",
     "device": "it is given to edgebert.load(…)",
     "num_workers": "threads=… is given to edgebert.load(…)",

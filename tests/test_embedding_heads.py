@@ -510,3 +510,14 @@ def test_the_command_line_prints_them(tmp_path: Path, capsys: pytest.CaptureFixt
         line = json.loads(capsys.readouterr().out)
         answer = model("the router", task=task)
         assert line == {"text": "the router", key: answer if task == "sparse-embedding" else answer.tolist()}
+
+
+def test_bits_as_sentence_transformers_packs_them() -> None:
+    from sentence_transformers.util.quantization import quantize_embeddings
+
+    rows = np.random.default_rng(0).standard_normal((50, 48)).astype(np.float32)
+    rows[0, ::3] = 0.0
+    expected = quantize_embeddings(rows, precision="ubinary")
+    found = edgebert.quantize_embeddings(rows, "binary")
+    assert found.dtype == expected.dtype
+    np.testing.assert_array_equal(found, expected)

@@ -75,7 +75,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
             records = csv.DictReader(io.StringIO(text), delimiter=delimiter)
             rows = [{k: v or None for k, v in row.items()} for row in records]
             for row in rows:
-                row |= {k: json.loads(row[k] or "null") for k in ("embedding", "truncated")}
+                row |= {k: json.loads(row[k] or "null") for k in ("embedding", "truncated") if k in row}
         else:
             rows = [json.loads(line) for line in text.splitlines()]
     for row in rows:
@@ -125,6 +125,44 @@ def test_types_of_results(make_file: Callable[..., Path], tmp_path: Path) -> Non
     assert half.column_names == ["id", "text", "note", "m_embedding", "m_truncated", "m_error"]
     full = pq.read_table(tmp_path / "f32.parquet")["embedding"].combine_chunks().flatten().to_numpy()
     np.testing.assert_array_equal(half["m_embedding"].combine_chunks().flatten().to_numpy(), full.astype(np.float16))
+
+
+@pytest.mark.parametrize("name", ["out.parquet", "out.jsonl", "out.csv"])
+def test_embeddings_in_fewer_bytes(make_file: Callable[..., Path], tmp_path: Path, name: str) -> None:
+    model, rows = make_file(), make_rows(20)
+    rows[7]["text"] = None
+    source = write_rows(tmp_path / "in.jsonl", rows)
+    texts = [row["text"] for row in rows if row["text"]]
+    embeddings = edgebert.load(model).encode(texts)
+    for dtype, width in (("int8", 24), ("binary", 3)):
+        output = tmp_path / f"{dtype}-{name}"
+        score(model, source, output, dtype=dtype, rows_per_part=6)
+        found = read_rows(output)
+        assert [row["embedding"] is None for row in found] == [i == 7 for i in range(20)]
+        codes = np.array([row["embedding"] for row in found if row["embedding"] is not None])
+        np.testing.assert_array_equal(codes, edgebert.quantize_embeddings(embeddings, dtype))
+        if name == "out.parquet":
+            arrow = {"int8": pa.int8(), "binary": pa.uint8()}[dtype]
+            assert pq.read_schema(output).field("embedding").type == pa.list_(arrow, width)
+        if dtype == "int8":
+            scales = np.array([float(row["embedding_scale"]) for row in found if row["embedding_scale"] is not None])
+            np.testing.assert_allclose(codes * scales[:, None], embeddings, atol=float(scales.max()) * 0.5001)
+        else:
+            assert "embedding_scale" not in found[0]
+
+
+def test_vectors_of_tokens_in_fewer_bytes(make_file: Callable[..., Path], tmp_path: Path) -> None:
+    model = make_file(pooling="none", token_size=16, normalize_tokens=False)
+    expected = edgebert.load(model)(["the red roses", "a"], task="multi-vector")
+    scorer = Scorer(model, task="multi-vector", dtype="int8")
+    source = write_rows(tmp_path / "in.jsonl", [{"text": "the red roses"}, {"text": "a"}])
+    score(model, source, tmp_path / "out.parquet", task="multi-vector", dtype="int8")
+    found = pq.read_table(tmp_path / "out.parquet").to_pylist()
+    assert scorer.results == {"embeddings": "vectors", "embedding_scales": "numbers"}
+    for row, vectors in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(row["embeddings"], edgebert.quantize_embeddings(vectors, "int8"))
+        scales = np.array(row["embedding_scales"])[:, None]
+        np.testing.assert_allclose(row["embeddings"] * scales, vectors, atol=float(scales.max()) * 0.5001)
 
 
 def test_classification_of_texts_and_pairs(make_file: Callable[..., Path], tmp_path: Path) -> None:
@@ -356,9 +394,10 @@ def test_the_scorer_can_be_pickled_and_takes_any_columns(make_file: Callable[...
         ({"columns": ["txet"]}, "there is no column 'txet' in .*, only id, text, note: did you mean 'text'"),
         ({"columns": ["zzzzz"]}, "choose one of these"),
         ({"columns": "text"}, "columns must be a list"),
-        ({"prefix": "x_", "dtype": "f64"}, "dtype must be one of f32, f16"),
+        ({"prefix": "x_", "dtype": "f64"}, "dtype must be one of f32, f16, int8, binary"),
         ({"too_long": "stop"}, "too_long must be one of"),
         ({"task": "fill-mask"}, "fill-mask does not fit this file"),
+        ({"task": "explain", "dtype": "int8"}, "dtype is of embeddings, and this file's task is explain"),
         ({"options": {"top_k": 3}}, "top_k"),
         ({"rows_per_part": 0}, "rows_per_part must be a positive integer"),
         ({"engine": "dask"}, "engine must be local or ray"),

@@ -179,3 +179,36 @@ def test_similarity_and_search(monkeypatch: pytest.MonkeyPatch) -> None:
     for wrong in ("a", ["a"], [[1.0, 2.0], [3.0]], {1}, [10**400]):
         with pytest.raises(InvalidInputError, match="embeddings must be numbers, in rows of one width"):
             edgebert.semantic_search(wrong, corpus)
+
+
+def test_embeddings_in_fewer_bytes() -> None:
+    rng = np.random.default_rng(1)
+    rows = rng.standard_normal((40, 20)).astype(np.float32)  # 20 bits leave 4 of 3 bytes over
+    rows[3] = 0.0
+    rows[5] *= 2.66e-43 / np.abs(rows[5]).max()  # 190 of the smallest numbers, whose scale is one of these
+    codes = edgebert.quantize_embeddings(rows, "int8")
+    assert codes.dtype == np.int8
+    scales = embedding.find_scales(rows)
+    assert (np.abs(codes[np.arange(40) > 5]).max(axis=1) == 127).all()
+    is_normal = np.arange(40) != 5
+    assert (np.abs(codes * scales[:, None].astype(np.float64) - rows) <= scales[:, None] * 0.5001)[is_normal].all()
+    assert not codes[3].any() and (np.sign(codes[5]) == np.sign(rows[5])).all() and np.abs(codes[5]).max() == 127
+    np.testing.assert_array_equal(edgebert.quantize_embeddings(rows[:, None], "int8")[:, 0], codes)
+
+    bits = edgebert.quantize_embeddings(rows, "binary")
+    assert (bits.dtype, bits.shape) == (np.uint8, (40, 3))
+    for row, packed in zip(rows, bits, strict=True):
+        places = [bool(packed[i // 8] & (128 >> i % 8)) for i in range(20)]
+        assert places == (row > 0).tolist()
+    signs = np.where(rows > 0, np.float32(1), np.float32(-1))
+    np.testing.assert_allclose(edgebert.similarity(rows, bits), edgebert.similarity(rows, signs), atol=1e-6)
+    np.testing.assert_allclose(edgebert.similarity(bits, rows), edgebert.similarity(signs, rows), atol=1e-6)
+    hamming = np.array([[int((a != b).sum()) for b in signs] for a in signs])
+    np.testing.assert_allclose(edgebert.similarity(bits, bits), 1 - 2 * hamming / 24, atol=1e-6)
+    assert [hits[0]["corpus_id"] for hits in edgebert.semantic_search(rows, rows.astype(np.float16))][6:] == [
+        *range(6, 40)
+    ]
+    with pytest.raises(InvalidInputError, match="dtype must be one of f32, f16, int8, binary, got 'int4'"):
+        edgebert.quantize_embeddings(rows, "int4")
+    with pytest.raises(InvalidInputError, match="embeddings of one width"):
+        edgebert.similarity(rows, bits[:, :2])

@@ -27,7 +27,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--task", help="a task that fits the file (default: the file's own)")
     add_model_arguments(parser)
-    parser.add_argument("--dtype", choices=("f32", "f16"), default="f32", help="of embeddings (default: f32)")
+    parser.add_argument(
+        "--embedding-dtype",
+        "--dtype",
+        dest="dtype",
+        choices=("f32", "f16", "int8", "binary"),
+        default="f32",
+        help="of embeddings (default: f32)",
+    )
     parser.add_argument("--prefix", default="", help="put before the names of the result columns")
     parser.add_argument(
         "--too-long",

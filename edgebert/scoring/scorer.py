@@ -13,12 +13,14 @@ from numpy.typing import NDArray
 from edgebert.errors import InvalidInputError
 from edgebert.model import load
 from edgebert.tasks import find_limit
+from edgebert.tasks.base import F32
+from edgebert.tasks.embedding import DTYPES, find_scales, quantize_embeddings
 from edgebert.tasks.text_classification import find_range
 
 Bools = NDArray[np.bool_]
 
 TOO_LONG = ("truncate", "error")
-DTYPES = ("f32", "f16")
+_FIELDS = ("vector", "vectors", "text", "number", "numbers")  # kinds of columns that are one field of an answer
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,8 @@ class Scorer:
     """A model and how to apply it to rows. It can be pickled: a copy loads the file anew.
 
     Attributes:
-        results: the columns of answers and their kind: "vector", "vectors", "weights", "text", "number" or "json".
+        results: the columns of answers and their kind: "vector", "vectors", "weights", "text", "number", "numbers" or
+            "json".
         width, dtype: numbers in a vector, and their type.
         prefix: of the names of all results.
         settings: everything that the results depend on, besides the model and its backend.
@@ -89,7 +92,8 @@ class Scorer:
             task: a task that fits the file; None for the file's own.
             options: options of the task, as `model(texts, **options)` takes them.
             too_long: "truncate" rows of too many tokens, or make them an "error".
-            dtype: of embeddings, "f32" or "f16".
+            dtype: of embeddings, "f32", "f16", "int8" or "binary", as `quantize_embeddings` makes them; int8 adds a
+                column for what the codes are to be multiplied with.
             prefix: put before the names of all result columns.
             scores: of a classifier, also a column for the score of each label, "score_LABEL".
             threshold: of a classifier, in the place of the best label a list of all whose score is at least this, in
@@ -130,6 +134,8 @@ class Scorer:
         if self._task == "reranking":
             raise InvalidInputError("reranking orders the documents of one query: score pairs, without a task")
         self._options = {**(options or {}), "task": self._task}
+        if dtype != "f32" and self._task not in ("embedding", "multi-vector"):
+            raise InvalidInputError(f"dtype is of embeddings, and this file's task is {self._task}: leave it out")
         if self._task == "sparse-embedding":
             self._options["return_arrays"] = True
         self._scores, self._threshold = scores, threshold
@@ -147,7 +153,8 @@ class Scorer:
                 )
             self._options["top_k"] = None
         self._too_long = too_long
-        self.dtype = np.dtype(dtype.replace("f", "float"))
+        self._dtype = dtype
+        self.dtype = quantize_embeddings(np.zeros(0, np.float32), dtype).dtype
         self.prefix = prefix
         self.backend = self._model.backend.name
 
@@ -157,14 +164,14 @@ class Scorer:
         self.check = RowCheck(self.columns, self._task == "rescoring", mask)
         [example], _ = self._run([self._make_input((mask or "a",) * len(columns))])
         self.width = 0
-        if self._task == "multi-vector":
-            self.width = example.shape[-1]
-            kinds = {"embeddings": "vectors"}
+        if self._task in ("embedding", "multi-vector"):
+            kinds = {"embedding": "vector", "embedding_scale": "number"}
+            if self._task == "multi-vector":
+                kinds = {"embeddings": "vectors", "embedding_scales": "numbers"}
+            kinds = {name: kind for name, kind in kinds.items() if name in example}
+            self.width = next(iter(example.values())).shape[-1]
         elif self._task == "sparse-embedding":
             kinds = {"weights": "weights"}
-        elif isinstance(example, np.ndarray):
-            self.width = example.shape[-1]
-            kinds = {"embedding": "vector"}
         elif isinstance(example, dict) and {*example} & {"label", "labels"} and self._task != "explain":
             kinds = {name: {"label": "text", "labels": "json"}.get(name, "number") for name in example}
         else:
@@ -192,7 +199,7 @@ class Scorer:
         results: dict[str, list[Any]] = {}
         for name, kind in self.results.items():
             key = name.removeprefix(self.prefix)
-            is_field = kind in ("text", "number") or key == "labels"
+            is_field = kind in _FIELDS or key == "labels"
             results[name] = [answer[key] if is_field and answer is not None else answer for answer in answers]
         return {**results, self.error_column: errors, self.truncated_column: truncated}
 
@@ -236,15 +243,22 @@ class Scorer:
 
     def _run(self, inputs: list[Any]) -> tuple[Sequence[Any], Bools]:
         answers, is_truncated = self._model.answer_each(inputs, **self._options)
-        if isinstance(answers, np.ndarray):
-            answers = answers.astype(self.dtype, copy=False)
+        if self._task == "embedding":
+            answers = self._store("embedding", "embedding_scale", np.asarray(answers))
         elif self._task == "multi-vector":
-            answers = [vectors.astype(self.dtype, copy=False) for vectors in answers]
+            answers = [self._store("embeddings", "embedding_scales", vectors[None])[0] for vectors in answers]
         elif self._task == "sparse-embedding":
             answers = [self._name_weights(*embedding) for embedding in answers]
         if self._scores or self._threshold is not None:
             answers = [self._spread(labels) for labels in answers]
         return answers, is_truncated
+
+    def _store(self, name: str, scale_name: str, rows: F32) -> list[dict[str, Any]]:
+        """Of each row, an embedding or those of a text's tokens, the values of columns."""
+        codes = quantize_embeddings(rows, self._dtype)
+        if self._dtype != "int8":
+            return [{name: row} for row in codes]
+        return [{name: row, scale_name: scale} for row, scale in zip(codes, find_scales(rows).tolist(), strict=True)]
 
     def _name_weights(self, ids: Any, weights: Any) -> list[dict[str, Any]]:
         """A text's weights by token, largest first."""

@@ -262,6 +262,8 @@ class TableWriter(Writer):
             return pa.list_(pa.list_(pa.from_numpy_dtype(self._dtype)))
         if kind == "weights":
             return pa.list_(pa.struct({"id": pa.int32(), "token": pa.string(), "weight": pa.float32()}))
+        if kind == "numbers":
+            return pa.list_(pa.float32())
         return {"text": pa.string(), "json": pa.string(), "number": pa.float64(), "flag": pa.bool_()}[kind]
 
 

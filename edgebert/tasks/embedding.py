@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgebert.artifact.spec import EncoderSpec
 from edgebert.errors import InvalidInputError
@@ -24,7 +25,10 @@ from edgebert.tasks.base import (
 )
 from edgebert.tokenizer import Tokenizer, check_text
 
+Rows = NDArray[Any]  # of embeddings: f32, f16, or codes
+
 MAX_COSINES = 1 << 24  # that a search holds at a time
+DTYPES = ("f32", "f16", "int8", "binary")  # that embeddings are stored in
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,8 +115,43 @@ def find_prompt(spec: EncoderSpec, prompt_name: str | None, prompt: str | None) 
     return spec.prompts[name]
 
 
-def similarity(a: F32, b: F32) -> F32:
-    """Cosine of every row of `a` with every row of `b`: f32 [n, width] and [m, width] -> [n, m].
+def quantize_embeddings(embeddings: F32, dtype: str) -> NDArray[Any]:
+    """Embeddings in fewer bytes; no row depends on another.
+
+    Args:
+        embeddings: f32 [..., width].
+        dtype: one of DTYPES.
+
+    Returns:
+        f32 and f16: the numbers, [..., width]. int8: s8 [..., width], the numbers over the row's `find_scales`, to the
+        nearest, half to even. binary: u8 [..., width / 8 rounded up], a bit for each number, 1 where it is above 0, the
+        first in the highest place, as sentence-transformers packs "ubinary"; bits left over are 0.
+
+    Raises:
+        InvalidInputError: another dtype.
+    """
+    if dtype not in DTYPES:
+        raise InvalidInputError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    rows = np.asarray(embeddings, np.float32)
+    if dtype == "binary":
+        return np.packbits(rows > 0, axis=-1)
+    if dtype == "int8":
+        scales = find_scales(rows)[..., None]
+        codes = np.rint(np.divide(rows, scales, out=np.zeros_like(rows), where=scales > 0))
+        return np.clip(codes, -127, 127).astype(np.int8)
+    return rows.astype(np.float16 if dtype == "f16" else np.float32, copy=False)
+
+
+def find_scales(embeddings: F32) -> F32:
+    """What the int8 codes of each row are to be multiplied with: its largest size over 127, [..., width] -> [...]."""
+    scales: F32 = np.abs(np.asarray(embeddings, np.float32)).max(axis=-1, initial=0.0) / np.float32(127)
+    return scales
+
+
+def similarity(a: Rows, b: Rows) -> F32:
+    """Cosine of every row of `a` with every row of `b`: [n, width] and [m, width] -> f32 [n, m].
+
+    Either may hold codes of `quantize_embeddings`; bits stand for 1 and -1.
 
     Raises:
         InvalidInputError: not two matrices of one width.
@@ -122,12 +161,13 @@ def similarity(a: F32, b: F32) -> F32:
     return cosines
 
 
-def semantic_search(query_embeddings: F32, corpus_embeddings: F32, top_k: int = 10) -> list[list[dict[str, Any]]]:
+def semantic_search(query_embeddings: Rows, corpus_embeddings: Rows, top_k: int = 10) -> list[list[dict[str, Any]]]:
     """The rows of a corpus most similar to each query, as `semantic_search` of sentence-transformers gives them.
 
     Args:
-        query_embeddings: f32 [n, width], or [width] for one query.
-        corpus_embeddings: f32 [m, width].
+        query_embeddings: [n, width], or [width] for one query; like those of the corpus f32, or codes of
+            `quantize_embeddings`.
+        corpus_embeddings: [m, width].
         top_k: how many for each query.
 
     Returns:
@@ -148,8 +188,21 @@ def semantic_search(query_embeddings: F32, corpus_embeddings: F32, top_k: int = 
     return hits
 
 
-def _read_unit_rows(a: F32, b: F32) -> tuple[F32, F32]:
-    rows, others = (np.atleast_2d(read_numbers("embeddings", values)) for values in (a, b))
+def _read_unit_rows(a: Rows, b: Rows) -> tuple[F32, F32]:
+    is_bits = [isinstance(values, np.ndarray) and values.dtype == np.uint8 for values in (a, b)]
+    given = [
+        np.atleast_2d(values if bits else read_numbers("embeddings", values))
+        for values, bits in zip((a, b), is_bits, strict=True)
+    ]
+    widths = {rows.shape[-1] for rows, bits in zip(given, is_bits, strict=True) if not bits}
+    rows, others = (_unpack_bits(rows, min(widths, default=8 * rows.shape[-1])) for rows in given)
     if rows.ndim != 2 or others.ndim != 2 or rows.shape[1] != others.shape[1]:
         raise InvalidInputError(f"expected embeddings of one width, got {list(rows.shape)} and {list(others.shape)}")
     return normalize(rows), normalize(others)
+
+
+def _unpack_bits(rows: Rows, width: int) -> F32:
+    """Rows as f32; of bits, which may be up to 7 more than `width`, 1 and -1."""
+    if rows.dtype == np.uint8 and 0 <= 8 * rows.shape[-1] - width < 8:
+        rows = np.unpackbits(rows, axis=-1, count=width).astype(np.int8) * 2 - 1
+    return rows.astype(np.float32)
