@@ -30,6 +30,7 @@ def load(
     threads: int | None = None,
     verify: bool = False,
     public_key: str | os.PathLike[str] | None = None,
+    full_depth: bool = False,
 ) -> Model:
     """Load a model file.
 
@@ -41,6 +42,7 @@ def load(
         verify: compare the file's content, weights and tokenizer too, with its hash, which reads all of it once more.
         public_key: verify, and take the file only if it is signed with this key: the 64 hexadecimal digits that
             `edgebert sign` prints, or the path of a PEM file.
+        full_depth: run all layers for every text, also in a file with exits, where a text that is sure goes no deeper.
 
     Raises:
         ModelFormatError: the file is missing, damaged, changed, not EdgeBERT's, or not signed with the key.
@@ -55,10 +57,10 @@ def load(
         from edgebert.artifact.integrity import check_content  # not at the top: every start would wait for it
 
         check_content(artifact, public_key)
-    loaded = load_backend(artifact, backend, device, threads)
+    loaded = load_backend(artifact, backend, device, threads, full_depth)
     text = artifact.tokenizer_json
     tokenizer = None if text is None else Tokenizer.for_spec(text, artifact.spec, threads or 0)
-    return Model(loaded, tokenizer, (os.path.abspath(path), backend, device, threads, verify, public_key))
+    return Model(loaded, tokenizer, (os.path.abspath(path), backend, device, threads, verify, public_key, full_depth))
 
 
 def pipeline(

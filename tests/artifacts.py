@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from edgebert import quant
 from edgebert.artifact.names import linear_name, linear_shape, weight_tensors
-from edgebert.artifact.spec import LINEARS, EncoderSpec, LayerSpec
+from edgebert.artifact.spec import LINEARS, EncoderSpec, ExitSpec, LayerSpec
 from edgebert.artifact.writer import build_model
 from edgebert.batch import PackedBatch
 
@@ -74,11 +74,14 @@ def random_spec(
     normalize_tokens: bool = True,
     has_token_weights: bool = False,
     unattended: int = 0,
+    problem_type: str = "single_label_classification",
+    exits: Sequence[tuple[int, float | None]] = (),
 ) -> EncoderSpec:
     """A spec of the given shape; `dense_size` None means `hidden` for labels of a sequence, none for embeddings.
 
     `unattended` tokens of the id 5 at the end of a sequence are attended to by none, at most.
     `windows` and `rotary_bases` are those of the layers; of a pre-norm model the first layer's attention has no norm.
+    `exits` are pairs (after so many layers, threshold); text classifiers with any pool by `pooling`.
     """
     dtype = "s8" if int8 else "f32"
     is_sequence_task = task in _SEQUENCE_TASKS
@@ -122,7 +125,9 @@ def random_spec(
         pad_token_id=position_offset - 1 if has_padding_position else 0,
         max_length=num_positions - position_offset,
         embedding_dtype=dtype,
-        pooling="cls" if is_sequence_task else pooling if task == "embedding" else "none",
+        pooling=pooling if task == "embedding" or exits else "cls" if is_sequence_task else "none",
+        problem_type=problem_type,
+        exits=tuple(ExitSpec(*each) for each in exits),
         normalize=normalize and task == "embedding",
         dense_size=dense,
         dense_activation="tanh" if dense else "identity",

@@ -1,5 +1,6 @@
 """docs/file-format.md is enough to write a reader from: `read` and `run` are made of that page and NumPy alone."""
 
+import base64
 import dataclasses
 import hashlib
 import json
@@ -56,6 +57,12 @@ def read(data: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
     assert digest.hexdigest() == metadata["edgebert.graph_hash"].decode(), "the graph was changed"
     spec = DEFAULTS | json.loads(metadata["edgebert.spec"])
     spec["layers"] = [LAYER_DEFAULTS | layer for layer in spec["layers"]]
+    raw = np.frombuffer(base64.b64decode(metadata.get("edgebert.exits", b"")), "<f4")
+    for leave in spec["exits"]:
+        width = len(spec["labels"])
+        weight, bias, raw = np.split(raw, np.cumsum([spec["hidden_size"] * width, width]))
+        tensors |= {f"exit.{leave['after']}.weight": weight.reshape(-1, width), f"exit.{leave['after']}.bias": bias}
+    assert not len(raw)
     if spec["is_weight_only"]:
         for prefix in [name.removesuffix(".scale") for name in tensors if name.endswith(".scale")]:
             is_word = prefix == "embeddings.word"  # of which the masked head's columns are the rows
@@ -107,7 +114,7 @@ def pool(x: Any, kind: str) -> Any:
 
 
 def run(spec: dict[str, Any], tensors: dict[str, Any], ids: Any, types: Any) -> dict[str, Any]:
-    """The outputs of one sequence, for an embedding or pretraining."""
+    """The outputs of one sequence, for an embedding, pretraining or text classification."""
 
     def norm(x: Any, name: str) -> Any:
         x = (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + F32(spec["layer_norm_eps"]))
@@ -136,7 +143,8 @@ def run(spec: dict[str, Any], tensors: dict[str, Any], ids: Any, types: Any) -> 
     x = norm(x + (look_up("position", positions) if spec["has_position_table"] else 0), "embeddings.layer_norm")
     x = linear(x, "embeddings.projection") if spec["embedding_size"] != spec["hidden_size"] else x
     layers = [(f"layer.{i}", layer) for i, layer in enumerate(spec["layers"]) for _ in range(layer["repeats"])]
-    for name, layer in layers:
+    exits = {leave["after"]: leave["threshold"] for leave in spec["exits"]}
+    for depth, (name, layer) in enumerate(layers, 1):
         context = up = x[:, :0]
         is_pre, is_s8 = spec["is_pre_norm"], spec["attention_dtype"] == "s8"
         first, second = f"{name}.attention.layer_norm", f"{name}.ffn.layer_norm"
@@ -168,10 +176,16 @@ def run(spec: dict[str, Any], tensors: dict[str, Any], ids: Any, types: Any) -> 
             up = activate(up, spec["activation"]) * gate
         x = linear(up, f"{name}.ffn.down") + x
         x = x if is_pre else norm(x, second)
+        if exits.get(depth) is not None:
+            logits = linear(pool(x, spec["pooling"])[None], f"exit.{depth}")
+            if np.subtract(*np.sort(logits[0])[[-1, -2]]) >= F32(exits[depth]):
+                return {"logits": logits}
     x = norm(x, "final.layer_norm") if spec["is_pre_norm"] else x
     pooled = np.hstack([pool(x, kind)[None] for kind in spec["pooling"].split("+")])
     pooled = activate(linear(pooled, "head.dense"), spec["dense_activation"]) if spec["dense_size"] else pooled
     pooled = norm(pooled, "head.layer_norm") if spec["has_dense_norm"] and spec["dense_size"] else pooled
+    if spec["task"] == "text-classification":
+        return {"logits": linear(pooled, "head.out")}
     if spec["task"] == "embedding":
         length = np.maximum(np.linalg.norm(pooled), F32(1e-12)) if spec["normalize"] else 1
         outputs = {"last_hidden_state": x, "sentence_embedding": pooled / length}
@@ -215,6 +229,11 @@ FILES: dict[str, dict[str, Any]] = {
         "embedding_size": 16,
     },
     "int8, sparse": {"sparse_pooling": "sum", "num_sparse_logs": 2, "int8": True},
+    "f32, exits": {
+        "task": "text-classification",
+        "layers": ((2, 8, 40),) * 4,
+        "exits": ((1, 0.5), (2, None), (3, 0.5)),
+    },
     "int8, heads": {"task": "pretraining", "int8": True, "activation": "relu", "layers": ((1, 5, 0), (0, 3, 7))},
 }
 
@@ -223,7 +242,7 @@ FILES: dict[str, dict[str, Any]] = {
 def test_a_reader_made_of_the_page_gives_what_the_numpy_backend_gives(name: str) -> None:
     data = random_artifact(**FILES[name])
     backend = load_backend(data, "numpy")
-    batch = random_batch(backend.spec, (1, 7, 30))
+    batch = random_batch(backend.spec, (1, 7, 30, 2, 5, 4))
     rows = zip(*(np.split(ids, batch.cu_seqlens[1:-1]) for ids in (batch.input_ids, batch.token_type_ids)), strict=True)
     found = [run(*read(data), *row) for row in rows]
     for output, b in backend.run(batch, backend.spec.outputs).items():

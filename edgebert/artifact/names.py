@@ -118,14 +118,26 @@ def weight_tensors(spec: EncoderSpec) -> dict[str, TensorSpec]:
                     tensors[f"{step.weights}.colsum"] = ("s32", (step.width,))
                 tensors[f"{step.weights}.bias"] = ("f32", (step.width,))
             width = step.width
+    for head in spec.exit_heads:
+        linear(head.steps[-1].weights, hidden, head.width)
     return tensors
 
 
 def stored_tensors(spec: EncoderSpec) -> dict[str, TensorSpec]:
-    """Those of `weight_tensors` that the file holds.
+    """Those of `weight_tensors` that the file's graph holds.
 
-    A weight-only graph has no use for a `colsum`, and runtimes warn of initializers that no node reads: a reader sums
-    the codes itself.
+    Runtimes warn of initializers that no node reads. A weight-only graph has no use for a `colsum`: a reader sums the
+    codes itself. No graph has one for `exit_tensors`.
     """
     tensors = weight_tensors(spec)
-    return {name: of for name, of in tensors.items() if not (spec.is_weight_only and name.endswith(".colsum"))}
+    left_out = exit_tensors(spec).keys()
+    return {
+        name: of
+        for name, of in tensors.items()
+        if name not in left_out and not (spec.is_weight_only and name.endswith(".colsum"))
+    }
+
+
+def exit_tensors(spec: EncoderSpec) -> dict[str, TensorSpec]:
+    """Those of `weight_tensors` that the metadata `edgebert.exits` holds, in its order."""
+    return {name: of for name, of in weight_tensors(spec).items() if name.startswith("exit.")}

@@ -8,6 +8,7 @@ Field numbers are those of onnx.proto (ONNX specification, IR version 8).
 
 from __future__ import annotations
 
+import binascii
 import json
 import math
 import mmap
@@ -16,7 +17,7 @@ import stat
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgebert.artifact.names import ONNX_DTYPES, stored_tensors, weight_tensors
+from edgebert.artifact.names import ONNX_DTYPES, exit_tensors, stored_tensors, weight_tensors
 from edgebert.artifact.spec import EncoderSpec
 from edgebert.errors import InvalidInputError, ModelFormatError, UnsupportedModelError
 from edgebert.quant import column_sums
@@ -88,7 +89,11 @@ class Artifact:
             ModelFormatError: the file does not hold exactly the weights of its spec.
         """
         with told_of(self.path):
-            return _read_tensors(self._graph, self.spec)
+            return _read_tensors(self._graph, self.spec, self.metadata.get("edgebert.exits", ""))
+
+    def at_full_depth(self) -> Artifact:
+        """The same file, whose exits nobody takes."""
+        return replace(self, spec=self.spec.replace(exits=()))
 
     def check_graph(self) -> None:
         """Recompute the hash over the graph and compare.
@@ -277,7 +282,7 @@ def read_entry(entry: memoryview) -> tuple[str, str]:
     return name, _text(value, f"metadata {name!r}")
 
 
-def _read_tensors(graph: memoryview, spec: EncoderSpec) -> dict[str, NDArray[Any]]:
+def _read_tensors(graph: memoryview, spec: EncoderSpec, exits: str) -> dict[str, NDArray[Any]]:
     expected = stored_tensors(spec)
     tensors: dict[str, NDArray[Any]] = {}
     for number, value in _walk(graph, "graph"):
@@ -294,12 +299,27 @@ def _read_tensors(graph: memoryview, spec: EncoderSpec) -> dict[str, NDArray[Any
     if missing := [name for name in expected if name not in tensors]:
         raise ModelFormatError(f"{len(missing)} weights are missing, the first is {missing[0]}: {_REMEDY}")
     names = weight_tensors(spec)
-    for name in names.keys() - expected.keys():
+    tensors |= _read_exits(spec, exits)
+    for name in names.keys() - tensors.keys():
         weight = tensors.get(name.replace(".colsum", ".weight"))
         sums = column_sums(tensors["embeddings.word.weight"].T if weight is None else weight)  # the decoder has no own
         sums.flags.writeable = False
         tensors[name] = sums
     return {name: tensors[name] for name in names}
+
+
+def _read_exits(spec: EncoderSpec, exits: str) -> dict[str, NDArray[Any]]:
+    """The weights of the exits' heads, from the metadata `edgebert.exits`: in base64, one after the other."""
+    expected = exit_tensors(spec)
+    counts = [math.prod(shape) for _, shape in expected.values()]
+    try:
+        raw = binascii.a2b_base64(exits, strict_mode=True) if expected else b""
+    except ValueError as error:  # not ASCII, or binascii.Error
+        raise ModelFormatError(f"edgebert.exits is not base64 ({error}): {_REMEDY}") from None
+    if len(raw) != 4 * sum(counts):
+        raise ModelFormatError(f"edgebert.exits: expected {4 * sum(counts)} bytes, got {len(raw)}: {_REMEDY}")
+    parts = np.split(np.frombuffer(raw, DTYPES["f32"]), np.cumsum(counts)[:-1])  # read-only, as bytes are
+    return {name: part.reshape(shape) for part, (name, (_, shape)) in zip(parts, expected.items(), strict=False)}
 
 
 def _read_tensor(tensor: memoryview, name: str, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:

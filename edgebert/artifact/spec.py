@@ -35,6 +35,7 @@ LINEARS = ("qkv", "attention_output", "ffn_up", "ffn_down")
 DTYPES = ("f32", "s8")
 ATTENTION_DTYPES = ("f32", "bf16", "s8")
 MAX_LAYERS = 1024
+MAX_THRESHOLD = 1e6  # of an exit
 MAX_INNER_SIZE = 65_000  # 65,000 * 255 * 127 < 2**31: the s32 sums of an int8 linear cannot overflow
 
 
@@ -114,6 +115,18 @@ class Head(NamedTuple):
 
 
 @dataclass(frozen=True)
+class ExitSpec:
+    """A head after some of the layers, `EncoderSpec.exit_heads`: a text whose answer there is sure goes no deeper.
+
+    `after` counts the layers before it, repeats too. A text is sure if `EncoderSpec.margins` of its logits, of all its
+    tokens where these have logits, are `threshold` or more; with None, before calibration, no text is.
+    """
+
+    after: int
+    threshold: float | None = None
+
+
+@dataclass(frozen=True)
 class EncoderSpec:
     """Sizes, dtypes, heads and text settings of one model file."""
 
@@ -167,6 +180,7 @@ class EncoderSpec:
     skipped_ids: tuple[int, ...] = ()  # tokens of documents that have no token embedding
     drops_first_token: bool = False  # nor has the first token of any text
     unweighted_ids: tuple[int, ...] = ()  # tokens whose weight counts for nothing
+    exits: tuple[ExitSpec, ...] = ()  # in their order; the graph has none, and no runtime of ONNX takes any
     version: int = SPEC_VERSION
 
     def __post_init__(self) -> None:
@@ -278,6 +292,33 @@ class EncoderSpec:
         )
 
     @cached_property
+    def exit_heads(self) -> tuple[Head, ...]:
+        """Of each exit the head that stands in for that of `logits`: a linear of the pooled row, or of each token."""
+        is_per_token, width = self.task == "token-classification", len(self.labels)
+        pool = [Step("pool", self.hidden_size, self.pooling)] * (not is_per_token)
+        return tuple(
+            Head(
+                "logits",
+                is_per_token,
+                width,
+                (*pool, Step("linear", width, weights=f"exit.{each.after}", drops_input=True)),
+            )
+            for each in self.exits
+        )
+
+    def margins(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        """How far each row of logits is from another answer: f32 [rows, labels] to [rows].
+
+        The largest logit less the next; of labels that are each true or false the smallest distance from 0.
+        """
+        if self.problem_type == "multi_label_classification" or len(self.labels) == 1:
+            distances: NDArray[np.float32] = np.abs(logits).min(axis=1)
+            return distances
+        largest = np.partition(logits, -2, axis=1)[:, -2:]
+        leads: NDArray[np.float32] = largest[:, 1] - largest[:, 0]
+        return leads
+
+    @cached_property
     def outputs(self) -> tuple[str, ...]:
         """Names of the file's outputs, in order."""
         return tuple(head.name for head in self.heads)
@@ -317,10 +358,11 @@ class EncoderSpec:
             layers = tuple(
                 LayerSpec(**{**layer, "smoothed": tuple(layer.get("smoothed", ()))}) for layer in raw["layers"]
             )
-            names = ("labels", "distances_per_row", "skipped_ids", "unweighted_ids")
+            names = ("labels", "distances_per_row", "skipped_ids", "unweighted_ids", "exits")
             if odd := [name for name in names if not isinstance(raw.get(name, []), list)]:
                 raise ModelFormatError(f"edgebert.spec: {odd[0]} must be a list, got {raw[odd[0]]!r:.100}")
             lists = {name: tuple(raw.get(name, ())) for name in names}
+            lists["exits"] = tuple(ExitSpec(**each) for each in lists["exits"])
             return cls(**{**raw, "layers": layers, **lists})
         except (TypeError, AttributeError) as error:
             raise ModelFormatError(f"edgebert.spec does not fit this EdgeBERT ({error}): re-export the model") from None
@@ -462,3 +504,26 @@ class EncoderSpec:
                 raise ModelFormatError(f"edgebert.spec: {self.task} has 2 labels, got {len(self.labels)}")
         if self.task in ("text-classification", "token-classification"):
             size("number of labels", len(self.labels), 1, MAX_INNER_SIZE)
+        if self.exits and (reason := self.why_no_exits):
+            raise ModelFormatError(f"edgebert.spec: exits do not fit, {reason}")
+        after = 0
+        for each in self.exits:
+            size("each of exits: after, which ascends,", each.after, after + 1, sum(x.repeats for x in self.layers) - 1)
+            after = each.after
+            is_number = isinstance(each.threshold, float) and 0 <= each.threshold < MAX_THRESHOLD
+            if each.threshold is not None and not is_number:
+                raise ModelFormatError(
+                    f"edgebert.spec: thresholds of exits must be null or in [0, {MAX_THRESHOLD:g}), "
+                    f"got {each.threshold!r}"
+                )
+
+    @property
+    def why_no_exits(self) -> str | None:
+        """Why a model of this kind can have no exits; None if it can."""
+        if self.task not in ("text-classification", "token-classification"):
+            return f"the task is {self.task}: only text-classification and token-classification choose among answers"
+        if self.task == "text-classification" and self.problem_type == "regression":
+            return "its answers are scores, of which none is sure"
+        if self.is_pre_norm:
+            return "its layers have their norms in front, so that what is between two layers is no row for a head"
+        return None

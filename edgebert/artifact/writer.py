@@ -8,6 +8,7 @@ In a weight-only graph the same weights are dequantized and multiplied in f32.
 
 from __future__ import annotations
 
+import binascii
 import math
 from collections.abc import Iterable, Mapping
 from functools import cache
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from edgebert.artifact.names import (
     ONNX_DTYPES,
+    exit_tensors,
     linear_name,
     position_bias_name,
     position_table_names,
@@ -44,7 +46,7 @@ def build_model(spec: EncoderSpec, tensors: Mapping[str, NDArray[Any]], metadata
     Args:
         spec: what to build.
         tensors: exactly the arrays of `names.weight_tensors(spec)`.
-        metadata: further metadata entries; `edgebert.spec` and `edgebert.graph_hash` are added here.
+        metadata: further metadata entries; `edgebert.spec`, `edgebert.graph_hash` and `edgebert.exits` are added here.
 
     Raises:
         ModelFormatError: a tensor is missing, extra, or has the wrong dtype or shape.
@@ -78,6 +80,9 @@ def build_model(spec: EncoderSpec, tensors: Mapping[str, NDArray[Any]], metadata
     )
     model.ClearField("graph")
     entries = {**metadata, "edgebert.spec": spec.to_json(), "edgebert.graph_hash": hash_graph(graph_bytes)}
+    if spec.exits:
+        raw = b"".join(np.ascontiguousarray(tensors[name], DTYPES["f32"]).tobytes() for name in exit_tensors(spec))
+        entries["edgebert.exits"] = binascii.b2a_base64(raw, newline=False).decode()
     header: bytes = model.SerializeToString()
     return header + _field(7, graph_bytes) + encode_metadata(entries)
 

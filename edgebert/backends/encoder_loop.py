@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgebert.artifact.names import linear_name, position_bias_name, position_table_names
-from edgebert.artifact.spec import EncoderSpec, Step
+from edgebert.artifact.spec import EncoderSpec, Head, Step
 from edgebert.batch import I32, PackedBatch
 from edgebert.errors import UnsupportedModelError
 from edgebert.quant import F32, S8, S32, U8
@@ -236,6 +236,8 @@ def run_encoder(
 ) -> dict[str, F32]:
     """Run a packed batch of at least one sequence through the encoder and the heads that `outputs` need.
 
+    A sequence that is sure at an exit goes no deeper: it is alone in its batch where the spec has exits.
+
     Args:
         ops: the op functions, for instance the module `numpy_ops`.
         spec: the model's spec.
@@ -255,11 +257,23 @@ def run_encoder(
             f"attention_dtype {spec.attention_dtype!r} is not supported, only 'f32' and 's8': re-export the model"
         )
     weights = _Tensors(ops, spec, tensors)
+    exits = {each.after: (each, head) for each, head in zip(spec.exits, spec.exit_heads, strict=True)}
+    assert not exits or batch.num_sequences == 1
     x = embed(ops, spec, tensors, batch)
-    for i in spec.layer_order:
+    for depth, i in enumerate(spec.layer_order, 1):
         x = run_layer(ops, spec, tensors, i, batch, x, capture)
+        if depth in exits and (threshold := exits[depth][0].threshold) is not None:
+            found = _run_heads(ops, weights, batch, x, [exits[depth][1]])
+            if (spec.margins(found["logits"]) >= np.float32(threshold)).all():
+                return {name: found[name] for name in outputs}
     if spec.is_pre_norm:
         x = ops.add_layernorm(x, None, weights.norm("final.layer_norm"))
+    heads = {head.name: head for head in spec.heads}
+    return _run_heads(ops, weights, batch, x, [heads[name] for name in outputs])
+
+
+def _run_heads(ops: EncoderOps, weights: _Tensors, batch: PackedBatch, x: F32, heads: Sequence[Head]) -> dict[str, F32]:
+    """The outputs of heads, by name, from hidden states."""
 
     @cache
     def after(steps: tuple[Step, ...]) -> F32:
@@ -281,5 +295,4 @@ def run_encoder(
             return ops.column(rows, step.column)
         return weights.linear(step.weights, rows, step.kind)
 
-    steps = {head.name: head.steps for head in spec.heads}
-    return {name: after(steps[name]) for name in outputs}
+    return {head.name: after(head.steps) for head in heads}

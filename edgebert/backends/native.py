@@ -71,6 +71,7 @@ class _Options(ctypes.Structure):
         ("verify", ctypes.c_int32),
         ("public_key", ctypes.c_char_p),
         ("ids_only", ctypes.c_int32),
+        ("full_depth", ctypes.c_int32),
     )
 
 
@@ -189,6 +190,7 @@ def load(
     artifact = read_artifact(source, verify=False)
     options = _Options(isa.encode() if isa is not None else None, threads or 0, int(index or 0))
     options.ids_only = 1  # the tokenizer is `edgebert.tokenizer`'s
+    options.full_depth = not artifact.spec.exits
     model = ctypes.c_void_p()
     data = np.frombuffer(artifact.data, np.uint8)  # the bytes that were read, and perhaps verified; the engine copies
     with told_of(artifact.path):

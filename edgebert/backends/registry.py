@@ -18,14 +18,15 @@ if TYPE_CHECKING:
 class _Entry(NamedTuple):
     module: str
     devices: tuple[str, ...]
+    takes_exits: bool = False  # on CPUs; else every text goes through all layers
 
 
 # In the order of preference of `auto`.
 BACKENDS = {
-    "native": _Entry("edgebert.backends.native", ("cpu", "cuda")),
+    "native": _Entry("edgebert.backends.native", ("cpu", "cuda"), takes_exits=True),
     "numba": _Entry("edgebert.backends.numba_backend", ("cpu", "cuda")),
     "onnxruntime": _Entry("edgebert.backends.onnxruntime", ("cpu", "cuda")),
-    "numpy": _Entry("edgebert.backends.numpy_backend", ("cpu",)),
+    "numpy": _Entry("edgebert.backends.numpy_backend", ("cpu",), takes_exits=True),
 }
 
 _MAX_THREADS = 1024  # as in the C API
@@ -38,7 +39,11 @@ def available_backends(device: str = "cpu") -> dict[str, str | None]:
 
 
 def load_backend(
-    source: Artifact | str | Path | bytes, backend: str = "auto", device: str = "cpu", threads: int | None = None
+    source: Artifact | str | Path | bytes,
+    backend: str = "auto",
+    device: str = "cpu",
+    threads: int | None = None,
+    full_depth: bool = False,
 ) -> Backend:
     """Load a model file on a backend.
 
@@ -48,6 +53,7 @@ def load_backend(
             What was picked, and what was passed over, is in the backend's `detail`.
         device: "cpu", "cuda" or "cuda:n"; the model runs there or is not loaded.
         threads: CPU threads; None takes the CPUs that this process may use.
+        full_depth: take none of the file's exits.
 
     Raises:
         InvalidInputError: an unknown backend or device name, or a bad count of threads.
@@ -60,7 +66,7 @@ def load_backend(
     ):
         raise InvalidInputError(f"threads must be an integer from 1 to {_MAX_THREADS}, or None, got {threads!r}")
     if backend == "auto":
-        return _load_best(read_artifact(source, verify=False), device, threads)
+        return _load_best(_read(source, full_depth), device, threads)
     if not isinstance(backend, str) or backend not in BACKENDS:
         raise InvalidInputError(f"unknown backend {backend!r}: expected auto, {', '.join(BACKENDS)}")
     if backend not in _backends_for(device):
@@ -69,7 +75,12 @@ def load_backend(
         reason = _unavailable_reason(backend, device)
     if reason is not None:
         raise BackendUnavailableError(f"backend {backend} is not available: {reason}")
-    return _load(read_artifact(source, verify=False), backend, device, threads)
+    return _load(_read(source, full_depth), backend, device, threads)
+
+
+def _read(source: Artifact | str | Path | bytes, full_depth: bool) -> Artifact:
+    artifact = read_artifact(source, verify=False)
+    return artifact.at_full_depth() if full_depth else artifact
 
 
 def _load_best(artifact: Artifact, device: str, threads: int | None) -> Backend:
@@ -91,7 +102,11 @@ def _load_best(artifact: Artifact, device: str, threads: int | None) -> Backend:
 
 
 def _load(artifact: Artifact, name: str, device: str, threads: int | None) -> Backend:
-    loaded: Backend = import_module(BACKENDS[name].module).load(artifact, device, threads)
+    takes_exits = device == "cpu" and BACKENDS[name].takes_exits
+    taken = artifact if takes_exits else artifact.at_full_depth()
+    loaded: Backend = import_module(BACKENDS[name].module).load(taken, device, threads)
+    if artifact.spec.exits and not takes_exits:
+        loaded.detail += ", which takes none of the file's exits"
     if device == "cpu" and (threads or 0) > (cpus := usable_cpus()):
         loaded.detail += f", more than the {cpus} CPU{'s' if cpus > 1 else ''} that this process may use"
     return loaded

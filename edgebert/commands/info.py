@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from edgebert.printing import print_report
 
 if TYPE_CHECKING:
-    from edgebert.artifact.spec import EncoderSpec
+    from edgebert.artifact.spec import EncoderSpec, ExitSpec
 
 HELP = "print what a model file is"
 
@@ -64,6 +64,8 @@ def main(args: argparse.Namespace) -> None:
     if spec.labels:
         more = f", … ({len(spec.labels)})" if len(spec.labels) > 10 else ""
         fields["labels"] = ", ".join(spec.labels[:10]) + more
+    if spec.exits:
+        fields["exits"] = ", ".join(_describe_exit(each) for each in spec.exits)
     if spec.prompts:
         fields["prompts"] = ", ".join(
             f"{name}{' (default)' if name == spec.default_prompt_name else ''}" for name in spec.prompts
@@ -83,6 +85,11 @@ def _graph_form(spec: EncoderSpec) -> str:
     return (
         "f32, of weights that it dequantizes, for OpenVINO, MNN, tract and others; EdgeBERT's backends compute in int8"
     )
+
+
+def _describe_exit(each: ExitSpec) -> str:
+    taken = "never taken" if each.threshold is None else f"from a margin of {each.threshold:g} on"
+    return f"after layer {each.after} {taken}"
 
 
 def _span(values: set[int]) -> str:

@@ -94,17 +94,16 @@ def check(
         ModelFormatError: the file cannot be read, or its content has another hash than it says; as GateError, the gate
             has not passed.
     """
-    artifact = read_artifact(path_or_bytes)
+    artifact = read_artifact(path_or_bytes).at_full_depth()  # as the graph is
     if "edgebert.content_hash" in artifact.metadata:
         check_content(artifact)
     spec = artifact.spec
-    source = path_or_bytes if artifact.path is None else artifact.path
     batch, stored = _batch_to_run(artifact)
     runs: dict[str, Outputs] = {}
     details: dict[str, str] = {}
     for name, reason in available_backends().items():
         if reason is None:
-            backend = load_backend(source, name)  # type: ignore[arg-type]
+            backend = load_backend(artifact, name)
             runs[name], details[name] = backend.run(batch, spec.outputs), backend.detail
     if reference and not spec.is_int8:
         runs.update(reference)

@@ -163,7 +163,7 @@ def export_checkpoint(
         tokenizer = Tokenizer.for_spec(checkpoint.tokenizer_json, spec)
         text_report = {"tokenizer": check_tokenizer(tokenizer, spec, *make_encoder(checkpoint))}
     batch = probe_batch(spec, checkpoint.tokenizer_json)
-    outputs = NumpyBackend(spec, tensors).run(batch, spec.outputs)
+    outputs = NumpyBackend(spec.replace(exits=()), tensors).run(batch, spec.outputs)
     fp32 = {} if reference is None else {reference.name: reference.run(checkpoint, batch)}
     conversion = compare_fp32(spec, {"numpy": outputs, **fp32})
     if int8 or int8_weights:
@@ -178,7 +178,7 @@ def export_checkpoint(
             smooth=checkpoint.smooth or None,
         )
         spec = spec.replace(is_weight_only=int8_weights)
-        outputs = NumpyBackend(spec, tensors).run(batch, spec.outputs)
+        outputs = NumpyBackend(spec.replace(exits=()), tensors).run(batch, spec.outputs)
     metadata = {"edgebert.probe": encode_probe(batch, outputs, spec)}
     if checkpoint.tokenizer_json is not None:
         metadata["edgebert.tokenizer"] = checkpoint.tokenizer_json

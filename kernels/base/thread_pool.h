@@ -36,6 +36,8 @@ class Team {
   int rank() const { return rank_; }
   int size() const { return size_; }
   size_t num_steps() const { return num_steps_; }  // calls of share() so far
+  // Whether this is the call before a run that only counts them: at least as many as the run will make.
+  bool is_counting() const { return size_ > 1 && step_ == nullptr; }
 
   // Calls body(begin, end) for ranges that cover [0, items) once, on all threads; returns when all items are done, or
   // on a thread that has left the team. Every thread of the team makes the same calls in the same order. A range has

@@ -5,6 +5,7 @@
 // LayerNorm, the next layer's qkv, turned by its position where positions are rotary. A block of rows goes through all
 // of these at once, its wide activations in a buffer of the thread's own. Threads share out the blocks and wait for one
 // another twice a layer; where there are too few rows for that, they share out the columns of each linear instead.
+// At an exit texts that are sure leave, and the rows of the others close up.
 #include "engine/encoder.h"
 
 #include <algorithm>
@@ -14,6 +15,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <numeric>
 #include <string>
 #include <utility>
 #include <vector>
@@ -170,6 +172,13 @@ struct Workspace {
   int32_t* num_keys;  // of AttentionArgs
   float* scratch;     // of attention, [threads][scratch_stride]
   size_t scratch_stride;
+  // Of a model with exits. Its rows are texts, or tokens where these have logits.
+  int32_t* places;  // the output's row for each; -1: none
+  float* margins;   // of each row's logits at an exit
+  struct Left {
+    std::atomic<int> sequences, tokens;
+  };
+  std::vector<Left> left;  // after each exit; a thread may come to one when others are further
 };
 
 // Rows of a slice on their way from one attention to the next, and the buffers they use there.
@@ -373,22 +382,25 @@ struct Encoder::Impl::Loader {
       if (to.layers_.back().weight_bytes() > kLargeLayer) to.few_rows_ = kFewRowsOfLargeLayers;
     }
     if (spec.is_pre_norm) to.final_norm_ = layer_norm("final.layer_norm");
-    for (const Head& head : spec.heads) {
-      int at = 0;  // each step that makes new rows writes to the other buffer
-      for (const HeadStep& step : head.steps) {
-        if (step.op == HeadStep::Op::kLayerNorm) to.head_norms_[step.weights] = layer_norm(step.weights);
-        if (step.is_linear() && to.head_linears_.count(step.weights) == 0) {
-          to.head_linears_[step.weights] =
-              step.op == HeadStep::Op::kDecoder ? decoder(step.weights) : linear(step.weights);
-        }
-        if (!step.is_linear() && !step.is_pool()) continue;
-        if (head.folds_logits() && step.op == HeadStep::Op::kDecoder) break;  // its rows are never all there
-        const size_t rows = head.folds_logits() ? kBlockRows : kHeadRows;
-        to.head_floats_[at] = std::max(to.head_floats_[at], rows * row_stride(step.width));
-        at = 1 - at;
+    for (const Head& each : spec.heads) head(each);
+    for (const Exit& exit : spec.exits) head(exit.head);
+  }
+
+  void head(const Head& head) const {
+    int at = 0;  // each step that makes new rows writes to the other buffer
+    for (const HeadStep& step : head.steps) {
+      if (step.op == HeadStep::Op::kLayerNorm) to.head_norms_[step.weights] = layer_norm(step.weights);
+      if (step.is_linear() && to.head_linears_.count(step.weights) == 0) {
+        to.head_linears_[step.weights] =
+            step.op == HeadStep::Op::kDecoder ? decoder(step.weights) : linear(step.weights);
       }
-      to.folds_logits_ = to.folds_logits_ || head.folds_logits();
+      if (!step.is_linear() && !step.is_pool()) continue;
+      if (head.folds_logits() && step.op == HeadStep::Op::kDecoder) break;  // its rows are never all there
+      const size_t rows = head.folds_logits() ? kBlockRows : kHeadRows;
+      to.head_floats_[at] = std::max(to.head_floats_[at], rows * row_stride(step.width));
+      at = 1 - at;
     }
+    to.folds_logits_ = to.folds_logits_ || head.folds_logits();
   }
 };
 
@@ -428,6 +440,8 @@ void Encoder::Impl::reserve(Workspace& workspace, int tokens, int sequences, int
                at_zero = place(block_rows * sizeof(int32_t)), at_seqlens = place((sequences + 1) * sizeof(int32_t)),
                at_positions = place(tokens * sizeof(int32_t)),
                at_keys = place(spec_.unattended_id < 0 ? 0 : sequences * sizeof(int32_t));
+  const size_t exit_rows = spec_.exits.empty() ? 0 : static_cast<size_t>(tokens);
+  const size_t at_places = place(exit_rows * sizeof(int32_t)), at_margins = place(exit_rows * sizeof(float));
   const size_t scratch_stride = (attention_scratch(max_seqlen, head_dim, spec_.num_position_rows()) + 15) / 16 * 16;
   const size_t at_scratch = place(scratch_stride * threads * sizeof(float));
 
@@ -461,6 +475,9 @@ void Encoder::Impl::reserve(Workspace& workspace, int tokens, int sequences, int
   workspace.num_keys = spec_.unattended_id < 0 ? nullptr : ints(at_keys);
   workspace.scratch = floats(at_scratch);
   workspace.scratch_stride = scratch_stride;
+  workspace.places = ints(at_places);
+  workspace.margins = floats(at_margins);
+  if (workspace.left.empty()) workspace.left = std::vector<Workspace::Left>(spec_.exits.size());
 }
 
 // Room for `positions`, whose values do not depend on how many there are: numpy_ops.rotary_table is their oracle.
@@ -498,6 +515,18 @@ void Encoder::Impl::place(Workspace& workspace, const eb_batch& batch, const Sli
       workspace.num_keys[s] =
           spec_.count_keys(batch.input_ids + slice.first_token + first, workspace.cu_seqlens[s + 1] - first);
   }
+  if (spec_.exits.empty()) return;
+  const bool per_token = spec_.exits[0].head.is_per_token();
+  const int first = per_token ? slice.first_token : slice.first_sequence;
+  const int count = per_token ? slice.num_tokens : slice.num_sequences;
+  std::iota(workspace.places, workspace.places + count, first);
+  if (!per_token || batch.output_tokens == nullptr) return;
+  const int32_t* const end = batch.output_tokens + batch.num_output_tokens;
+  const int32_t* chosen = std::lower_bound(batch.output_tokens, end, first);
+  for (int r = 0; r < count; ++r) {
+    const bool is_chosen = chosen != end && *chosen == first + r;
+    workspace.places[r] = is_chosen ? static_cast<int>(chosen++ - batch.output_tokens) : -1;
+  }
 }
 
 // ---- One forward pass of a slice, on a team -----------------------------------------------------------------------
@@ -514,24 +543,34 @@ struct Encoder::Impl::Pass {
 
   const EncoderSpec& spec = model.spec_;
   const KernelTable& kernels = model.kernels_;
-  int tokens = slice.num_tokens;  // after the last attention: rows that an output asks for
+  int tokens = slice.num_tokens;            // after the last attention: rows that an output asks for
+  int num_sequences = slice.num_sequences;  // that have not left
   const int hidden_stride = row_stride(spec.hidden_size);
   int out_rows = slice.num_tokens, first_out_row = slice.first_token;  // of token outputs
   bool is_chosen = false;
 
   void run() {
-    const size_t num_layers = model.layers_.size();
+    const int num_layers = static_cast<int>(model.layers_.size());
+    size_t num_exits = 0;
     over_rows([&](Team& t, const Rows& r) {
       embed(t, r);
       if (num_layers) qkv(t, r, model.layers_[0]);
     });
-    for (size_t i = 0; i < num_layers; ++i) {
+    for (int i = 0; i < num_layers; ++i) {
       if (model.layers_[i].num_heads) attention(model.layers_[i]);
       const Layer* next = i + 1 < num_layers ? &model.layers_[i + 1] : nullptr;
       if (!next) keep_rows();
+      const bool is_exit = num_exits < spec.exits.size() && spec.exits[num_exits].after == i + 1;
       over_rows([&](Team& t, const Rows& r) {
         after_attention(t, r, model.layers_[i]);
-        if (next) qkv(t, r, *next);
+        if (next && !is_exit) qkv(t, r, *next);
+      });
+      if (!is_exit) continue;
+      leave(num_exits++);
+      if (num_sequences == 0) return;
+      over_rows([&](Team& t, const Rows& r) {
+        quantize_for(t, r, next->qkv, hidden(r), hidden_stride);
+        qkv(t, r, *next);
       });
     }
     heads();
@@ -541,7 +580,10 @@ struct Encoder::Impl::Pass {
   // too few, for all rows on the whole team, whose steps then share out columns.
   template <class Body>
   void over_rows(Body body) {
-    if (team.size() > 1 && tokens < model.few_rows_ * team.size()) return body(team, rows_at(0, tokens, 0));
+    // How many rows leave is not known while steps are counted: sharing out columns has more of them.
+    const bool may_be_few = team.is_counting() && !spec.exits.empty();
+    if (team.size() > 1 && (may_be_few || tokens < model.few_rows_ * team.size()))
+      return body(team, rows_at(0, tokens, 0));
     const int blocks = round_up((tokens + kBlockRows - 1) / kBlockRows, team.size());
     const auto first_row = [&](int block) { return static_cast<int>(static_cast<int64_t>(tokens) * block / blocks); };
     team.share(
@@ -616,7 +658,7 @@ struct Encoder::Impl::Pass {
                              w.num_keys};
     float* scratch = w.scratch + w.scratch_stride * team.rank();
     const auto attend = spec.is_attention_s8 ? kernels.attention_varlen_u8s8 : kernels.attention_varlen;
-    team.share(slice.num_sequences * l.num_heads, [&](int begin, int end) {
+    team.share(num_sequences * l.num_heads, [&](int begin, int end) {
       for (int i = begin; i < end; ++i) attend(args, i / l.num_heads, i % l.num_heads, scratch);
     });
   }
@@ -719,13 +761,56 @@ struct Encoder::Impl::Pass {
       return !head.is_per_token() && head.steps[0].takes_first_row();
     });
     if (batch.output_tokens && !is_asked(false)) {
-      choose_tokens();
+      if (spec.exits.empty()) choose_tokens();
     } else if (reads_first) {
-      move_rows(slice.num_sequences, [&](int r) { return w.cu_seqlens[r]; });
+      move_rows(num_sequences, [&](int r) { return w.cu_seqlens[r]; });
       team.share(1, [&](int, int) {
-        for (int r = 0; r <= slice.num_sequences; ++r) w.cu_seqlens[r] = r;
+        for (int r = 0; r <= num_sequences; ++r) w.cu_seqlens[r] = r;
       });
     }
+  }
+
+  // ---- Exits ----
+
+  // Writes what every text's logits are at an exit, which deeper ones replace, and takes out the texts that are sure.
+  void leave(size_t index) {
+    const Exit& exit = spec.exits[index];
+    const bool per_token = exit.head.is_per_token();
+    for (int i = 0; i < num_outputs; ++i) run_head(exit.head, per_token ? tokens : num_sequences, 0, outputs[i].data);
+    Workspace::Left& left = w.left[index];
+    team.share(1, [&](int, int) { close_up(exit.threshold, per_token, left); });
+    if (team.is_counting()) return;
+    num_sequences = left.sequences.load(std::memory_order_relaxed);
+    tokens = left.tokens.load(std::memory_order_relaxed);
+    if (per_token) out_rows = tokens;
+  }
+
+  void close_up(float threshold, bool per_token, Workspace::Left& left) {
+    int sequences = 0, end = 0;
+    for (int s = 0, first = 0; s < num_sequences; ++s) {
+      const int begin = first, count = w.cu_seqlens[s + 1] - begin;
+      first += count;
+      const float* const margins = w.margins + (per_token ? begin : s);
+      const auto is_sure = [threshold](float margin) { return margin >= threshold; };
+      if (std::all_of(margins, margins + (per_token ? count : 1), is_sure)) continue;
+      if (sequences < s) {
+        const auto move = [](auto* rows, int to, int from, int num_rows, int stride) {
+          std::memmove(rows + static_cast<size_t>(to) * stride, rows + static_cast<size_t>(from) * stride,
+                       sizeof(*rows) * num_rows * stride);
+        };
+        move(w.hidden, end, begin, count, hidden_stride);
+        move(w.position_ids, end, begin, count, 1);
+        if (w.num_keys) w.num_keys[sequences] = w.num_keys[s];
+        if (per_token)
+          move(w.places, end, begin, count, 1);
+        else
+          w.places[sequences] = w.places[s];
+      }
+      end += count;
+      w.cu_seqlens[++sequences] = end;
+    }
+    left.sequences.store(sequences, std::memory_order_relaxed);
+    left.tokens.store(end, std::memory_order_relaxed);
   }
 
   // Moves rows of the hidden states, and of the last layer's context, to the front: row from(r) becomes row r. from(r)
@@ -754,20 +839,16 @@ struct Encoder::Impl::Pass {
   // Outputs of sequences come first, because choosing tokens moves the rows that they pool.
   void heads() {
     for (const bool per_token : {false, true}) {
-      if (per_token && batch.output_tokens && !is_chosen && is_asked(true)) choose_tokens();
+      const bool chooses = batch.output_tokens && !is_chosen && spec.exits.empty();
+      if (per_token && chooses && is_asked(true)) choose_tokens();
       for (int i = 0; i < num_outputs; ++i) {
         const Head& head = head_of(outputs[i]);
         if (head.is_per_token() != per_token) continue;
-        const int count = per_token ? out_rows : slice.num_sequences;
         const int first_out = per_token ? first_out_row : slice.first_sequence;
-        if (head.folds_logits()) {
+        if (head.folds_logits())
           fold_logits(head, outputs[i].data + static_cast<size_t>(first_out) * head.width);
-          continue;
-        }
-        for (int first = 0; first < count; first += kHeadRows) {
-          run_head(head, first, std::min(kHeadRows, count - first),
-                   outputs[i].data + (static_cast<size_t>(first_out) + first) * head.width);
-        }
+        else
+          run_head(head, per_token ? out_rows : num_sequences, first_out, outputs[i].data);
       }
     }
   }
@@ -782,15 +863,22 @@ struct Encoder::Impl::Pass {
     is_chosen = true;
   }
 
-  // Runs a head's steps for `rows` tokens or sequences from `first` on, and copies the results to `to`, without
-  // padding.
-  void run_head(const Head& head, int first, int rows, float* to) {
-    const auto [x, stride] = run_steps(head, head.steps.size(), first, rows);
-    team.share(rows, [&, x = x, stride = stride](int begin, int end) {
-      for (int r = begin; r < end; ++r)
-        std::memcpy(to + static_cast<size_t>(r) * head.width, x + static_cast<size_t>(r) * stride,
-                    sizeof(float) * head.width);
-    });
+  // Runs a head's steps for `count` tokens or sequences, and copies the results to the rows of `to` from `first_out`
+  // on, without padding; of a model with exits to those that are left to them, and notes their margins.
+  void run_head(const Head& head, int count, int first_out, float* to) {
+    const bool has_exits = !spec.exits.empty();
+    for (int first = 0; first < count; first += kHeadRows) {
+      const int rows = std::min(kHeadRows, count - first);
+      const auto [x, stride] = run_steps(head, head.steps.size(), first, rows);
+      team.share(rows, [&, x = x, stride = stride](int begin, int end) {
+        for (int r = first + begin; r < first + end; ++r) {
+          const float* const row = x + static_cast<size_t>(r - first) * stride;
+          if (has_exits) w.margins[r] = spec.margin(row, head.width);
+          const int place = has_exits ? w.places[r] : first_out + r;
+          if (place >= 0) std::memcpy(to + static_cast<size_t>(place) * head.width, row, sizeof(float) * head.width);
+        }
+      });
+    }
   }
 
   // The rows after the first `num_steps` steps of a head, and their stride.

@@ -123,7 +123,9 @@ void load_model(std::string_view bytes, const MappedFile* file, const eb_options
   }
   if (chosen.verify != 0 || chosen.public_key != nullptr) check_content(bytes, chosen.public_key);
   Encoder::require(chosen);
-  *model = make_model(read_model_file(bytes, file), chosen).release();
+  ModelFile read = read_model_file(bytes, file);
+  if (chosen.full_depth != 0) read.spec.exits.clear();
+  *model = make_model(read, chosen).release();
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <cmath>
 #include <initializer_list>
 #include <limits>
 #include <string>
@@ -293,6 +294,34 @@ std::vector<Head> take_heads(Members& members, EncoderSpec& spec) {
   return chosen.heads;
 }
 
+// The twin of EncoderSpec.exit_heads.
+void take_exits(Members& members, EncoderSpec& spec) {
+  if (!members.has("exits")) return;
+  int num_runs = 0;
+  for (const LayerSpec& layer : spec.layers) num_runs += layer.repeats;
+  JsonCursor exits(members.take("exits"));
+  if (exits.peek() != '[') fail("exits must be a list");
+  exits.read_array([&] {
+    Members each(exits.skip(), "exits.");
+    const int least = spec.exits.empty() ? 1 : spec.exits.back().after + 1;
+    const int after = each.take_size("after", least, num_runs - 1);
+    float threshold = std::numeric_limits<float>::infinity();
+    if (each.take("threshold") != "null") threshold = static_cast<float>(each.take_number("threshold", -1, 1e6, 0));
+    if (threshold < 0) fail("exits.threshold must be 0 or more");
+    each.check_all_taken();
+    const int hidden = spec.hidden_size, num_labels = static_cast<int>(spec.text.labels.size());
+    Head head{"logits", num_labels, {}};
+    if (!spec.heads[0].is_per_token()) head.steps.push_back(spec.heads[0].steps[0]);
+    head.steps.push_back({HeadStep::Op::kLinear, hidden, num_labels, "exit." + std::to_string(after)});
+    spec.exits.push_back({after, threshold, head});
+  });
+  const bool is_classifier =
+      spec.text.task == "token-classification" ||
+      (spec.text.task == "text-classification" && spec.text.problem_type != TextSpec::ProblemType::kRegression);
+  if (!spec.exits.empty() && (!is_classifier || spec.is_pre_norm))
+    fail("exits are of classifiers alone, whose layers have their norms behind");
+}
+
 // The rest of what tasks read.
 void take_text(Members& members, const EncoderSpec& spec, TextSpec* text) {
   const auto take_string = [](Members& from, const std::string& name) {
@@ -361,6 +390,20 @@ int EncoderSpec::count_keys(const int32_t* input_ids, int num_tokens) const {
   int count = num_tokens;
   while (count > least && input_ids[count - 1] == unattended_id) --count;
   return count;
+}
+
+float EncoderSpec::margin(const float* logits, int num_labels) const {
+  if (text.problem_type == TextSpec::ProblemType::kMultiLabel || num_labels == 1) {
+    float least = std::abs(logits[0]);
+    for (int i = 1; i < num_labels; ++i) least = std::min(least, std::abs(logits[i]));
+    return least;
+  }
+  float first = std::max(logits[0], logits[1]), second = std::min(logits[0], logits[1]);
+  for (int i = 2; i < num_labels; ++i) {
+    second = std::max(second, std::min(first, logits[i]));
+    first = std::max(first, logits[i]);
+  }
+  return first - second;
 }
 
 EncoderSpec parse_encoder_spec(std::string_view json) {
@@ -434,6 +477,7 @@ EncoderSpec parse_encoder_spec(std::string_view json) {
     if (layer.rotary_base > 0 && (layer.head_dim % 2 != 0 || spec.position_offset > 0 || spec.has_padding_position))
       fail("with a rotary_base, head_dim must be even and positions count from 0");
   }
+  take_exits(members, spec);
   members.check_all_taken();
   return spec;
 }

@@ -41,6 +41,13 @@ struct Head {
   bool has_decoder() const;
 };
 
+// A head after some of the layers: a text whose answer there is sure goes no deeper.
+struct Exit {
+  int after;        // so many layers, repeats counted
+  float threshold;  // of the margin of the text's logits, of each token's where tokens have some; infinity: no text is
+  Head head;
+};
+
 struct LinearSpec {
   bool is_s8 = false;
   bool is_smoothed = false;
@@ -99,6 +106,7 @@ struct EncoderSpec {
   bool is_weight_only = false;  // the file's graph multiplies in f32, so that the file has no colsum
   std::vector<LayerSpec> layers;
   std::vector<Head> heads;
+  std::vector<Exit> exits;  // in their order; their heads give the only output
   TextSpec text;
 
   int usable_positions() const { return num_positions - position_offset; }
@@ -107,6 +115,8 @@ struct EncoderSpec {
   void find_positions(const int32_t* input_ids, int num_tokens, int32_t* position_ids) const;
   // Tokens of a sequence that are attended to, one at least.
   int count_keys(const int32_t* input_ids, int num_tokens) const;
+  // How far logits are from another answer: EncoderSpec.margins in spec.py.
+  float margin(const float* logits, int num_labels) const;
   // nullptr if no output has that name.
   const Head* find_head(std::string_view name) const;
 };

@@ -6,6 +6,7 @@
 #include <set>
 #include <utility>
 
+#include "base/base64.h"
 #include "base/status.h"
 
 namespace edgebert {
@@ -92,6 +93,27 @@ class Checker {
       }
     }
     return num_checked_;
+  }
+
+  // Adds the weights of the exits' heads, which are bytes of `exits`.
+  void add_exits(const std::vector<uint8_t>& exits) {
+    size_t at = 0;
+    for (const Exit& exit : spec_.exits) {
+      const HeadStep& linear = exit.head.steps.back();
+      const std::pair<const char*, std::vector<int64_t>> parts[] = {{".weight", {linear.inputs, linear.width}},
+                                                                    {".bias", {linear.width}}};
+      for (const auto& [part, shape] : parts) {
+        size_t num_bytes = sizeof(float);
+        for (const int64_t size : shape) num_bytes *= static_cast<size_t>(size);
+        const std::string name = linear.weights + part;
+        if (num_bytes > exits.size() - at) fail("edgebert.exits is too short");
+        if (!tensors_.emplace(name, TensorView{exits.data() + at, DType::kF32, shape, num_bytes}).second)
+          fail("tensor " + name + " belongs to edgebert.exits");
+        at += num_bytes;
+        ++num_checked_;
+      }
+    }
+    if (at != exits.size()) fail("edgebert.exits is too long");
   }
 
  private:
@@ -206,8 +228,14 @@ class Checker {
 
 }  // namespace
 
-EncoderWeights::EncoderWeights(const EncoderSpec& spec, Tensors tensors) : tensors_(std::move(tensors)) {
-  const size_t expected = Checker(spec, &tensors_, &sums_).check_all();
+EncoderWeights::EncoderWeights(const EncoderSpec& spec, Tensors tensors, std::string_view exits)
+    : tensors_(std::move(tensors)) {
+  Checker checker(spec, &tensors_, &sums_);
+  if (!spec.exits.empty()) {
+    if (!decode_base64(exits, &exits_)) fail("edgebert.exits is not base64");
+    checker.add_exits(exits_);
+  }
+  const size_t expected = checker.check_all();
   if (tensors_.size() != expected) {
     fail("the file holds " + std::to_string(tensors_.size()) + " weights, its spec calls for " +
          std::to_string(expected));

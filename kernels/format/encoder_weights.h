@@ -35,9 +35,10 @@ struct TensorView {
 
 class EncoderWeights {
  public:
-  // Checks that `tensors` holds exactly the weights that names.py lists for `spec`, each with the right dtype,
-  // shape and byte count; throws Error(EB_MODEL_FORMAT) otherwise. Sums that the file leaves out are added.
-  EncoderWeights(const EncoderSpec& spec, std::unordered_map<std::string, TensorView> tensors);
+  // Checks that `tensors` and the metadata `edgebert.exits` hold exactly the weights that names.py lists for `spec`,
+  // each with the right dtype, shape and byte count; throws Error(EB_MODEL_FORMAT) otherwise. Sums that the file leaves
+  // out are added.
+  EncoderWeights(const EncoderSpec& spec, std::unordered_map<std::string, TensorView> tensors, std::string_view exits);
   EncoderWeights(EncoderWeights&&) = default;  // a copy's views would be of the original's sums
 
   // nullptr if the spec has no such tensor.
@@ -51,6 +52,7 @@ class EncoderWeights {
  private:
   std::unordered_map<std::string, TensorView> tensors_;
   std::vector<std::vector<int32_t>> sums_;  // of a weight-only file's codes
+  std::vector<uint8_t> exits_;              // weights of the exits' heads, one after the other
 };
 
 }  // namespace edgebert

@@ -1,5 +1,7 @@
 #include "format/model_file.h"
 
+#include <algorithm>
+#include <cmath>
 #include <unordered_map>
 #include <utility>
 
@@ -70,7 +72,10 @@ ModelFile read_model_file(std::string_view bytes, const MappedFile* file) {
       throw Error(EB_MODEL_FORMAT, "tensor " + std::string(tensor.name) + " is given twice: re-export the model");
     }
   }
-  EncoderWeights weights(spec, std::move(tensors));
+  const auto exits = model.metadata.find("edgebert.exits");
+  EncoderWeights weights(spec, std::move(tensors), exits == model.metadata.end() ? std::string_view() : exits->second);
+  const auto is_closed = [](const Exit& exit) { return std::isinf(exit.threshold); };
+  spec.exits.erase(std::remove_if(spec.exits.begin(), spec.exits.end(), is_closed), spec.exits.end());
   const auto tokenizer = model.metadata.find("edgebert.tokenizer");
   return {std::move(spec), std::move(weights),
           tokenizer == model.metadata.end() ? std::string_view() : tokenizer->second};

@@ -53,6 +53,8 @@ typedef struct eb_options {
   const uint8_t* public_key; /* [32], or NULL: verify, and refuse what is not signed with this Ed25519 key, by
                                 `edgebert sign` */
   int32_t ids_only;          /* 1: leave the file's tokenizer out, for eb_run alone */
+  int32_t full_depth;        /* 1: run all layers for every text, also in a file with exits, where a text that is sure
+                                goes no deeper; libedgebert_cuda always does */
 } eb_options;
 
 /* Sequence i holds tokens cu_seqlens[i] .. cu_seqlens[i + 1] - 1; every sequence has at least one token. */

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 
+#include "base/base64.h"
 #include "text/unicode.h"
 
 namespace edgebert::text {
@@ -226,30 +227,11 @@ bool is_nmt_space(uint32_t code) {
          code == 0x2028 || code == 0x2029 || code == 0x2581 || code == 0xFEFF || code == 0xFFFD;
 }
 
-std::string decode_base64(std::string_view text, const JsonObject& owner) {
-  std::string bytes;
-  uint32_t bits = 0;
-  int num_bits = 0;
-  while (!text.empty() && text.back() == '=') text.remove_suffix(1);
-  for (const char c : text) {
-    const int value = c >= 'A' && c <= 'Z'   ? c - 'A'
-                      : c >= 'a' && c <= 'z' ? c - 'a' + 26
-                      : c >= '0' && c <= '9' ? c - '0' + 52
-                      : c == '+'             ? 62
-                      : c == '/'             ? 63
-                                             : -1;
-    if (value < 0) owner.fail("has a map that is not base64");
-    bits = bits << 6 | static_cast<uint32_t>(value);
-    num_bits += 6;
-    if (num_bits >= 8) bytes += static_cast<char>(bits >> (num_bits -= 8) & 0xFF);
-  }
-  return bytes;
-}
-
 }  // namespace
 
 CharsMap::CharsMap(std::string_view base64, const JsonObject& owner) {
-  const std::string bytes = decode_base64(base64, owner);
+  std::string bytes;
+  if (!decode_base64(base64, &bytes)) owner.fail("has a map that is not base64");
   const auto word = [&](size_t at) {
     uint32_t value = 0;
     for (size_t i = 4; i-- > 0;) value = value << 8 | static_cast<unsigned char>(bytes[at + i]);

@@ -12,7 +12,7 @@ static void check(int condition, const char* what) {
 
 int main(void) {
   eb_model* model = (eb_model*)&model;
-  eb_options options = {NULL, -1, 0, 0, NULL, 0};
+  eb_options options = {NULL, -1, 0, 0, NULL, 0, 0};
   eb_batch batch = {NULL, NULL, NULL, 0, NULL, 0};
   check(eb_last_error()[0] == '\0', "no error yet");
   check(strcmp(eb_version(), EDGEBERT_VERSION) == 0, "version");
