@@ -24,8 +24,6 @@ class Arena {
   }
 
  private:
-  static constexpr size_t kHugePage = size_t{2} << 20;
-
   void grow(size_t bytes) {
     const size_t size = (bytes + kHugePage - 1) / kHugePage * kHugePage;
     blocks_.push_back(allocate_aligned(size, kHugePage));

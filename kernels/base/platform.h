@@ -35,6 +35,12 @@ using ZeroBytes = std::unique_ptr<void, FreeZeros>;
 // std::bad_alloc.
 ZeroBytes allocate_zeros(size_t bytes);
 
+// What large blocks are made of.
+#if defined(__wasm__)
+constexpr size_t kHugePage = size_t{64} << 10;
+#else
+constexpr size_t kHugePage = size_t{2} << 20;
+#endif
 // A hint, for memory that is read end to end again and again.
 void prefer_huge_pages(void* memory, size_t bytes);
 

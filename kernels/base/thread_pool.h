@@ -83,7 +83,7 @@ class Team {
 
   int rank_ = 0, size_ = 1;
   const Step* step_ = nullptr;
-  TeamPlace* place_ = nullptr;
+  [[maybe_unused]] TeamPlace* place_ = nullptr;
   size_t num_steps_ = 0;
   bool has_left_ = false;
 };
@@ -113,7 +113,7 @@ class ThreadPool {
     void run(const std::function<void(Team&)>& body);
 
    private:
-    ThreadPool& pool_;
+    [[maybe_unused]] ThreadPool& pool_;
     int place_ = 0, num_threads_ = 1;
   };
 

@@ -29,6 +29,8 @@ CpuFeatures detect() {
 #elif defined(__aarch64__)
   f.neon = true;  // all of 64-bit Arm has it
   f.neon_dotprod = has_arm_dot_product();
+#elif defined(__wasm__)
+  f.wasm_simd128 = f.wasm_relaxed_simd = true;  // or the binary would not have been loaded
 #endif
   return f;
 }

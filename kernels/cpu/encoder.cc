@@ -278,8 +278,9 @@ struct Encoder::Impl::Loader {
       linear.bias_row = copy_f32(*bias, row_stride(width), to.arena_);
     } else if (weight->dtype == DType::kS8) {
       linear.kind = Linear::Kind::kS8;
-      linear.s8 = pack_linear_u8s8(*weight, tensor(prefix + ".scale"), tensor(prefix + ".colsum"), *bias,
-                                   WeightLayout::kInputsByOutputs, to.kernels_.s8_nr, to.arena_);
+      linear.s8 =
+          pack_linear_u8s8(*weight, tensor(prefix + ".scale"), tensor(prefix + ".colsum"), *bias,
+                           WeightLayout::kInputsByOutputs, to.kernels_.s8_nr, to.kernels_.narrow_offset, to.arena_);
       if (const TensorView* inv_smooth = weights.find(prefix + ".inv_smooth"))
         linear.inv_smooth = copy_f32(*inv_smooth, linear.s8.inputs, to.arena_);
     } else {
@@ -298,7 +299,7 @@ struct Encoder::Impl::Loader {
       linear.kind = Linear::Kind::kS8;
       linear.s8 =
           pack_linear_u8s8(word, tensor("embeddings.word.scale"), tensor(prefix + ".colsum"), tensor(prefix + ".bias"),
-                           WeightLayout::kOutputsByInputs, to.kernels_.s8_nr, to.arena_);
+                           WeightLayout::kOutputsByInputs, to.kernels_.s8_nr, to.kernels_.narrow_offset, to.arena_);
       to.max_width_ = std::max(to.max_width_, linear.s8.inputs);
     } else {
       linear.kind = Linear::Kind::kF32;

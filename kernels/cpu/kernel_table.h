@@ -68,6 +68,7 @@ struct PackedLinearU8S8 {
   const int32_t* colsum;
   const float* bias;
   int inputs, outputs;
+  int offset;  // added to every weight, padding too: 0, or the table's narrow_offset where all lie in +-63
 };
 struct PackedLinearF32 {
   const float* weight;  // [panels][inputs][nr]
@@ -193,9 +194,10 @@ constexpr int kBlockRows = 96;
 
 struct KernelTable {
   const char* isa;
-  int s8_nr;          // columns of a panel of linear_u8s8_f32
-  int f32_nr;         // columns of a panel of linear_f32
-  uint8_t code_flip;  // stored are codes xor this: 0x80 where they are read as s8, code - 128
+  int s8_nr;              // columns of a panel of linear_u8s8_f32
+  int f32_nr;             // columns of a panel of linear_f32
+  uint8_t code_flip;      // stored are codes xor this: 0x80 where they are read as s8, code - 128
+  uint8_t narrow_offset;  // makes weights in +-63 numbers of 7 bits without a sign; 0: they are packed as they are
 #define EB_KERNEL(name, arguments) void(*name) arguments;
 #include "cpu/kernels.inc"
 #undef EB_KERNEL

@@ -51,12 +51,16 @@ void interleave(const uint8_t* from, size_t stride, int rows, int columns, T* __
   }
 }
 
+size_t packed_size(Sizes sizes, int nr, int group) {
+  return static_cast<size_t>(round_up(sizes.outputs, nr)) * round_up(sizes.inputs, group);
+}
+
 // Panels of nr outputs, groups of kGroup inputs innermost: [panels][inputs / kGroup][nr][kGroup], zeros in the padding.
 template <class T, int kGroup>
-const T* pack_panels(const TensorView& weight, WeightLayout layout, int nr, Arena& arena) {
+T* pack_panels(const TensorView& weight, WeightLayout layout, int nr, Arena& arena) {
   const Sizes sizes = sizes_of(weight, layout);
   const int panels = (sizes.outputs + nr - 1) / nr, steps = (sizes.inputs + kGroup - 1) / kGroup;
-  T* packed = arena.allocate<T>(static_cast<size_t>(panels) * steps * nr * kGroup);
+  T* packed = arena.allocate<T>(packed_size(sizes, nr, kGroup));
   T* out = packed;
   const size_t row_bytes = sizeof(T) * static_cast<size_t>(weight.shape[1]);
   for (int p = 0; p < panels; ++p) {
@@ -80,15 +84,24 @@ const T* pack_panels(const TensorView& weight, WeightLayout layout, int nr, Aren
 }  // namespace
 
 PackedLinearU8S8 pack_linear_u8s8(const TensorView& weight, const TensorView& scale, const TensorView& colsum,
-                                  const TensorView& bias, WeightLayout layout, int nr, Arena& arena) {
+                                  const TensorView& bias, WeightLayout layout, int nr, uint8_t narrow_offset,
+                                  Arena& arena) {
   const Sizes sizes = sizes_of(weight, layout);
   const size_t padded = round_up(sizes.outputs, nr);
-  return {pack_panels<int8_t, 4>(weight, layout, nr, arena),
+  const auto codes = reinterpret_cast<const int8_t*>(weight.data);
+  const bool is_narrow = narrow_offset > 0 && std::all_of(codes, codes + weight.num_bytes,
+                                                          [](int8_t code) { return code >= -63 && code <= 63; });
+  int8_t* const packed = pack_panels<int8_t, 4>(weight, layout, nr, arena);
+  const int offset = is_narrow ? narrow_offset : 0;
+  for (size_t i = 0; is_narrow && i < packed_size(sizes, nr, 4); ++i)
+    packed[i] = static_cast<int8_t>(packed[i] + offset);
+  return {packed,
           copy_padded<float>(scale, padded, arena),
           copy_padded<int32_t>(colsum, padded, arena),
           copy_padded<float>(bias, padded, arena),
           sizes.inputs,
-          sizes.outputs};
+          sizes.outputs,
+          offset};
 }
 
 PackedLinearF32 pack_linear_f32(const TensorView& weight, const TensorView& bias, WeightLayout layout, int nr,

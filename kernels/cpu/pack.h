@@ -11,8 +11,10 @@ namespace edgebert {
 // table.
 enum class WeightLayout { kInputsByOutputs, kOutputsByInputs };
 
+// `narrow_offset` is the table's.
 PackedLinearU8S8 pack_linear_u8s8(const TensorView& weight, const TensorView& scale, const TensorView& colsum,
-                                  const TensorView& bias, WeightLayout layout, int nr, Arena& arena);
+                                  const TensorView& bias, WeightLayout layout, int nr, uint8_t narrow_offset,
+                                  Arena& arena);
 PackedLinearF32 pack_linear_f32(const TensorView& weight, const TensorView& bias, WeightLayout layout, int nr,
                                 Arena& arena);
 

@@ -33,6 +33,7 @@ const KernelTable kTable = {
     16 * kDotVectors,
     16 * kFmaVectors,
     kCodeFlip,
+    kNarrowOffset,
 #define EB_DOT_KERNEL(name, arguments) &name,
 #define EB_KERNEL(name, arguments) &EB_BASE_ISA::name,
 #include "cpu/kernels.inc"

@@ -38,10 +38,24 @@ struct PanelAhead {
   }
 };
 
+// What a tile multiplies with: dot4 of any weights, or where an ISA has one, a faster one of weights that are 7 bits
+// without a sign.
+struct AnyDot {
+  static DotLeft left(const uint8_t* codes) { return dot_left(codes); }
+};
+#if defined(EB_NARROW_DOT)
+constexpr uint8_t kNarrowOffset = 64;
+struct NarrowDot {
+  static NarrowLeft left(const uint8_t* codes) { return narrow_left(codes); }
+};
+#else
+constexpr uint8_t kNarrowOffset = 0;
+#endif
+
 // Sums of kRows rows of codes with 16 * kVectors columns, four inputs a step, into tile [kRows][16 * kVectors]. The
 // columns of a step lie together as [16 * kVectors][4], the steps `step_stride` bytes apart. Sums start at `start`
 // [16 * kVectors], or at zero.
-template <int kRows, int kVectors, class Ahead>
+template <int kRows, int kVectors, class Dot = AnyDot, class Ahead>
 EB_OUTLINE void dot_tile(const uint8_t* codes, int stride, const int8_t* columns, size_t step_stride, int steps,
                          const int32_t* start, const Ahead& ahead, int32_t* tile) {
   I32x16 acc[kRows][kVectors];
@@ -57,7 +71,7 @@ EB_OUTLINE void dot_tile(const uint8_t* codes, int stride, const int8_t* columns
     for (int v = 0; v < kVectors; ++v) b[v] = load_i32(reinterpret_cast<const int32_t*>(columns) + v * 16);
 #pragma GCC unroll 16
     for (int m = 0; m < kRows; ++m) {
-      const DotLeft a = dot_left(codes + static_cast<size_t>(m) * stride + 4 * k);
+      const auto a = Dot::left(codes + static_cast<size_t>(m) * stride + 4 * k);
 #pragma GCC unroll 16
       for (int v = 0; v < kVectors; ++v) acc[m][v] = dot4(acc[m][v], a, b[v]);
     }
@@ -162,7 +176,9 @@ inline void finish_u8s8(const LinearU8S8Args& args, const int32_t* tile, int row
   }
 }
 
-inline void linear_u8s8_f32(const LinearU8S8Args& args, const TileRange& range) {
+// Each sum less what `row_excess` [range's rows] has of its row.
+template <class Dot>
+inline void multiply_u8s8(const LinearU8S8Args& args, const TileRange& range, const int32_t* row_excess) {
   constexpr int kNr = 16 * kDotVectors;
   const PackedLinearU8S8& w = args.linear;
   const int steps = (w.inputs + 3) / 4;
@@ -175,12 +191,35 @@ inline void linear_u8s8_f32(const LinearU8S8Args& args, const TileRange& range) 
       const int rows = min_of(kDotRows, range.row_end - row);
       const PanelAhead ahead(panel, steps, kDotVectors, (row - range.row_begin) / kDotRows, tiles);
       with_rows<kDotRows>(rows, [&](auto tag) {
-        dot_tile<decltype(tag)::value, kDotVectors>(args.in.codes + static_cast<size_t>(row) * args.in.stride,
-                                                    args.in.stride, panel, kNr * 4, steps, nullptr, ahead, tile);
+        dot_tile<decltype(tag)::value, kDotVectors, Dot>(args.in.codes + static_cast<size_t>(row) * args.in.stride,
+                                                         args.in.stride, panel, kNr * 4, steps, nullptr, ahead, tile);
       });
+      for (int m = 0; row_excess && m < rows; ++m) {
+        const I32x16 excess = set1_i32(-row_excess[row - range.row_begin + m]);
+        for (int32_t* sums = tile + m * kNr; sums < tile + (m + 1) * kNr; sums += 16)
+          store_i32(sums, add_i32(load_i32(sums), excess));
+      }
       EB_BY_EPILOGUE(args.epilogue, finish_u8s8, args, tile, row, rows, p * kNr, vectors)
     }
   }
+}
+
+inline void linear_u8s8_f32(const LinearU8S8Args& args, const TileRange& range) {
+#if defined(EB_NARROW_DOT)
+  if (args.linear.offset > 0) {
+    int32_t excess[kBlockRows];  // a row's codes times the offset, which every weight has too much
+    const int steps = (args.linear.inputs + 3) / 4;
+    for (int row = range.row_begin; row < range.row_end; row += kBlockRows) {
+      const int last = min_of(row + kBlockRows, range.row_end);
+      for (int i = row; i < last; ++i)
+        excess[i - row] =
+            args.linear.offset * sum_codes(args.in.codes + static_cast<size_t>(i) * args.in.stride, steps);
+      multiply_u8s8<NarrowDot>(args, {row, last, range.panel_begin, range.panel_end}, excess);
+    }
+    return;
+  }
+#endif
+  multiply_u8s8<AnyDot>(args, range, nullptr);
 }
 
 // The same for linear_f32, of tile [rows][16 * kFmaVectors].
