@@ -35,6 +35,8 @@ CASES: dict[str, dict[str, Any]] = {
     | {"pooling": "cls", "problem_type": "multi_label_classification", "exits": ((2, 0.3), (3, 0.2))},
     "tokens": THREE
     | {"task": "token-classification", "pooling": "none", "exits": ((1, 0.125), (2, 0.0625), (3, 0.01))},
+    "unattended tokens": THREE
+    | {"task": "token-classification", "pooling": "none", "unattended": 12, "exits": ((1, 0.125), (2, 0.03))},
     "shared layers": {
         "layers": ((2, 7, 33), (1, 8, 0)),
         "repeats": 3,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -77,13 +77,13 @@ def check_content(artifact: Artifact, public_key: str | os.PathLike[str] | None 
 
 
 def add_metadata(path: Path, entries: Mapping[str, str]) -> None:
-    """Add metadata to a model file, which gets a new content hash and loses its signature.
+    """Add or replace metadata of a model file, which gets a new content hash and loses its signature.
 
     Raises:
         ModelFormatError: it is not an ONNX file.
         OSError: it cannot be written; it is as it was.
     """
-    _rewrite(path, encode_metadata(entries))
+    _rewrite(path, entries)
 
 
 def sign(path: str | os.PathLike[str], private_key: str | os.PathLike[str]) -> str:
@@ -106,23 +106,23 @@ def sign(path: str | os.PathLike[str], private_key: str | os.PathLike[str]) -> s
     artifact = read_artifact(path)
     if _HASH in artifact.metadata:
         check_content(artifact)
-    _rewrite(find_model_file(path), b"", key)
+    _rewrite(find_model_file(path), {}, key)
     return key.public_key().public_bytes_raw().hex()
 
 
-def _hashed_parts(data: memoryview) -> Iterator[memoryview]:
-    """The file's bytes but for the hash and the signature, in their order."""
-    last = 0
+def _hashed_parts(data: memoryview, replaced: Collection[str] = ()) -> Iterator[memoryview]:
+    """The file's bytes but for the hash, the signature and metadata that is replaced, in their order."""
+    last, left_out = 0, {_HASH, _SIGNATURE, *replaced}
     for number, value, begin, end in walk_fields(data, "model"):
-        if number == 14 and isinstance(value, memoryview) and read_entry(value)[0] in (_HASH, _SIGNATURE):
+        if number == 14 and isinstance(value, memoryview) and read_entry(value)[0] in left_out:
             yield data[last:begin]
             last = end
     yield data[last:]
 
 
-def _rewrite(path: Path, more: bytes, key: Ed25519PrivateKey | None = None) -> None:
-    """Replace a file by itself with `more` at its end, its hash, and a signature if there is a key."""
-    parts = [*_hashed_parts(memoryview(path.read_bytes())), memoryview(more)]
+def _rewrite(path: Path, metadata: Mapping[str, str], key: Ed25519PrivateKey | None = None) -> None:
+    """Replace a file by itself with this metadata at its end, its hash, and a signature if there is a key."""
+    parts = [*_hashed_parts(memoryview(path.read_bytes()), metadata), memoryview(encode_metadata(metadata))]
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part)

@@ -44,6 +44,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--within-drop", action="store_true", help="with --flops: stop before the drop budget is spent")
     parser.add_argument("--retrain", action="store_true", help="after pruning: distil the unpruned model into the rest")
     parser.add_argument("--trim", action="store_true", help="cut the vocabulary to the training and unlabelled texts")
+    parser.add_argument("--exits", action="store_true", help="train a head after each layer: texts leave when sure")
+    parser.add_argument(
+        "--exit-risk", type=float, metavar="SHARE", help="with --exits: of answers that may differ (default: 0.01)"
+    )
     parser.add_argument("--qat", action="store_true", help="train with int8's codes before int8: quantization-aware")
     parser.add_argument("--portable", action="store_true", help="int8 weights in +-63, for x86 CPUs without VNNI")
     parser.add_argument("--no-int8", action="store_true", help="leave weights and activations in fp32")
@@ -59,7 +63,14 @@ def main(args: argparse.Namespace) -> int:
         with open(args.write_recipe, "w", encoding="utf-8") as file:
             file.write(recipe.to_toml())
         return 0
-    from edgebert.compress.page import OTHER_COLUMNS, describe_budget, ladder_columns, ladder_rows, other_rows
+    from edgebert.compress.page import (
+        OTHER_COLUMNS,
+        describe_budget,
+        describe_exits,
+        ladder_columns,
+        ladder_rows,
+        other_rows,
+    )
     from edgebert.compress.pipeline import run
 
     try:
@@ -70,6 +81,8 @@ def main(args: argparse.Namespace) -> int:
     print_table([ladder_columns(result.report), *ladder_rows(result.report)])
     if result.report["also"]:
         print_table([OTHER_COLUMNS, *other_rows(result.report)])
+    if result.report["exits"]:
+        print(describe_exits(result.report["exits"]))
     for name, budget in result.report["budgets"].items():
         print(describe_budget(name, budget))
     print(f"wrote {result.output}, and beside it the report: .json and .html")
@@ -91,6 +104,7 @@ def build_recipe(args: argparse.Namespace) -> Any:
     from edgebert.compress.recipe import (
         Budget,
         Distillation,
+        Exits,
         Pruning,
         QuantizationAware,
         Recipe,
@@ -130,6 +144,10 @@ def build_recipe(args: argparse.Namespace) -> Any:
     pruning = {"flops": flops, "within_drop": args.within_drop or None, "retrain": args.retrain or None}
     if given := {name: value for name, value in pruning.items() if value is not None}:
         recipe = dataclasses.replace(recipe, prune=dataclasses.replace(recipe.prune or Pruning(), **given))
+    if args.exits or args.exit_risk is not None:
+        exits = recipe.exits or Exits()
+        risk = exits.risk if args.exit_risk is None else args.exit_risk
+        recipe = dataclasses.replace(recipe, exits=dataclasses.replace(exits, risk=risk))
     if args.qat:
         recipe = dataclasses.replace(recipe, qat=recipe.qat or QuantizationAware())
     return recipe

@@ -89,6 +89,12 @@ class Dataset:
             return self
         return replace(self, targets=[renamed(target) for target in self.targets], labels=labels)
 
+    def parts(self) -> list[tuple[str, ...]]:
+        """Each example's texts, one or two: rows that share one are not independent of each other."""
+        if self.task == "token-classification":
+            return [(" ".join(words),) for words in self.inputs]
+        return [(item,) if isinstance(item, str) else tuple(item) for item in self.inputs]
+
     def texts(self) -> list[Text]:
         """Each example's text or pair, as the tokenizer takes it."""
         return [" ".join(item) if self.task == "token-classification" else item for item in self.inputs]

@@ -45,7 +45,8 @@ def distil(
     arXiv 1503.02531, section 2: divergence at a temperature, times its square), or the distance of embeddings; the mean
     squared distance of hidden states relative to the teacher's size, the student's layers paired with the teacher's and
     projected where widths differ (TinyBERT, arXiv 1909.10351, equation 8); and the last layers' relations among
-    queries, keys and values (MiniLMv2, arXiv 2012.15828, section 3).
+    queries, keys and values (MiniLMv2, arXiv 2012.15828, section 3). A student with exits learns the first two at each
+    of them as at its end, from the teacher's last layer (Zhang et al., arXiv 1905.08094).
 
     Args:
         teacher: not changed.
@@ -173,10 +174,11 @@ class _Loss:
             told = batch.run(self.guide, **options)
         found = batch.run(model, **options)
         loss = torch.zeros((), device=batch.input_ids.device)
-        if settings.label_weight:
-            loss = loss + settings.label_weight * self._label_loss(model.spec, found, batch)
-        if settings.soft_weight:
-            loss = loss + settings.soft_weight * soft_loss(model.spec, found, told, batch, settings.temperature)
+        for answers in (found, *({"logits": logits} for logits in found.get("exits", ()))):
+            if settings.label_weight:
+                loss = loss + settings.label_weight * self._label_loss(model.spec, answers, batch)
+            if settings.soft_weight:
+                loss = loss + settings.soft_weight * soft_loss(model.spec, answers, told, batch, settings.temperature)
         mask = batch.attention_mask.bool()
         if settings.hidden_weight:
             loss = loss + settings.hidden_weight * self._hidden_loss(found, told, mask)

@@ -31,7 +31,7 @@ def evaluate_file(path: Path, dataset: Dataset, max_length: int | None = None) -
 
 
 def measure_speeds(paths: Sequence[Path], budget: Budget) -> list[dict[str, Any]]:
-    """Latency and throughput of files for the workload of a budget, timed in turns.
+    """Latency and throughput of files for the workload of a budget, at full depth, timed in turns.
 
     With one thread the native backend's CPU time is measured, as in `latency.LatencyTable`: on a quiet machine it is
     the same, and on a busy one other processes do not count against the budget.
@@ -39,7 +39,7 @@ def measure_speeds(paths: Sequence[Path], budget: Budget) -> list[dict[str, Any]
     Returns:
         Of each file the workload, `latency_p50` and `latency_p95` in seconds of a call, and `tokens_per_second`.
     """
-    models = [edgebert.load(path, threads=budget.threads) for path in paths]
+    models = [edgebert.load(path, threads=budget.threads, full_depth=True) for path in paths]
     batches = [random_batch(model, budget) for model in models]
     is_native = all(model.backend.name == "native" for model in models)
     clock = time.thread_time if is_native and budget.threads == 1 else time.perf_counter

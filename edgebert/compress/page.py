@@ -85,6 +85,7 @@ def write_report(path: Path, report: dict[str, Any], worst: list[dict[str, Any]]
                 *([Table(OTHER_COLUMNS, other_rows(report))] if report["also"] else []),
                 _plot_rungs(report),
                 _plot_accuracy(report),
+                *([describe_exits(report["exits"])] if report["exits"] else []),
                 *(describe_budget(name, budget) for name, budget in report["budgets"].items()),
                 *report["messages"],
             ],
@@ -107,6 +108,16 @@ def write_report(path: Path, report: dict[str, Any], worst: list[dict[str, Any]]
     sections.append(Section("Recipe", [report["recipe"]]))
     recipe = tomllib.loads(report["recipe"])
     write_page(path, f"{Path(recipe['output']).name}: {Path(recipe['model']).name} for {recipe['task']}", sections)
+
+
+def describe_exits(exits: dict[str, Any]) -> str:
+    """Where texts leave, in words."""
+    shares = [f"{100 * share:.1f} % after layer {after}" for after, share in exits["shares"].items()]
+    return (
+        f"Exits: {', '.join(shares)}; {exits['mean_depth']:.2f} layers a text. {100 * exits['differ']:.2f} % of "
+        f"{exits['texts']} texts have another answer than at full depth, and of all at most {100 * exits['risk']:g} % "
+        f"with a confidence of {100 * exits['confidence']:g} %, by {exits['rows']} rows kept for that."
+    )
 
 
 def describe_budget(name: str, budget: dict[str, Any]) -> str:

@@ -27,6 +27,7 @@ from edgebert.compress.data import ROLES, Dataset, hold_out, load_dataset, read_
 from edgebert.compress.distill import distil, narrow_student, spread_layers
 from edgebert.compress.encode import Examples, encode, load_tokenizer
 from edgebert.compress.evaluate import Evaluation, TorchBackend, evaluate
+from edgebert.compress.exits import add_exits, calibrate, check_rows, independent_rows, observe
 from edgebert.compress.finetune import TaskLoss, batches_by_length, find_device, make_batch, train
 from edgebert.compress.heads import load_for_task
 from edgebert.compress.judge import Loss, RowScores, group_rows, judge_loss
@@ -35,7 +36,7 @@ from edgebert.compress.measure import describe_shape, evaluate_file, measure_spe
 from edgebert.compress.page import write_report
 from edgebert.compress.planner import Bytes, Candidate, Limits, choose, list_candidates, prune_until, spent_share
 from edgebert.compress.qat import QuantizedEncoder, settle
-from edgebert.compress.recipe import Distillation, Pruning, QuantizationAware, Recipe, Training
+from edgebert.compress.recipe import Distillation, Exits, Pruning, QuantizationAware, Recipe, Training
 from edgebert.compress.stages import Stage, StageStore
 from edgebert.compress.torch_encoder import TorchEncoder
 from edgebert.errors import EdgeBertError, InvalidInputError, require
@@ -120,7 +121,7 @@ class _Run:
             raise InvalidInputError(f"{self.output} is a folder, where a file is to be written: choose another name")
         if recipe.work_folder.is_file():
             raise InvalidInputError(f"{recipe.work_folder} is a file: name a folder for finished stages with --work")
-        self.train, self.choice, self.eval, *self.others = self._load_data()
+        self.train, self.choice, self.calibration, self.eval, *self.others = self._load_data()
         self.unlabelled = self._load_unlabelled()
         self.messages: list[str] = []
         self.base, names = load_for_task(
@@ -132,9 +133,12 @@ class _Run:
             must_keep=recipe.finetune is None,
             say=self._say,
         )
-        self.train, self.choice, self.eval, *self.others = (
-            data.rename(names, self.base.spec.labels) for data in (self.train, self.choice, self.eval, *self.others)
+        self.train, self.choice, self.calibration, self.eval, *self.others = (
+            data.rename(names, self.base.spec.labels)
+            for data in (self.train, self.choice, self.calibration, self.eval, *self.others)
         )
+        if recipe.exits is not None:
+            add_exits(self.base, recipe.seed)  # tells before the work whether it can be done
         files = [hash_file(path) for path in (recipe.train, recipe.eval, recipe.unlabelled) if path]
         sizes = sorted((str(name), path.stat().st_size) for name, path in self.base.source_files.items())
         counts = len(self.train), len(self.choice), len(self.eval)
@@ -144,14 +148,18 @@ class _Run:
         self.score_range = (min(scores), max(scores)) if scores else (0.0, 1.0)
 
     def _load_data(self) -> list[Dataset]:
-        """Rows that train, that choose (epochs, candidates, precision) and that judge, and the files judged besides.
+        """Rows that train, that choose (epochs, candidates, precision), that calibrate exits, that judge; then others.
 
-        No row does two of these.
+        No row does two of these. The others are the files that are judged besides.
         """
         recipe = self.recipe
         options: dict[str, Any] = {"columns": recipe.columns, "problem_type": recipe.problem_type}
         dataset = load_dataset(recipe.train, recipe.task, **options)
-        parts = hold_out(dataset, (1, 2) if recipe.eval is None else (1,))
+        parts = hold_out(dataset, (1, *[2] * (recipe.exits is not None), *[2] * (recipe.eval is None)))
+        if recipe.exits is None:
+            parts.insert(2, dataset.take([]))
+        else:
+            check_rows(parts[2], recipe.exits.risk, recipe.confidence)
         labels = parts[0].labels or None
         files = [path for path in (recipe.eval, *recipe.also_eval) if path is not None]
         return parts + [load_dataset(path, recipe.task, labels=labels, **options) for path in files]
@@ -180,6 +188,8 @@ class _Run:
         if recipe.distill is not None:
             self._distill(recipe.distill)
         self._prune(teacher)
+        if recipe.exits is not None:
+            self._learn_exits(recipe.exits)
         if recipe.qat is not None:
             self._learn_int8(recipe.qat)
         return self._finish(teacher)
@@ -289,6 +299,7 @@ class _Run:
         state_file: Path,
         name: str,
         build: Callable[..., TorchEncoder] = TorchEncoder,
+        chooses_epoch: bool = True,
     ) -> tuple[Checkpoint, dict[str, Any]]:
         checkpoint, progress = distil(
             teacher,
@@ -297,7 +308,7 @@ class _Run:
             settings,
             score_range=self.score_range,
             seed=self.recipe.seed,
-            evaluate=self._scorer(student),
+            evaluate=self._scorer(student) if chooses_epoch else None,
             state_file=state_file,
             name=name,
             build=build,
@@ -525,6 +536,20 @@ class _Run:
             write_whole(path, measure() + "\n")
         return path.read_text(encoding="utf-8")
 
+    def _learn_exits(self, settings: Exits) -> None:
+        """Train a head after each layer, and the layers with them, to answer as the model as it is does at its end."""
+        whole = self.store.stages[-1].checkpoint
+        distillation = Distillation(
+            temperature=settings.temperature, hidden_weight=0.0, training=settings.training
+        )  # hidden states have to change
+
+        def make(state_file: Path) -> tuple[Checkpoint, dict[str, Any]]:
+            student = add_exits(whole, self.recipe.seed)
+            # the metric, which is that of the last layer, would choose the epoch before the first
+            return self._distil_into(student, whole, distillation, state_file, "exits", chooses_epoch=False)
+
+        self._stage("exits", distillation, make)
+
     def _learn_int8(self, settings: QuantizationAware) -> None:
         """Quantization-aware training, distilled from the model as it is."""
         whole = self.store.stages[-1].checkpoint
@@ -547,6 +572,7 @@ class _Run:
         recipe, stages = self.recipe, self.store.stages
         draft = recipe.work_folder / "final.onnx"
         quantization = self._export_within_drop(draft, teacher)
+        exits = None if recipe.exits is None else self._open_exits(draft, recipe.exits)
         record, evaluation = self._measure(draft, stages[-1].checkpoint)
         self.progress("timing the files in turns")
         *speeds, record["speed"] = measure_speeds([*(stage.model for stage in stages), draft], recipe.budget)
@@ -568,17 +594,34 @@ class _Run:
             "final": {"name": "int8" if recipe.int8 else "fp32", **record, "loss": losses[-1].to_dict()},
             "also": [self._judge_file(teacher.model, draft, dataset) for dataset in self.others],
             "quantization": quantization,
+            "exits": exits,
             "budgets": budgets,
             "messages": self.messages,
         }
         self._write(draft, summary, [vars(mistake) for mistake in evaluation.mistakes[:WORST]])
         return Result(self.output, [stage.folder for stage in stages], summary)
 
+    def _open_exits(self, path: Path, settings: Exits) -> dict[str, Any]:
+        """Say in the file from which margin on texts leave; what comes of it is measured on the rows that judge."""
+        self.progress("calibrating exits")
+        risk, confidence, count = settings.risk, self.recipe.confidence, len(independent_rows(self.calibration))
+        threshold = calibrate(path, self.calibration, risk, confidence, self._max_length())
+        if threshold is None:
+            self._say(
+                f"exits: no threshold keeps the risk of {risk:g} on {count} rows with a confidence of "
+                f"{confidence:g}: every text goes through all layers. Try a larger --exit-risk, more rows or epochs"
+            )
+        return {
+            "risk": risk,
+            "confidence": confidence,
+            "rows": count,
+            "threshold": threshold,
+            **observe(path, self.eval, self._max_length()).describe(threshold),
+        }
+
     def _judge(self, teacher: RowScores, other: RowScores, dataset: Dataset) -> Loss:
-        texts = ([item] if isinstance(item, str) else item for item in dataset.inputs)
-        if dataset.task == "token-classification":
-            texts = ([" ".join(words)] for words in dataset.inputs)
-        return judge_loss(teacher, other, group_rows(texts), self.recipe.confidence, self.recipe.seed)
+        groups = group_rows(dataset.parts())
+        return judge_loss(teacher, other, groups, self.recipe.confidence, self.recipe.seed)
 
     def _judge_file(self, teacher: Path, path: Path, dataset: Dataset) -> dict[str, Any]:
         """What was lost on other text than the task's."""

@@ -172,6 +172,22 @@ class QuantizationAware(_Settings):
 
 
 @dataclass(frozen=True)
+class Exits(_Settings):
+    """Heads after all layers but the last, trained with them, distilled from the whole model: texts leave when sure.
+
+    `risk` is the share of texts whose answer may differ from the one that all layers give, with Recipe.confidence.
+    """
+
+    risk: float = 0.01
+    temperature: float = 2.0
+    training: Training = Training(epochs=3, learning_rate=1e-4)
+
+    def _check_bounds(self) -> None:
+        _check("risk", self.risk, 0 < self.risk < 1, "a number in (0, 1)")
+        _check("temperature", self.temperature, 0 < self.temperature < math.inf, "a positive number")
+
+
+@dataclass(frozen=True)
 class Budget(_Settings):
     """What the file must keep to; each None is no limit.
 
@@ -273,7 +289,8 @@ class Recipe(_Settings):
         train: the file of task data; see data.load_dataset.
         output: the file to write; its name ends in .onnx.
         eval: a file like `train`, whose rows judge; None holds two tenths of `train` out for that. Another tenth of
-            `train` chooses (epochs, candidates): rows that choose never judge.
+            `train` chooses (epochs, candidates), and with `exits` two more say when texts may leave: rows that choose
+            never judge.
         also_eval: more such files: the report tells what was lost on them, whatever the budgets are.
         confidence: that the metric in truth fell by no more than is said; see `judge`.
         unlabelled: a file with more texts, without targets, for distillation and for `trim`.
@@ -283,7 +300,7 @@ class Recipe(_Settings):
         family: the model's family; None takes what the checkpoint says.
         work: the folder for finished stages and training states; None puts it beside the output.
         seed: the same one gives the same file.
-        finetune, distill, prune, qat: None leaves the stage out; qat is quantization-aware training.
+        finetune, distill, prune, exits, qat: None leaves the stage out; qat is quantization-aware training.
         trim: cut the vocabulary to the texts of `train` and `unlabelled`.
         int8: quantize.
         portable: with int8, weights in +-63; see `edgebert.export`.
@@ -310,6 +327,7 @@ class Recipe(_Settings):
     finetune: Training | None = Training()
     distill: Distillation | None = None
     prune: Pruning | None = None
+    exits: Exits | None = None
     qat: QuantizationAware | None = None
     budget: Budget = Budget()
 
@@ -323,6 +341,8 @@ class Recipe(_Settings):
         _check("seed", self.seed, self.seed >= 0, "an integer, 0 or more")
         _check("confidence", self.confidence, 0.5 <= self.confidence < 1, "a number in [0.5, 1)")
         _check("portable", self.portable, self.int8 or not self.portable, "false without int8")
+        classifies = self.task in ("text-classification", "token-classification")
+        _check("task", self.task, classifies or self.exits is None, "a classification with exits")
         _check("qat", self.qat, self.int8 or self.qat is None, "false without int8")
         within_drop = self.prune is not None and self.prune.within_drop
         _check("within_drop", within_drop, self.budget.drop is not None or not within_drop, "false without budget.drop")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from edgebert.artifact.names import linear_name, position_bias_name, position_table_names, weight_tensors
-from edgebert.artifact.spec import EncoderSpec, Step
+from edgebert.artifact.spec import EncoderSpec, Head, Step
 from edgebert.backends.numpy_ops import rotary_table
 from edgebert.checkpoints.families import FAMILY_TABLES
 from edgebert.errors import InvalidInputError, UnsupportedModelError
@@ -103,9 +103,10 @@ class TorchEncoder(nn.Module):
             only: bool [B, S]; heads over tokens are applied to these tokens alone and give [n, width].
 
         Returns:
-            The outputs of `spec.outputs`, [B, S, ...] or [B, ...]; at padding they mean nothing. With `keep_hidden`
-            also "hidden_states": tuple of [B, S, hidden_size], the embeddings first, and "qkv": a tuple with one entry
-            a layer and repeat, [B, S, 3, num_heads, head_dim], or None where the layer has no heads.
+            The outputs of `spec.outputs`, [B, S, ...] or [B, ...]; at padding they mean nothing. With exits also
+            "exits": tuple of the logits at each, however sure they are. With `keep_hidden` also "hidden_states": tuple
+            of [B, S, hidden_size], the embeddings first, and "qkv": a tuple with one entry a layer and repeat,
+            [B, S, 3, num_heads, head_dim], or None where the layer has no heads.
         """
         spec = self.spec
         mask = attention_mask.bool()
@@ -113,16 +114,22 @@ class TorchEncoder(nn.Module):
         hidden_states: list[Tensor] = [x]
         kept_qkv: list[Tensor | None] = []
         attention_bias = None if bool(mask.all()) else mask[:, None, None, :]
-        for i in spec.layer_order:
+        exits = {each.after: head for each, head in zip(spec.exits, spec.exit_heads, strict=True)}
+        at_exits: list[Tensor] = []
+        for depth, i in enumerate(spec.layer_order, 1):
             context, qkv = self.attend(i, x, attention_bias, None if head_masks is None else head_masks[i])
             x = self.add(i, "attention_output", context, x)
             inner = self.activate(i, x)
             x = self.add(i, "ffn_down", inner if neuron_masks is None else inner * neuron_masks[i], x)
             kept_qkv.append(qkv)
             hidden_states.append(x)
+            if depth in exits:
+                at_exits.append(self._heads([exits[depth]], x, mask, only)["logits"])
         if spec.is_pre_norm:
             x = self._layer_norm("final.layer_norm", x)
-        outputs: dict[str, Any] = self._heads(x, mask, only)
+        outputs: dict[str, Any] = self._heads(spec.heads, x, mask, only)
+        if at_exits:
+            outputs["exits"] = tuple(at_exits)
         if keep_hidden:
             outputs |= {"hidden_states": tuple(hidden_states), "qkv": tuple(kept_qkv)}
         return outputs
@@ -226,7 +233,7 @@ class TorchEncoder(nn.Module):
         x = self._drop(self._layer_norm("embeddings.layer_norm", x))
         return x if spec.embedding_size == spec.hidden_size else self._linear("embeddings.projection", x)
 
-    def _heads(self, x: Tensor, mask: Tensor, only: Tensor | None) -> dict[str, Tensor]:
+    def _heads(self, heads: Sequence[Head], x: Tensor, mask: Tensor, only: Tensor | None) -> dict[str, Tensor]:
         tokens = x if only is None else x[only]
 
         @cache
@@ -253,7 +260,7 @@ class TorchEncoder(nn.Module):
             rows = self._drop(rows) if step.drops_input else rows
             return _ACTIVATIONS[step.kind](self._linear(step.weights, rows))
 
-        return {head.name: after(head.steps) if head.steps else x for head in self.spec.heads}
+        return {head.name: after(head.steps) if head.steps else x for head in heads}
 
     def _linear(self, prefix: str, x: Tensor) -> Tensor:
         return self._product(prefix, x, self.tensor(f"{prefix}.weight").t(), self.tensor(f"{prefix}.bias"))
