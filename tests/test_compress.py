@@ -25,7 +25,7 @@ from edgebert.cli import main
 from edgebert.compress import demo, finetune, pipeline, planner, prune
 from edgebert.compress import distill as distillation
 from edgebert.compress.data import Answer, Dataset, load_dataset
-from edgebert.compress.distill import distil, narrow_student, relation_loss, soft_loss, spread_layers
+from edgebert.compress.distill import distil, narrow_student, relation_loss, similarity_loss, soft_loss, spread_layers
 from edgebert.compress.encode import Examples
 from edgebert.compress.evaluate import Evaluation
 from edgebert.compress.finetune import Batch, TaskLoss, batches_by_length, make_batch, train
@@ -422,6 +422,38 @@ def test_narrow_students_learn_from_their_teacher(task: str) -> None:
     assert progress.losses[-1] < 0.7 * progress.losses[0] and trained.spec == student.spec
 
 
+def test_neighbours_come_into_one_batch() -> None:
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(1, 100, 90).astype(np.int32)
+    neighbours = np.array([[i // 3 * 3 + (i + 1) % 3, i // 3 * 3 + (i + 2) % 3] for i in range(90)])
+    neighbours = np.where(neighbours == np.arange(90)[:, None], 0, neighbours)
+    batches = batches_by_length(lengths, 9, 1, neighbours)
+    assert sorted(i for batch in batches for i in batch) == list(range(90))
+    assert [len(batch) for batch in batches] == [9] * 10
+    of_batch = {i: place for place, batch in enumerate(batches) for i in batch}
+    assert all(len({of_batch[i] for i in range(first, first + 3)}) == 1 for first in range(0, 90, 3))
+    assert batches != batches_by_length(lengths, 9, 2, neighbours)
+
+
+def test_similarity_loss_by_hand() -> None:
+    rng = np.random.default_rng(0)
+    found, told = (rng.standard_normal((4, width)).astype(np.float32) for width in (6, 8))
+
+    def neighbourhood(rows: Any) -> Any:
+        rows = rows.astype(np.float64) / np.linalg.norm(rows, axis=1, keepdims=True)
+        scores = np.exp(rows @ rows.T / 0.05) * (1 - np.eye(4))
+        return scores / scores.sum(axis=1, keepdims=True)
+
+    def expect(rows: Any) -> float:
+        p, q = neighbourhood(told), neighbourhood(rows)
+        return float(np.mean([sum(p[i, j] * np.log(p[i, j] / q[i, j]) for j in range(4) if j != i) for i in range(4)]))
+
+    tensors = torch.from_numpy(found), torch.from_numpy(told)
+    assert similarity_loss(*tensors).item() == pytest.approx(expect(found), rel=1e-4)
+    assert similarity_loss(*tensors, (2,)).item() == pytest.approx((expect(found) + expect(found[:, :2])) / 2, rel=1e-4)
+    assert similarity_loss(tensors[1] * 3, tensors[1]).item() == pytest.approx(0.0, abs=1e-6)
+
+
 @pytest.mark.parametrize("num_teacher", [1, 4, 6, 12])
 def test_layers_are_spread(num_teacher: int) -> None:
     for count in range(1, num_teacher + 1):
@@ -438,6 +470,7 @@ def test_recipes_round_trip(tmp_path: Path) -> None:
     full = replace(plain, finetune=None, distill=Distillation(layers=(0, 2)), prune=Pruning(retrain=True), trim=True)
     full = replace(full, columns={"text": "review"}, budget=budget)
     narrow = Distillation(num_layers=2, hidden_size=128, relation_weight=1.0)
+    full = replace(full, task="embedding", matryoshka=(64, 128))
     aware = replace(plain, distill=narrow, prune=Pruning(retrain=True, steps=3), qat=QuantizationAware(temperature=1.0))
     for recipe in (plain, full, aware):
         assert Recipe.from_toml(recipe.to_toml()) == recipe
@@ -466,7 +499,7 @@ def test_speed_and_latency_are_not_asked_for_together() -> None:
     ["task = 'none'", "epochs = 3", "seed = -1", "seed = 'a'", "[finetune]\nepochs = 0", "[finetune]\nrate = 1", "x =",
      "prune = 3", "output = 'model'", "[distill]\nlayers = ['a']", "portable = true\nint8 = false",
      "qat = true\nint8 = false", "[prune]\nsteps = 2", "[prune]\nwithin_drop = true",
-     "[distill]\nhidden_size = 8\nlayers = [0]"],
+     "[distill]\nhidden_size = 8\nlayers = [0]", "matryoshka = [0]"],
 )  # fmt: skip
 def test_bad_recipes(text: str) -> None:
     good = "model = 'm'\ntask = 'embedding'\ntrain = 'a.csv'\noutput = 'o.onnx'\n"
@@ -791,18 +824,49 @@ def test_a_budget_of_accuracy_says_how_far_to_prune(recipe: Recipe, monkeypatch:
     assert stage["num_heads"] == stage["candidates"][-2]["num_heads"]
 
 
-def test_replicas_of_a_model_run_as_it_does() -> None:
-    """What torch's data parallelism makes on every GPU: a copy whose parameters are plain tensors."""
-    checkpoint = random_checkpoint(task="text-classification")
-    model = TorchEncoder(checkpoint.spec, checkpoint.tensors).eval()
-    examples = random_examples(checkpoint, [None] * 6)
-    expected, batch = run_batch(model, examples)
-    replica = model._replicate_for_data_parallel()
-    for name, parameter in model.named_parameters():
-        setattr(replica, name, parameter.detach().clone())
-    assert torch.equal(batch.run(replica)["logits"], expected["logits"])
-    replicas = finetune._Replicas(model)
-    assert replicas.spec is model.spec and torch.equal(batch.run(replicas)["logits"], expected["logits"])
+def test_texts_alone_make_a_student(recipe: Recipe, tmp_path: Path) -> None:
+    """Judged by neighbours that the teacher has, by queries, and with leading dimensions alone."""
+    pairs = [json.loads(line) for line in write_task(tmp_path / "pairs.jsonl", 90).read_text().splitlines()]
+    texts = [row["text"] for row in pairs]
+    rows = [{"query": texts[3 * i], "positives": texts[3 * i + 1 : 3 * i + 2 + i % 2]} for i in range(30)]
+    queries = tmp_path / "queries.jsonl"
+    queries.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    student = Distillation(num_layers=1, training=replace(FAST, epochs=2))
+    recipe = replace(recipe, task="embedding", finetune=None, distill=student, prune=None, trim=False, int8=False)
+    recipe = replace(recipe, also_eval=(str(queries),), matryoshka=(8,), unlabelled=recipe.train, budget=Budget())
+    with pytest.raises(InvalidInputError, match=r"train.jsonl has texts alone.*--column text_pair=NAME"):
+        run(replace(recipe, finetune=FAST))
+    with pytest.raises(InvalidInputError, match="lists of texts to find"):
+        run(replace(recipe, train=str(queries), eval=recipe.train))
+    with pytest.raises(InvalidInputError, match="matryoshka 32: choose less than all 32"):
+        run(replace(recipe, matryoshka=(8, 32)))
+    made = pipeline._Run(recipe, lambda text: None)
+    result = made.run()
+    teacher, found = edgebert.load(result.folders[0] / "model.onnx"), edgebert.load(recipe.output)
+
+    def agree(width: int | None) -> float:
+        kept = []
+        for rows in (teacher.encode(made.eval.inputs), found.encode(made.eval.inputs, truncate_dim=width)):
+            cosines = edgebert.similarity(rows, rows)
+            np.fill_diagonal(cosines, -2)
+            kept.append(np.argsort(-cosines, axis=1, kind="stable")[:, :10])
+        return float(np.mean([len({*a} & {*b}) / 10 for a, b in zip(*kept, strict=True)]))
+
+    report = result.report
+    assert report["stages"][0]["metrics"] == {"neighbours_at_10": 1.0}
+    assert report["final"]["metrics"]["neighbours_at_10"] == pytest.approx(agree(None), abs=0.02)  # ties
+    assert report["widths"][0]["score"] == pytest.approx(agree(8), abs=0.02)
+    assert report["widths"][0]["loss"]["estimate"] == pytest.approx(100 - 100 * report["widths"][0]["score"])
+
+    [also] = report["also"]
+    corpus = list(dict.fromkeys([*(text for row in rows for text in row["positives"]), *made.unlabelled]))
+    cosines = edgebert.similarity(found.encode([row["query"] for row in rows]), found.encode(corpus))
+    ndcg = []
+    for row, near in zip(rows, cosines, strict=True):
+        best = [corpus[i] in row["positives"] for i in np.lexsort((np.arange(len(near)), -near))[:10]]
+        ideal = sum(1 / np.log2(place + 2) for place in range(len(set(row["positives"]))))
+        ndcg.append(sum(right / np.log2(place + 2) for place, right in enumerate(best)) / ideal)
+    assert also["rows"] == 30 and also["score"] == pytest.approx(np.mean(ndcg), abs=0.02)
 
 
 def test_linears_stay_f32_where_int8_loses_too_much(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:

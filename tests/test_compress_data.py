@@ -116,6 +116,11 @@ BAD: dict[str, tuple[str, str, str]] = {  # name -> (task, file, what the messag
     "mixed-labels": ("text-classification", '{"text": "a", "label": "x"}\n{"text": "b", "label": 1}', "row 2"),
     "not-json": ("text-classification", '{"text": "a"', "line 1"),
     "no-rows": ("text-classification", "\n\n", "no rows"),
+    "queries": (
+        "embedding",
+        '{"query": "a", "positives": ["b"]}\n{"query": "a", "positives": []}',
+        "row 2.*list of texts",
+    ),
     "score": ("embedding", '{"text": "a", "text_pair": "b", "score": "high"}', "number"),
     "tags": ("token-classification", '{"tokens": ["a", "b"], "tags": ["O"]}', "a tag for each"),
     "answer": (

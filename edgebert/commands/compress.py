@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from typing import Any
 
 from edgebert.errors import require
@@ -40,6 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-finetune", action="store_true", help="take the model as it is")
     parser.add_argument("--layers", type=int, metavar="N", help="distil into a student of N layers")
     parser.add_argument("--hidden-size", type=int, metavar="N", help="with --layers: narrow the student to N features")
+    parser.add_argument(
+        "--matryoshka", metavar="N,N", help="of embeddings: train their first N dimensions to be good alone, for each N"
+    )
     parser.add_argument("--flops", type=float, metavar="SHARE", help="prune to this share of the arithmetic")
     parser.add_argument("--within-drop", action="store_true", help="with --flops: stop before the drop budget is spent")
     parser.add_argument("--retrain", action="store_true", help="after pruning: distil the unpruned model into the rest")
@@ -58,6 +62,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Run the command: 0 if every budget was met, 1 if one was not, 3 if none was missed, but one is not shown."""
     require("compress", *NEEDS)
+    from edgebert.compress.ranks import lead
+
+    return lead(partial(_compress, args)) or 0
+
+
+def _compress(args: argparse.Namespace) -> int:
     recipe = build_recipe(args)
     if args.write_recipe:
         with open(args.write_recipe, "w", encoding="utf-8") as file:
@@ -65,11 +75,13 @@ def main(args: argparse.Namespace) -> int:
         return 0
     from edgebert.compress.page import (
         OTHER_COLUMNS,
+        WIDTH_COLUMNS,
         describe_budget,
         describe_exits,
         ladder_columns,
         ladder_rows,
         other_rows,
+        width_rows,
     )
     from edgebert.compress.pipeline import run
 
@@ -83,6 +95,8 @@ def main(args: argparse.Namespace) -> int:
         print_table([OTHER_COLUMNS, *other_rows(result.report)])
     if result.report["exits"]:
         print(describe_exits(result.report["exits"]))
+    if result.report["widths"]:
+        print_table([WIDTH_COLUMNS, *width_rows(result.report)])
     for name, budget in result.report["budgets"].items():
         print(describe_budget(name, budget))
     print(f"wrote {result.output}, and beside it the report: .json and .html")
@@ -115,6 +129,8 @@ def build_recipe(args: argparse.Namespace) -> Any:
     names = ("model", "task", "train", "eval", "unlabelled", "output", "problem_type", "work", "seed", "confidence")
     changes: dict[str, Any] = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     changes |= {"also_eval": tuple(args.also_eval)} if args.also_eval else {}
+    if args.matryoshka:
+        changes["matryoshka"] = _read_widths(args.matryoshka)
     if args.column:
         changes["columns"] = _read_pairs("--column", args.column, "ROLE=NAME, for instance text=review")
     if args.label_map:
@@ -161,3 +177,12 @@ def _read_pairs(option: str, values: list[str], expected: str) -> dict[str, str]
     if wrong := [value for value, (name, _, other) in zip(values, pairs, strict=True) if not (name and other)]:
         raise InvalidInputError(f"{option} {wrong[0]!r}: expected {expected}")
     return {name: other for name, _, other in pairs}
+
+
+def _read_widths(text: str) -> tuple[int, ...]:
+    """Numbers with commas between them."""
+    from edgebert.errors import InvalidInputError
+
+    if not all(part.strip().isdecimal() for part in text.split(",")):
+        raise InvalidInputError(f"--matryoshka {text!r}: expected numbers of dimensions, for instance 64,128,256")
+    return tuple(int(part) for part in text.split(","))

@@ -20,7 +20,7 @@ TASKS = ("text-classification", "token-classification", "question-answering", "e
 # Role of a column -> names it is found under, first match first; `columns` names it otherwise.
 ROLES = {
     "text": ("text", "text_a", "sentence", "sentence1", "text1", "premise", "question1", "query", "review", "content"),
-    "text_pair": ("text_pair", "text_b", "sentence2", "text2", "hypothesis", "question2", "positive"),
+    "text_pair": ("text_pair", "text_b", "sentence2", "text2", "hypothesis", "question2", "positive", "positives"),
     "label": ("label", "labels", "class", "category", "intent"),
     "score": ("score", "similarity", "rating", "target"),
     "tokens": ("tokens", "words"),
@@ -33,7 +33,7 @@ _TASK_ROLES = {  # roles of a task: (needed, optional)
     "text-classification": (("text",), ("text_pair", "label", "score")),
     "token-classification": (("tokens", "tags"), ()),
     "question-answering": (("question", "context", "answers"), ()),
-    "embedding": (("text", "text_pair"), ("score",)),
+    "embedding": (("text",), ("text_pair", "score")),
     "fill-mask": (("text",), ()),
 }
 MULTI_LABEL_SEPARATOR = ";"  # between the labels of one cell of a CSV or TSV file
@@ -55,12 +55,15 @@ class Dataset:
 
     Attributes:
         task: one of TASKS.
-        inputs: an example each: a text or a pair; the list of words (token classification); (question, context).
+        inputs: an example each: a text or a pair; the list of words (token classification); (question, context);
+            (query, tuple of the texts to be found).
         targets: an example each: a label; a tuple of labels; a score; a tuple of tags, one a word; a tuple of answers,
-            none for a question that has none; None (contrastive pairs, fill-mask).
+            none for a question that has none; a tuple of indices, the nearest texts by another model (embedding, texts
+            alone); None (contrastive pairs, texts alone, fill-mask).
         labels: in the order of the model's logits; () where the task has none.
         problem_type: one of spec.PROBLEM_TYPES; what the targets are.
         source: the file, for messages.
+        corpus: texts among which queries search, besides all that are to be found.
     """
 
     task: str
@@ -69,6 +72,7 @@ class Dataset:
     labels: tuple[str, ...]
     problem_type: str
     source: str
+    corpus: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -90,13 +94,28 @@ class Dataset:
         return replace(self, targets=[renamed(target) for target in self.targets], labels=labels)
 
     def parts(self) -> list[tuple[str, ...]]:
-        """Each example's texts, one or two: rows that share one are not independent of each other."""
+        """Each example's texts: rows that share one are not independent of each other."""
         if self.task == "token-classification":
             return [(" ".join(words),) for words in self.inputs]
+        if self.has_queries:
+            return [(query, *found) for query, found in self.inputs]
         return [(item,) if isinstance(item, str) else tuple(item) for item in self.inputs]
+
+    @property
+    def has_pairs(self) -> bool:
+        """Whether an example is two texts, to be embedded each."""
+        return self.task == "embedding" and isinstance(self.inputs[0], tuple) and not self.has_queries
+
+    @property
+    def has_queries(self) -> bool:
+        """Whether an example is a query and the texts that it is to find."""
+        first = self.inputs[0]
+        return self.task == "embedding" and isinstance(first, tuple) and isinstance(first[1], tuple)
 
     def texts(self) -> list[Text]:
         """Each example's text or pair, as the tokenizer takes it."""
+        if self.has_queries:
+            return [query for query, _ in self.inputs]
         return [" ".join(item) if self.task == "token-classification" else item for item in self.inputs]
 
 
@@ -303,10 +322,26 @@ def _read_texts(
 def _read_pairs(
     rows: list[dict[str, Any]], found: dict[str, str], complain: _Complaints, _: str | None
 ) -> tuple[list[Any], list[Any], str]:
+    if isinstance(rows[0].get(found.get("text_pair", "")), list):
+        return _read_queries(rows, found, complain), [None] * len(rows), SINGLE_LABEL
     inputs = _read_inputs(rows, found, complain)
-    if "score" not in found:
+    if "score" not in found or "text_pair" not in found:
         return inputs, [None] * len(rows), SINGLE_LABEL
     return inputs, [_score(row, i, found["score"], complain) for i, row in enumerate(rows)], REGRESSION
+
+
+def _read_queries(rows: list[dict[str, Any]], found: dict[str, str], complain: _Complaints) -> list[Any]:
+    inputs, column = [], found["text_pair"]
+    for i, row in enumerate(rows):
+        texts = row.get(column)
+        if (
+            not isinstance(texts, list)
+            or not texts
+            or not all(isinstance(text, str) and text.strip() for text in texts)
+        ):
+            complain(i, f"column {column!r} must hold the list of texts that the query is to find, got {texts!r:.60}")
+        inputs.append((_text(row, i, found["text"], complain), tuple(dict.fromkeys(texts))))
+    return inputs
 
 
 def _read_classification(

@@ -34,12 +34,14 @@ class Examples:
         width: sequences an example: 2 for pairs of sentences to be embedded, else 1.
         counts: what the encoding lost: "truncated" rows, "cut_spans" that begin or end inside a token, "lost_words"
             that have no token; "windowed" questions have a context in several windows.
+        neighbours: int64 [n, k], examples that belong into one batch with each; None where it does not matter.
     """
 
     batch: PackedBatch
     targets: list[Any]
     width: int
     counts: dict[str, int]
+    neighbours: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return self.batch.num_sequences // self.width
@@ -106,7 +108,7 @@ def encode(dataset: Dataset, checkpoint: Checkpoint, max_length: int | None = No
     is_question = dataset.task == "question-answering"
     options = Options(spec=spec, max_length=limit, stride=min(STRIDE, limit // 3) if is_question else None)
     texts, width = dataset.texts(), 1
-    if dataset.task == "embedding":
+    if dataset.has_pairs:
         texts, width = [part for pair in texts for part in pair], 2
     try:
         rows, truncated = make_rows(texts, tokenizer, options, dataset.task == "token-classification")
@@ -127,7 +129,9 @@ def encode(dataset: Dataset, checkpoint: Checkpoint, max_length: int | None = No
     return Examples(batch, targets, width, counts)
 
 
-def _row_targets(dataset: Dataset, spec: EncoderSpec) -> list[NDArray[Any]]:
+def _row_targets(dataset: Dataset, spec: EncoderSpec) -> list[Any]:
+    if dataset.task == "embedding" and not dataset.has_pairs:
+        return [None] * len(dataset)
     if dataset.task == "text-classification" and dataset.problem_type != REGRESSION:
         index = {label: i for i, label in enumerate(spec.labels)}
         if dataset.problem_type == MULTI_LABEL:
@@ -135,8 +139,8 @@ def _row_targets(dataset: Dataset, spec: EncoderSpec) -> list[NDArray[Any]]:
             for row, labels in zip(targets, dataset.targets, strict=True):
                 row[[index[label] for label in labels]] = 1.0
             return list(targets)
-        return [np.int64(index[label]) for label in dataset.targets]  # type: ignore[misc]
-    return [np.float32(np.nan if score is None else score) for score in dataset.targets]  # type: ignore[misc]
+        return [np.int64(index[label]) for label in dataset.targets]
+    return [np.float32(np.nan if score is None else score) for score in dataset.targets]
 
 
 def _tag_pieces(row: Row, dataset: Dataset, spec: EncoderSpec) -> tuple[NDArray[np.int64], int]:

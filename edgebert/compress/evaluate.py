@@ -6,7 +6,7 @@ import re
 import string
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -22,12 +22,16 @@ from edgebert.compress.data import Answer, Dataset
 from edgebert.compress.encode import first_pieces
 from edgebert.compress.judge import RowScores, score
 from edgebert.compress.torch_encoder import TorchEncoder
+from edgebert.errors import InvalidInputError
 from edgebert.quant import F32
 from edgebert.runner import answer, run_rows
 from edgebert.tasks import fill_mask
 from edgebert.tasks.base import make_rows
+from edgebert.tasks.embedding import semantic_search
 from edgebert.tokenizer import Tokenizer
 
+FOUND = 10  # that a query's metrics look at
+NEIGHBOURS = 10  # of a text, that another model is to find again
 _MASK_EVERY = 8
 
 
@@ -81,20 +85,24 @@ class TorchBackend(Backend):
         }
 
 
-def evaluate(backend: Backend, tokenizer: Tokenizer, dataset: Dataset, max_length: int | None = None) -> Evaluation:
+def evaluate(
+    backend: Backend, tokenizer: Tokenizer, dataset: Dataset, max_length: int | None = None, width: int | None = None
+) -> Evaluation:
     """The metrics of a model on a dataset, from the same answers as `Model` gives.
 
     Text classification: accuracy and macro F1; of several labels at once micro F1; of scores Spearman's and Pearson's
     correlation. Token classification: F1 of entities as seqeval counts them. Question answering: exact match and F1 of
     words, as SQuAD normalises them (arXiv 1606.05250, section 6.1). Embeddings: correlation of cosine and score, or how
-    often a text's partner is the nearest of all partners. Fill-mask: how many of the masked tokens, every eighth, are
-    guessed.
+    often a text's partner is the nearest of all partners, or of texts alone how many of the nearest others by another
+    model (`with_neighbours`) are nearest here, or of queries nDCG and recall of the first ten found. Fill-mask: how
+    many of the masked tokens, every eighth, are guessed.
 
     Args:
         backend: the model.
         tokenizer: the model's.
         dataset: what is asked, and expected.
         max_length: tokens a row has at most, special tokens included; None takes the model's limit.
+        width: of embeddings, leading dimensions to look at; None for all.
 
     Raises:
         InvalidInputError: as the task.
@@ -104,8 +112,15 @@ def evaluate(backend: Backend, tokenizer: Tokenizer, dataset: Dataset, max_lengt
     if dataset.task == "fill-mask":
         return _evaluate_fill_mask(backend, tokenizer, dataset, limit)
     ask = partial(answer, backend, tokenizer, dataset.task, max_length=limit)
+    if dataset.has_pairs:
+        texts = [part for pair in dataset.inputs for part in pair]
+        return _evaluate_embedding(dataset, np.asarray(ask(texts, truncate_dim=width)[0]))
+    if dataset.has_queries:
+        corpus = list(dict.fromkeys([*(text for _, texts in dataset.inputs for text in texts), *dataset.corpus]))
+        rows = np.asarray(ask([*dataset.texts(), *corpus], truncate_dim=width)[0])
+        return _evaluate_queries(dataset, corpus, rows)
     if dataset.task == "embedding":
-        return _evaluate_embedding(dataset, np.asarray(ask([part for pair in dataset.inputs for part in pair])[0]))
+        return _evaluate_neighbours(dataset, np.asarray(ask(dataset.inputs, truncate_dim=width)[0]))
     if dataset.task == "question-answering":
         inputs = [{"question": question, "context": context} for question, context in dataset.inputs]
         return _evaluate_answers(dataset, [best["answer"] for [best] in ask(inputs)[0]])
@@ -199,6 +214,55 @@ def _evaluate_embedding(dataset: Dataset, rows: F32) -> Evaluation:
     ]
     metrics = {"recall_at_1": float((ranks == 0).mean()), "mrr": float((1.0 / (1.0 + ranks)).mean())}
     return Evaluation(metrics, _right_rows(ranks == 0), _worst(mistakes))
+
+
+def _evaluate_queries(dataset: Dataset, corpus: list[str], rows: F32) -> Evaluation:
+    """nDCG (Järvelin and Kekäläinen 2002, with gains of 0 and 1) and recall of the first FOUND."""
+    gains = 1 / np.log2(np.arange(2, FOUND + 2))
+    found = semantic_search(rows[: len(dataset)], rows[len(dataset) :], FOUND)
+    ndcg, recall, mistakes = [], [], []
+    for (query, wanted), hits in zip(dataset.inputs, found, strict=True):
+        is_wanted = np.array([corpus[hit["corpus_id"]] in wanted for hit in hits])
+        ndcg.append(float(gains[: len(hits)] @ is_wanted / gains[: len(wanted)].sum()))
+        recall.append(float(is_wanted.sum() / len(wanted)))
+        if not is_wanted[0]:
+            mistakes.append(Mistake(1 - ndcg[-1], query, wanted[0], corpus[hits[0]["corpus_id"]]))
+    metrics = {f"ndcg_at_{FOUND}": float(np.mean(ndcg)), f"recall_at_{FOUND}": float(np.mean(recall))}
+    return Evaluation(metrics, _row_scores([(each, 1.0) for each in ndcg]), _worst(mistakes))
+
+
+def with_neighbours(dataset: Dataset, backend: Backend, tokenizer: Tokenizer, max_length: int | None = None) -> Dataset:
+    """Texts alone with the NEIGHBOURS nearest others of each by a model's embeddings as targets.
+
+    Raises:
+        InvalidInputError: too few texts.
+    """
+    if len(dataset) <= NEIGHBOURS:
+        raise InvalidInputError(
+            f"{dataset.source}: {len(dataset)} texts to judge by have no {NEIGHBOURS} nearest others: give more"
+        )
+    limit = min(max_length or backend.spec.max_length, backend.spec.max_length)
+    rows = np.asarray(answer(backend, tokenizer, "embedding", dataset.inputs, max_length=limit)[0])
+    return replace(dataset, targets=list(map(tuple, find_nearest(rows, NEIGHBOURS).tolist())))
+
+
+def find_nearest(rows: F32, count: int) -> NDArray[np.int64]:
+    """The rows of largest cosine with each, itself left out, nearest first: f32 [n, width] to int64 [n, count]."""
+    hits = semantic_search(rows, rows, count + 1)
+    others = [[hit["corpus_id"] for hit in found if hit["corpus_id"] != i] for i, found in enumerate(hits)]
+    return np.array([found[:count] for found in others], np.int64)
+
+
+def _evaluate_neighbours(dataset: Dataset, rows: F32) -> Evaluation:
+    nearest = find_nearest(rows, NEIGHBOURS).tolist()
+    shares = [(len({*a} & {*b}) / NEIGHBOURS, 1.0) for a, b in zip(nearest, dataset.targets, strict=True)]
+    mistakes = [
+        Mistake(1 - shares[i][0], dataset.inputs[i], dataset.inputs[dataset.targets[i][0]], dataset.inputs[found[0]])
+        for i, found in enumerate(nearest)
+        if shares[i][0] < 1
+    ]
+    kept = _row_scores(shares)
+    return Evaluation({f"neighbours_at_{NEIGHBOURS}": score(kept)}, kept, _worst(mistakes))
 
 
 def _evaluate_fill_mask(backend: Backend, tokenizer: Tokenizer, dataset: Dataset, limit: int) -> Evaluation:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from tqdm import tqdm
 from edgebert.artifact.spec import EncoderSpec
 from edgebert.checkpoints.loading import Checkpoint
 from edgebert.compress.encode import IGNORED, Examples, find_special_tokens
+from edgebert.compress.ranks import ask_leader, is_leader, run_everywhere, run_share, share_step
 from edgebert.compress.recipe import Training
 from edgebert.compress.torch_encoder import TorchEncoder
 from edgebert.errors import EdgeBertError
@@ -38,23 +40,15 @@ class Batch(NamedTuple):
     token_type_ids: Tensor  # int64 [B * width, S]
     targets: list[Any]  # as those of Examples
     indices: list[int]
+    is_shared: bool = False  # by all processes of a training: each runs some of the rows
 
-    def run(self, model: nn.Module, **options: Any) -> dict[str, Any]:
+    def run(self, model: TorchEncoder, **options: Any) -> dict[str, Any]:
         """The model's outputs for this batch."""
-        outputs: dict[str, Any] = model(self.input_ids, self.attention_mask, self.token_type_ids, **options)
-        return outputs
+        run: Callable[..., dict[str, Any]] = partial(run_share, model) if self.is_shared else model
+        return run(self.input_ids, self.attention_mask, self.token_type_ids, **options)
 
 
 LossOf = Callable[[TorchEncoder, Batch], Tensor]
-
-
-class _Replicas(nn.DataParallel[TorchEncoder]):
-    """The model on every GPU: each runs its share of a batch's rows; outputs and gradients come back to the first."""
-
-    @property
-    def spec(self) -> EncoderSpec:
-        """The model's."""
-        return self.module.spec
 
 
 @dataclass
@@ -81,7 +75,7 @@ def train(
 ) -> Progress:
     """Train a model in place: AdamW, warm-up and linear decay, length-bucketed batches, the best epoch kept.
 
-    On the GPU where there is one; where there are several, each takes a part of every batch.
+    On the GPU where there is one. Where torchrun has started several processes, each takes a part of every batch.
     The same arguments give the same weights, also when the training was killed and goes on from `state_file`.
 
     Args:
@@ -99,10 +93,40 @@ def train(
     Raises:
         EdgeBertError: the loss is not finite any more.
     """
+    saved = None
+    if state_file is not None and state_file.exists():
+        saved = torch.load(state_file, map_location=find_device(), weights_only=True)
+    shared = {
+        "model": model,
+        "examples": examples,
+        "loss_of": loss_of,
+        "training": training,
+        "seed": seed,
+        "is_evaluated": evaluate is not None,
+        "extra": extra,
+        "saved": saved,
+        "name": name,
+    }
+    return run_everywhere(_train, shared, {"evaluate": evaluate, "state_file": state_file})
+
+
+def _train(
+    model: TorchEncoder,
+    examples: Examples,
+    loss_of: LossOf,
+    training: Training,
+    seed: int,
+    is_evaluated: bool,
+    extra: nn.Module | None,
+    saved: dict[str, Any] | None,
+    name: str,
+    evaluate: Callable[[TorchEncoder], float] | None = None,
+    state_file: Path | None = None,
+) -> Progress:
+    """`train` in one of the processes; only the first one has `evaluate` and `state_file`."""
     torch.manual_seed(seed)
     device = find_device()
     model.to(device)
-    runner: Any = _Replicas(model) if torch.cuda.device_count() > 1 else model
     modules = nn.ModuleList([model] if extra is None else [model, extra.to(device)])
     parameters = list(modules.parameters())
     matrices = [parameter for parameter in parameters if parameter.ndim > 1]
@@ -130,8 +154,7 @@ def train(
         }
 
     steps = 0
-    if state_file is not None and state_file.exists():
-        saved = torch.load(state_file, map_location=device, weights_only=True)
+    if saved is not None:
         modules.load_state_dict(saved["modules"])
         optimizer.load_state_dict(saved["optimizer"])
         scheduler.load_state_dict(saved["scheduler"])
@@ -140,19 +163,27 @@ def train(
         torch.cuda.set_rng_state_all(on_cuda)
         progress, best, start, total = Progress(**saved["progress"]), saved["best"], saved["steps"], saved["total"]
     steps = start
-    if evaluate is not None and progress.start_score is None:
-        progress.start_score = evaluate(model.eval())
+
+    def measure() -> float:
+        assert evaluate is not None  # in the first process
+        return evaluate(model.eval())
+
+    if is_evaluated and progress.start_score is None:
+        progress.start_score = ask_leader(measure)
+    step = share_step(loss_of, model, extra)
     autocast = torch.autocast(device.type, torch.bfloat16) if uses_bf16(training.precision, device) else nullcontext()
-    bar = tqdm(total=steps_an_epoch * training.epochs, initial=start, desc=name, unit="batch", mininterval=1.0)
+    num_steps = steps_an_epoch * training.epochs
+    bar = tqdm(total=num_steps, initial=start, desc=name, unit="batch", mininterval=1.0, disable=not is_leader())
     with bar:
         for epoch in range(start // steps_an_epoch, training.epochs):
             if _has_stopped(progress, training):
                 break
             model.train()
-            order = batches_by_length(examples.lengths, training.batch_size, seed + epoch)
+            order = batches_by_length(examples.lengths, training.batch_size, seed + epoch, examples.neighbours)
             for indices in order[steps % steps_an_epoch :]:
+                batch = make_batch(examples, indices, model.spec.pad_token_id, device)._replace(is_shared=True)
                 with autocast:
-                    loss = loss_of(runner, make_batch(examples, indices, model.spec.pad_token_id, device))
+                    loss = step(batch)
                 loss.backward()  # type: ignore[no-untyped-call]
                 nn.utils.clip_grad_norm_(parameters, training.max_grad_norm)
                 optimizer.step()
@@ -167,10 +198,10 @@ def train(
                     _save(state(), state_file)
             progress.losses.append(total / steps_an_epoch)
             total = 0.0
-            if evaluate is None:
+            if not is_evaluated:
                 best, progress.best_epoch = model.state_dict(), epoch
             else:
-                score = evaluate(model.eval())
+                score = ask_leader(measure)
                 if score > max(s for s in (progress.start_score, *progress.scores) if s is not None):
                     best = {key: value.clone() for key, value in model.state_dict().items()}
                     progress.best_epoch = epoch
@@ -197,17 +228,36 @@ def uses_bf16(precision: str, device: torch.device) -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported())  # the public API cannot tell
 
 
-def batches_by_length(lengths: NDArray[np.int32], batch_size: int, seed: int) -> list[list[int]]:
-    """Indices in batches of examples of like length: shuffled, sorted in stretches of some batches, shuffled again."""
+def batches_by_length(
+    lengths: NDArray[np.int32], batch_size: int, seed: int, neighbours: NDArray[np.int64] | None = None
+) -> list[list[int]]:
+    """Indices in batches of examples of like length: shuffled, sorted in stretches of some batches, shuffled again.
+
+    With `neighbours`, int [n, k], each example brings those along that no other has brought before.
+    """
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(lengths))
-    stretch = batch_size * _BUCKET
-    batches: list[list[int]] = []
-    for first in range(0, len(order), stretch):
-        part = order[first : first + stretch]
-        part = part[np.argsort(lengths[part], kind="stable")]
-        batches += [part[i : i + batch_size].tolist() for i in range(0, len(part), batch_size)]
+    groups = [[i] for i in order.tolist()] if neighbours is None else _group(order.tolist(), neighbours)
+    longest = np.array([lengths[group].max() for group in groups])
+    ends = np.cumsum([len(group) for group in groups])
+    stretches = (ends - 1) // (batch_size * _BUCKET)
+    sorted_groups = np.lexsort((longest, stretches))
+    flat = [i for group in sorted_groups.tolist() for i in groups[group]]
+    batches = [flat[i : i + batch_size] for i in range(0, len(flat), batch_size)]
     return [batches[i] for i in rng.permutation(len(batches))]
+
+
+def _group(order: list[int], neighbours: NDArray[np.int64]) -> list[list[int]]:
+    """Each index in one group: the first of `order` that is in none yet, with its neighbours that are in none."""
+    is_taken = np.zeros(len(order), np.bool_)
+    groups = []
+    for i in order:
+        if not is_taken[i]:
+            is_taken[i] = True
+            near = neighbours[i][~is_taken[neighbours[i]]]
+            is_taken[near] = True
+            groups.append([i, *near.tolist()])
+    return groups
 
 
 def make_batch(examples: Examples, indices: list[int], pad_token_id: int, device: torch.device) -> Batch:
@@ -257,10 +307,13 @@ class TaskLoss:
     Attributes:
         checkpoint: the model's spec and tokenizer.
         score_range: of embedding scores: (the one that is cosine 0, the one that is cosine 1).
+        widths: of embeddings: how many leading dimensions are to be good alone, besides all of them; the loss is the
+            mean (Matryoshka, arXiv 2205.13147, section 3).
     """
 
     checkpoint: Checkpoint
     score_range: tuple[float, float] = (0.0, 1.0)
+    widths: tuple[int, ...] = ()
 
     def __call__(self, model: TorchEncoder, batch: Batch) -> Tensor:
         """The loss of a batch, a scalar."""
@@ -286,7 +339,9 @@ class TaskLoss:
             return functional.cross_entropy(logits.flatten(0, 1), tags.flatten().to(device), ignore_index=IGNORED)
         wanted = torch.from_numpy(np.stack(batch.targets)).to(device)
         if spec.task == "embedding":
-            return _embedding_loss(outputs["sentence_embedding"], wanted, self.score_range)
+            rows = outputs["sentence_embedding"]
+            losses = [_embedding_loss(part, wanted, self.score_range) for part in leading(rows, self.widths)]
+            return torch.stack(losses).mean()
         if spec.task == "question-answering":
             losses = []
             for name, places in zip(spec.outputs, wanted.unbind(1), strict=True):
@@ -299,6 +354,11 @@ class TaskLoss:
         if spec.problem_type == "multi_label_classification":
             return functional.binary_cross_entropy_with_logits(logits, wanted)
         return functional.cross_entropy(logits, wanted)
+
+
+def leading(rows: Tensor, widths: Sequence[int]) -> list[Tensor]:
+    """Rows, and the leading dimensions of them alone, by each of the widths."""
+    return [rows, *(rows[:, :width] for width in widths)]
 
 
 def _embedding_loss(rows: Tensor, scores: Tensor, score_range: tuple[float, float]) -> Tensor:

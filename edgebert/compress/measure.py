@@ -23,11 +23,11 @@ _TURNS, _CALLS = 12, 5  # turns of all files, timed calls a turn
 _MAX_SECONDS = 30.0  # of timing, about; two turns at least
 
 
-def evaluate_file(path: Path, dataset: Dataset, max_length: int | None = None) -> Evaluation:
-    """The file's metrics on a dataset, with its own tokenizer, on the best backend here."""
+def evaluate_file(path: Path, dataset: Dataset, max_length: int | None = None, width: int | None = None) -> Evaluation:
+    """The file's metrics on a dataset, with its own tokenizer, on the best backend here; arguments as of `evaluate`."""
     model = edgebert.load(path)
     assert model.tokenizer is not None  # see `load_tokenizer`
-    return evaluate(model.backend, model.tokenizer, dataset, max_length)
+    return evaluate(model.backend, model.tokenizer, dataset, max_length, width)
 
 
 def measure_speeds(paths: Sequence[Path], budget: Budget) -> list[dict[str, Any]]:

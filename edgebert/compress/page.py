@@ -52,6 +52,14 @@ def other_rows(report: dict[str, Any]) -> list[list[str]]:
     ]
 
 
+def width_rows(report: dict[str, Any]) -> list[list[str]]:
+    """A row for each number of leading dimensions that was trained to be good alone, in the columns WIDTH_COLUMNS."""
+    return [
+        [str(found["width"]), f"{100 * found['score']:.2f}", describe_loss(found["loss"])] for found in report["widths"]
+    ]
+
+
+WIDTH_COLUMNS = ("dimensions", "compressed", "lost (at most)")
 OTHER_COLUMNS = ("also judged on", "rows", "fine-tuned", "compressed", "lost (at most)")
 
 
@@ -83,6 +91,7 @@ def write_report(path: Path, report: dict[str, Any], worst: list[dict[str, Any]]
                 f"Lost: points of the metric against {report['reference']}, on the same rows, and in brackets what the "
                 f"loss is at most, with a confidence of {100 * final['loss']['confidence']:g} %.",
                 *([Table(OTHER_COLUMNS, other_rows(report))] if report["also"] else []),
+                *([Table(WIDTH_COLUMNS, width_rows(report))] if report["widths"] else []),
                 _plot_rungs(report),
                 _plot_accuracy(report),
                 *([describe_exits(report["exits"])] if report["exits"] else []),

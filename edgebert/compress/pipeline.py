@@ -26,7 +26,7 @@ from edgebert.compress import prune, vocabulary
 from edgebert.compress.data import ROLES, Dataset, hold_out, load_dataset, read_rows
 from edgebert.compress.distill import distil, narrow_student, spread_layers
 from edgebert.compress.encode import Examples, encode, load_tokenizer
-from edgebert.compress.evaluate import Evaluation, TorchBackend, evaluate
+from edgebert.compress.evaluate import Evaluation, TorchBackend, evaluate, with_neighbours
 from edgebert.compress.exits import add_exits, calibrate, check_rows, independent_rows, observe
 from edgebert.compress.finetune import TaskLoss, batches_by_length, find_device, make_batch, train
 from edgebert.compress.heads import load_for_task
@@ -139,10 +139,15 @@ class _Run:
         )
         if recipe.exits is not None:
             add_exits(self.base, recipe.seed)  # tells before the work whether it can be done
+        if self.train.task == "embedding":
+            self._prepare_embedding()
         files = [hash_file(path) for path in (recipe.train, recipe.eval, recipe.unlabelled) if path]
         sizes = sorted((str(name), path.stat().st_size) for name, path in self.base.source_files.items())
         counts = len(self.train), len(self.choice), len(self.eval)
-        settings = recipe.task, files, counts, recipe.columns, recipe.problem_type, recipe.seed, recipe.label_map
+        settings = (
+            *(recipe.task, files, counts, recipe.columns, recipe.problem_type, recipe.seed, recipe.label_map),
+            recipe.matryoshka,
+        )
         self.store = StageStore(recipe.work_folder, (__version__, recipe.model, sizes, *settings), self.base)
         scores = [target for target in self.train.targets if isinstance(target, float)]
         self.score_range = (min(scores), max(scores)) if scores else (0.0, 1.0)
@@ -155,6 +160,8 @@ class _Run:
         recipe = self.recipe
         options: dict[str, Any] = {"columns": recipe.columns, "problem_type": recipe.problem_type}
         dataset = load_dataset(recipe.train, recipe.task, **options)
+        if dataset.has_queries:
+            raise InvalidInputError(f"{recipe.train} has lists of texts to find, which only judge (--eval)")
         parts = hold_out(dataset, (1, *[2] * (recipe.exits is not None), *[2] * (recipe.eval is None)))
         if recipe.exits is None:
             parts.insert(2, dataset.take([]))
@@ -163,6 +170,33 @@ class _Run:
         labels = parts[0].labels or None
         files = [path for path in (recipe.eval, *recipe.also_eval) if path is not None]
         return parts + [load_dataset(path, recipe.task, labels=labels, **options) for path in files]
+
+    def _prepare_embedding(self) -> None:
+        """Queries search the unlabelled texts too; texts alone are judged by the neighbours that the model finds.
+
+        Raises:
+            InvalidInputError: data that the stages cannot learn from, too few texts, or too many dimensions.
+        """
+        recipe = self.recipe
+        width = self.base.spec.output_width("sentence_embedding")[1]
+        if max(recipe.matryoshka, default=0) >= width:
+            raise InvalidInputError(f"matryoshka {max(recipe.matryoshka)}: choose less than all {width} dimensions")
+        learns = recipe.finetune is not None or recipe.prune is not None or recipe.budget.prunes
+        for data in (self.train, self.eval, *self.others):
+            if learns and isinstance(data.inputs[0], str):
+                raise InvalidInputError(
+                    f"{data.source} has texts alone, without a column for text_pair ({', '.join(ROLES['text_pair'])}). "
+                    "From texts alone a student learns, and is judged (--no-finetune --layers N); fine-tuning and "
+                    "pruning need pairs: name their column (--column text_pair=NAME)"
+                )
+        backend, tokenizer = TorchBackend(TorchEncoder(self.base.spec, self.base.tensors)), load_tokenizer(self.base)
+
+        def prepare(data: Dataset) -> Dataset:
+            if data.has_queries:
+                return replace(data, corpus=tuple(self.unlabelled))
+            return data if data.has_pairs else with_neighbours(data, backend, tokenizer)
+
+        self.choice, self.eval, *self.others = map(prepare, (self.choice, self.eval, *self.others))
 
     def _load_unlabelled(self) -> list[str]:
         if self.recipe.unlabelled is None:
@@ -246,7 +280,7 @@ class _Run:
             progress = train(
                 model,
                 examples,
-                TaskLoss(checkpoint, self.score_range),
+                TaskLoss(checkpoint, self.score_range, self.recipe.matryoshka),
                 training,
                 seed=self.recipe.seed,
                 evaluate=self._scorer(checkpoint),
@@ -307,6 +341,7 @@ class _Run:
             self._distillation_examples(student, settings.training.max_length),
             settings,
             score_range=self.score_range,
+            widths=self.recipe.matryoshka,
             seed=self.recipe.seed,
             evaluate=self._scorer(student) if chooses_epoch else None,
             state_file=state_file,
@@ -389,7 +424,7 @@ class _Run:
             for indices in batches_by_length(examples.lengths, PRUNING_BATCH, self.recipe.seed)
         ]
         bar = tqdm(batches, desc="importance", unit="batch", mininterval=1.0)
-        return prune.measure_importance(checkpoint, bar, TaskLoss(checkpoint, self.score_range))
+        return prune.measure_importance(checkpoint, bar, TaskLoss(checkpoint, self.score_range, self.recipe.matryoshka))
 
     def _plan(self, teacher: Stage) -> None:
         """Bring the model within the budgets of time and size: try candidates, and go on with the best one.
@@ -593,6 +628,7 @@ class _Run:
             "reference": teacher.name,
             "final": {"name": "int8" if recipe.int8 else "fp32", **record, "loss": losses[-1].to_dict()},
             "also": [self._judge_file(teacher.model, draft, dataset) for dataset in self.others],
+            "widths": [self._judge_width(draft, width, rows[of_teacher]) for width in recipe.matryoshka],
             "quantization": quantization,
             "exits": exits,
             "budgets": budgets,
@@ -634,6 +670,11 @@ class _Run:
             "score": after.score,
             "loss": loss.to_dict(),
         }
+
+    def _judge_width(self, path: Path, width: int, teacher: RowScores) -> dict[str, Any]:
+        """What is lost with the leading dimensions alone, against the teacher's whole embeddings."""
+        found = evaluate_file(path, self.eval, self._max_length(), width)
+        return {"width": width, "score": found.score, "loss": self._judge(teacher, found.rows, self.eval).to_dict()}
 
     def _export_within_drop(self, path: Path, teacher: Stage) -> Any:
         """Export the last stage. While int8 loses more of the metric than the budget allows, keep more linears in f32.
@@ -683,7 +724,7 @@ class _Run:
         texts = self.train.texts()
         chosen = np.random.default_rng(self.recipe.seed).permutation(len(texts))[:CALIBRATION_TEXTS]
         picked = [texts[i] for i in sorted(chosen.tolist())]
-        return [part for pair in picked for part in pair] if self.train.task == "embedding" else picked
+        return [part for pair in picked for part in pair] if self.train.has_pairs else picked
 
     def _check_budgets(self, record: dict[str, Any], loss: Loss, teacher_seconds: float) -> dict[str, dict[str, Any]]:
         """Of each budget: its limit, what was found, and whether it is "met", "not met" or "not shown"."""

@@ -129,12 +129,21 @@ class Distillation(_Settings):
     soft_weight: float = 1.0  # of the teacher's soft labels, or of its embeddings
     hidden_weight: float = 1.0  # of hidden states, layer by layer
     relation_weight: float = 0.0  # of the last layer's self-attention relations (MiniLM)
+    similarity_weight: float = 1.0  # of embeddings: of how near each text is to the others of its batch
+    hard_negatives: int = 7  # of embeddings: nearest neighbours that are put into one batch with a text
     training: Training = Training(epochs=8)
 
     def _check_bounds(self) -> None:
         _check("num_layers", self.num_layers, self.num_layers >= 1, "a positive integer")
         _check("temperature", self.temperature, 0 < self.temperature < math.inf, "a positive number")
-        weights = (self.label_weight, self.soft_weight, self.hidden_weight, self.relation_weight)
+        weights = (
+            self.label_weight,
+            self.soft_weight,
+            self.hidden_weight,
+            self.relation_weight,
+            self.similarity_weight,
+        )
+        _check("hard_negatives", self.hard_negatives, self.hard_negatives >= 0, "an integer, 0 or more")
         _check("weights", weights, all(0 <= w < math.inf for w in weights) and sum(weights) > 0, "0 or more, not all 0")
         _check("layers", self.layers, all(i >= 0 for i in self.layers), "indices from 0")
         _check("hidden_size", self.hidden_size, self.hidden_size is None or self.hidden_size >= 1, "a positive integer")
@@ -301,6 +310,7 @@ class Recipe(_Settings):
         work: the folder for finished stages and training states; None puts it beside the output.
         seed: the same one gives the same file.
         finetune, distill, prune, exits, qat: None leaves the stage out; qat is quantization-aware training.
+        matryoshka: of embeddings, how many leading dimensions are to be good alone, each a number of them.
         trim: cut the vocabulary to the texts of `train` and `unlabelled`.
         int8: quantize.
         portable: with int8, weights in +-63; see `edgebert.export`.
@@ -321,6 +331,7 @@ class Recipe(_Settings):
     family: str | None = None
     work: str | None = None
     seed: int = 0
+    matryoshka: tuple[int, ...] = ()
     trim: bool = False
     int8: bool = True
     portable: bool = False
@@ -340,6 +351,9 @@ class Recipe(_Settings):
         _check("problem_type", self.problem_type, self.problem_type in kinds, f"one of {', '.join(PROBLEM_TYPES)}")
         _check("seed", self.seed, self.seed >= 0, "an integer, 0 or more")
         _check("confidence", self.confidence, 0.5 <= self.confidence < 1, "a number in [0.5, 1)")
+        is_embedding = self.task == "embedding" or not self.matryoshka
+        widths = is_embedding and all(width >= 1 for width in self.matryoshka)
+        _check("matryoshka", self.matryoshka, widths, "positive integers, of the task embedding")
         _check("portable", self.portable, self.int8 or not self.portable, "false without int8")
         classifies = self.task in ("text-classification", "token-classification")
         _check("task", self.task, classifies or self.exits is None, "a classification with exits")
