@@ -182,7 +182,7 @@ BENCHMARK_KERNEL(linear_u8s8_f32) {
     Codes in(table, linear.rows, linear.inputs);
     LinearU8S8Args args{};
     args.in = in.view();
-    args.linear = {weight.get(), w_scale.get(), colsum.get(), bias.get(), linear.inputs, linear.outputs};
+    args.linear = {weight.get(), w_scale.get(), colsum.get(), bias.get(), linear.inputs, linear.outputs, 0};
     args.epilogue = linear.epilogue;
     args.out = out.get();
     args.out_stride = row_stride(linear.outputs);
