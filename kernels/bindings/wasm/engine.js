@@ -94,7 +94,7 @@ export class Engine {
     const key =
       publicKey === undefined ? 0 : this.#write(Uint8Array.from(publicKey.match(/../g), (byte) => parseInt(byte, 16)));
     const at = this.#words([0]);
-    this.#check(this.#c.eb_load_memory(file, bytes.length, this.#words([0, 1, 0, 0, key, 0]), at));
+    this.#check(this.#c.eb_load_memory(file, bytes.length, this.#words([0, 1, 0, 0, key, 0, 0]), at));
     const [model] = this.#read(at, 1);
     this.#check(
       this.#c.eb_session_open(

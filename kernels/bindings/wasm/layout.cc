@@ -7,7 +7,7 @@
 #define EB_WORDS(type, words) static_assert(sizeof(type) == 4 * (words), #type)
 #define EB_WORD_OF(type, field, word) static_assert(offsetof(type, field) == 4 * (word), #type "." #field)
 
-EB_WORDS(eb_options, 6);
+EB_WORDS(eb_options, 7);
 EB_WORD_OF(eb_options, num_threads, 1);
 EB_WORD_OF(eb_options, public_key, 4);
 EB_WORDS(eb_session_options, 5);
