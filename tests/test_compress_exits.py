@@ -137,12 +137,14 @@ def test_a_run_with_exits(recipe: Recipe, capsys: pytest.CaptureFixture[str]) ->
     model, whole = edgebert.load(recipe.output), edgebert.load(recipe.output, full_depth=True)
     assert [each.threshold for each in model.spec.exits] == [exits["threshold"]] and whole.spec.exits == ()
     dataset = load_dataset(recipe.train, recipe.task, labels=model.spec.labels)
-    found, told = ([row["label"] for row in each(dataset.inputs)] for each in (model, whole))
+    found, expected = ([row["label"] for row in each(dataset.inputs)] for each in (model, whole))
     observed = observe(Path(recipe.output), dataset, None)
-    assert observed.count_differing(exits["threshold"]) == sum(a != b for a, b in zip(found, told, strict=True))
+    assert observed.count_differing(exits["threshold"]) == sum(a != b for a, b in zip(found, expected, strict=True))
     assert model.spec == edgebert.load(recipe.output).spec  # thresholds are back
     assert main(["info", recipe.output]) == 0
-    assert f"after layer 1 from a margin of {exits['threshold']:g} on" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert f"after layer 1 from a margin of {exits['threshold']:g} on" in told
+    assert f"{exits['mean_depth']:.2f} layers a text: of {exits['texts']} texts" in told
     # another risk takes the training from disk
     again = run(replace(recipe, exits=replace(recipe.exits, risk=0.3)))  # type: ignore[type-var]
     assert again.report["exits"]["threshold"] <= exits["threshold"]

@@ -17,6 +17,7 @@ from artifacts import ROTARY, random_artifact, random_batch
 from conftest import BACKENDS, ISAS
 from test_backends import assert_agree, assert_invariant, assert_same_bits, outputs_of, per_text
 
+import edgebert
 from edgebert.artifact.names import weight_tensors
 from edgebert.artifact.reader import read_artifact
 from edgebert.artifact.spec import EncoderSpec
@@ -177,6 +178,17 @@ def test_the_graph_is_that_of_the_file_without_exits_and_loads_without_a_warning
     program = "import sys, onnxruntime; onnxruntime.InferenceSession(sys.argv[1], providers=['CPUExecutionProvider'])"
     done = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, text=True, check=True)
     assert "exit" not in done.stderr and "nitializer" not in done.stderr
+
+
+def test_a_file_taken_for_its_graph_has_no_exits(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    path, other = tmp_path / "exits.onnx", tmp_path / "other.onnx"
+    path.write_bytes(make("first token", int8=False))
+    with pytest.warns(UserWarning, match="no tokenizer"):
+        edgebert.export(path, other)
+    oracle, found = load_backend(path, "numpy", full_depth=True), load_backend(other, "numpy")
+    assert found.spec.exits == ()
+    assert_agree(oracle, found, random_batch(oracle.spec, (5, 1, 30)))
 
 
 def with_metadata(data: bytes, change: Callable[[dict[str, Any]], None], exits: str | None = None) -> bytes:

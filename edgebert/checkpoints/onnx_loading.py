@@ -178,7 +178,8 @@ def _load_own(
 ) -> tuple[Checkpoint, dict[str, tuple[str, int | None]]]:
     """(checkpoint, its outputs in the file) of a file of ours that another tool rewrote.
 
-    Its spec says what no graph does, labels and limits; sizes and weights are the graph's.
+    Its spec says what no graph does, labels and limits; sizes and weights are the graph's. Exits belong to the weights
+    as they were, and are left out.
     """
     task, pooling = _choose_task(path, recognised, {}, stored.family, task or stored.task)
     head = _make_head(path, recognised, task, pooling, path.parent, [])
@@ -187,6 +188,7 @@ def _load_own(
         embedding_dtype="f32",
         attention_dtype="f32",
         portable=False,
+        exits=(),
     )
     tensors = recognised.tensors | head.tensors
     canonical = {name: np.ascontiguousarray(tensors[name], np.float32) for name in weight_tensors(spec)}

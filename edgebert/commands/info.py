@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from typing import TYPE_CHECKING, Any
 
 from edgebert.printing import print_report
@@ -66,6 +67,7 @@ def main(args: argparse.Namespace) -> None:
         fields["labels"] = ", ".join(spec.labels[:10]) + more
     if spec.exits:
         fields["exits"] = ", ".join(_describe_exit(each) for each in spec.exits)
+        fields |= _read_depths(artifact.metadata.get("edgebert.compression", ""))
     if spec.prompts:
         fields["prompts"] = ", ".join(
             f"{name}{' (default)' if name == spec.default_prompt_name else ''}" for name in spec.prompts
@@ -90,6 +92,16 @@ def _graph_form(spec: EncoderSpec) -> str:
 def _describe_exit(each: ExitSpec) -> str:
     taken = "never taken" if each.threshold is None else f"from a margin of {each.threshold:g} on"
     return f"after layer {each.after} {taken}"
+
+
+def _read_depths(compression: str) -> dict[str, str]:
+    """Where texts left when the file was made, if its report of compression tells."""
+    try:
+        exits = json.loads(compression)["exits"]
+        shares = ", ".join(f"{100 * share:.1f} % after layer {after}" for after, share in exits["shares"].items())
+        return {"depth": f"{exits['mean_depth']:.2f} layers a text: of {exits['texts']} texts {shares}"}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return {}
 
 
 def _span(values: set[int]) -> str:
