@@ -160,6 +160,22 @@ def test_refuses_weights_beyond_f16(tmp_path: Path) -> None:
         load_backend(path, "native", "cuda")
 
 
+@needs_cuda
+def test_all_layers_run_for_every_text() -> None:
+    """Also where the file has exits; the library ignores them if the caller does not say so."""
+    arguments = {"task": "text-classification", "pooling": "cls", "int8": True}
+    data = random_artifact(**arguments, exits=((1, 0.0),))
+    backend = load_backend(data, "native", "cuda")
+    assert "takes none of the file's exits" in backend.detail and backend.spec.exits == ()
+    batch = random_batch(backend.spec, LENGTHS)
+    at_exits = outputs_of(load_backend(data, "native"), batch)["logits"]
+    found, ignored = outputs_of(backend, batch)["logits"], outputs_of(native.load(data, "cuda:0"), batch)["logits"]
+    assert_same_bits(found, ignored)
+    assert not np.allclose(found, at_exits, atol=1e-3)
+    whole = outputs_of(load_backend(data, "native", full_depth=True), batch)["logits"]
+    assert np.vdot(found, whole) >= 0.998 * np.linalg.norm(found) * np.linalg.norm(whole)
+
+
 # Agreement
 
 
