@@ -152,14 +152,16 @@ def test_a_run_with_exits(recipe: Recipe, capsys: pytest.CaptureFixture[str]) ->
 
 def test_too_few_rows_to_promise_anything_are_told(recipe: Recipe) -> None:  # noqa: F811
     with pytest.raises(InvalidInputError, match=r"no threshold of exits can be promised with \d+ rows .* needs 299"):
-        run(replace(recipe, exits=Exits()))
+        run(replace(recipe, distill=None, exits=Exits()))
 
 
 def test_exits_are_refused_where_no_answer_is_sure(recipe: Recipe, tmp_path: Path) -> None:  # noqa: F811
     with pytest.raises(InvalidInputError, match="task must be a classification with exits"):
-        replace(recipe, task="embedding", exits=Exits())
+        replace(recipe, task="embedding", distill=None, exits=Exits())
+    with pytest.raises(InvalidInputError, match="num_layers must be 2 or more with exits"):
+        replace(recipe, distill=Distillation(num_layers=1), exits=Exits())
     scores = tmp_path / "scores.jsonl"
     rows = [{"text": f"water {'a ' * (i % 7)}{i}", "score": i % 5} for i in range(900)]
     scores.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(InvalidInputError, match="can have no exits, its answers are scores"):
-        run(replace(recipe, train=str(scores), exits=Exits(risk=0.1)))
+        run(replace(recipe, train=str(scores), distill=None, exits=Exits(risk=0.1)))

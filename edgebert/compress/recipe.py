@@ -357,6 +357,9 @@ class Recipe(_Settings):
         _check("portable", self.portable, self.int8 or not self.portable, "false without int8")
         classifies = self.task in ("text-classification", "token-classification")
         _check("task", self.task, classifies or self.exits is None, "a classification with exits")
+        if self.exits is not None and self.distill is not None and self.distill.student is None:
+            num_layers = len(self.distill.layers) or self.distill.num_layers
+            _check("num_layers", num_layers, num_layers > 1, "2 or more with exits")
         _check("qat", self.qat, self.int8 or self.qat is None, "false without int8")
         within_drop = self.prune is not None and self.prune.within_drop
         _check("within_drop", within_drop, self.budget.drop is not None or not within_drop, "false without budget.drop")
