@@ -793,7 +793,7 @@ def test_what_cannot_be_served(
 
 
 START = """
-import os, signal, sys
+import os, signal, sys, time
 from edgebert import cli
 from edgebert.serve import server
 
@@ -807,6 +807,9 @@ if __name__ == "__main__":
     if sys.argv[1] == "die":
         server._make_app = die
     sys.exit(cli.main(sys.argv[2:]))
+elif sys.argv[1] == "hang":  # a worker's imports
+    open(f"loading-{os.getpid()}", "x").close()
+    time.sleep(1e6)
 """
 
 
@@ -835,6 +838,24 @@ def test_workers_that_cannot_start_say_so_at_once(
         )  # fmt: skip
     assert found.returncode == 1
     assert found.stderr.startswith(words.format_map(names)) and found.stderr.count("\n") == 1, found.stderr
+
+
+def test_ctrl_c_before_workers_serve_ends_them_without_a_word(files: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "start.py").write_text(START)
+    command = [sys.executable, "-P", "start.py", "hang", "serve", "--port", "0", "--workers", "2", files["embedder"]]
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, cwd=tmp_path, start_new_session=True
+    ) as process:  # a terminal sends it to all processes of the group
+        try:
+            end = time.monotonic() + WAIT
+            while len(list(tmp_path.glob("loading-*"))) < 2:
+                assert process.poll() is None and time.monotonic() < end
+                time.sleep(0.02)
+            os.killpg(process.pid, signal.SIGINT)
+            assert process.communicate(timeout=WAIT)[1] == "" and process.returncode == 0
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 # Real clients

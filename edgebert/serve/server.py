@@ -129,6 +129,12 @@ class _Workers(Multiprocess):
         self._told, self._folder = told, folder
         self._ended: int | None = None
 
+    def init_processes(self) -> None:
+        """Start the workers; while they start, Ctrl-C is for this process alone, which ends them."""
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which they inherit
+        super().init_processes()
+        signal.signal(signal.SIGINT, before)
+
     def keep_subprocess_alive(self) -> None:
         """See to the workers; called twice a second."""
         for process in self.processes:
