@@ -68,7 +68,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(end="", flush=True)
         except OSError:
             _drop_output()
-        print(f"edgebert: {error}", file=sys.stderr)
+        told = str(error)
+        if isinstance(error, OSError) and error.filename is not None:
+            told = f"{error.filename}: {error.strerror}"
+        print(f"edgebert: {told}", file=sys.stderr)
         return 1
 
 

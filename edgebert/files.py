@@ -11,6 +11,34 @@ from pathlib import Path
 from edgebert.errors import InvalidInputError
 
 
+def read_path(name: str, value: object) -> Path:
+    """`value` as a path; `name` is what messages call it.
+
+    Raises:
+        InvalidInputError: no file or folder can have it.
+    """
+    path = os.fspath(value) if isinstance(value, os.PathLike) else value
+    try:
+        if isinstance(path, str) and path and b"\0" not in os.fsencode(path):
+            return Path(path)
+    except UnicodeEncodeError:
+        pass
+    raise InvalidInputError(f"{name} must be the path of a file or folder, got {value!r:.100}")
+
+
+def check_target(path: str | os.PathLike[str]) -> None:
+    """See, before any work is done, that a file can be written to a path; a device can.
+
+    Raises:
+        InvalidInputError: its folder is missing, or it is a folder itself.
+    """
+    target = Path(os.path.abspath(read_path("output", path)))
+    if not target.parent.is_dir():
+        raise InvalidInputError(f"folder {target.parent} does not exist: create it first")
+    if target.is_dir():
+        raise InvalidInputError(f"{target} is a folder, where a file is to be written: choose another name")
+
+
 @contextmanager
 def writing_whole(path: Path) -> Iterator[Path]:
     """A path beside `path` to write a file to: it becomes `path` when the block ends well, and is removed otherwise."""

@@ -338,15 +338,18 @@ class Model:
             InvalidInputError: it does not fit the head; the message says which calls do.
         """
         task = name_task(task) if isinstance(task, str) else task
-        if task is not None and (not isinstance(task, str) or task not in TASKS):
-            raise InvalidInputError(f"unknown task {task!r}: expected one of {', '.join(TASKS)}")
         fitting = find_fitting(self.task, self.spec.outputs)
+        answers = ", ".join(fitting) or "none"
+        if task is not None and (not isinstance(task, str) or task not in TASKS):
+            raise InvalidInputError(
+                f"unknown task {task!r}: expected one of {', '.join(TASKS)}, of which this file answers {answers}"
+            )
         if fitting and (task is None or task in fitting):
             return task or fitting[0]
         calls = [f"model({TASKS[name].usage}{'' if name == fitting[0] else f', task={name!r}'})" for name in fitting]
         raise InvalidInputError(
             f"{task or self.task} does not fit this file: its head is {self.task}, with the outputs "
-            f"{', '.join(self.spec.outputs)}; use {' or '.join([*calls, 'forward(PackedBatch)'])}"
+            f"{', '.join(self.spec.outputs)}. It answers {answers}: use {' or '.join([*calls, 'forward(PackedBatch)'])}"
         )
 
 
@@ -383,6 +386,7 @@ _NEIGHBOURS = {
     "return_all_scores": "top_k=None gives every label",
     "grouped_entities": "aggregation_strategy='simple' groups",
     "return_tensors": "answers are plain values, embeddings NumPy arrays",
+    "faithfulness": "model.explain(…) takes it",
     "return_documents": "every answer has its document's index, corpus_id",
 }
 
@@ -398,8 +402,14 @@ def _bind(task: str, inputs: Sequence[Any], options: dict[str, Any]) -> dict[str
     except TypeError as error:
         common = Signature.from_callable(Model.__call__).parameters
         names = [name for name in (*_signature(task).parameters, *common) if name not in ("self", "inputs", "options")]
-        hints = [f"for {name}: {_NEIGHBOURS[name]}" for name in options if name not in names and name in _NEIGHBOURS]
+        hints = [f"for {name}: {hint}" for name in options if name not in names and (hint := _find_hint(name))]
         raise InvalidInputError("; ".join([f"{task}: {error}", *hints, f"it takes {', '.join(names)}"])) from None
+
+
+def _find_hint(name: str) -> str:
+    """What stands here for an option of another library or task; empty where nothing is known."""
+    owners = [task for task in TASKS if name in _signature(task).parameters]
+    return _NEIGHBOURS.get(name) or (f"it is of task={owners[0]!r}" if len(owners) == 1 else "")
 
 
 @cache

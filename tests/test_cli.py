@@ -183,11 +183,17 @@ def test_run_answers_as_the_model(make_file: Callable[..., Path], capsys: pytest
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["FILE", "a", "--task", "fill-mask"], "fill-mask does not fit this file: its head is embedding"),
-        (["FILE", "a", "--task", "classify"], "unknown task 'classify': expected one of embedding, "),
+        (["FILE", "a", "--task", "fill-mask"], ". It answers embedding, explain: use model(texts) or"),
+        (
+            ["FILE", "a", "--task", "classify"],
+            "next-sentence, explain, of which this file answers embedding, explain\n",
+        ),
         (["FILE", "a", "--task", ""], "unknown task ''"),
         (["FILE", "a", "--task", "reranking"], "use model(texts) or model(inputs, task='explain') or f"),
         (["FILE", "a", "--option", "top_k=3"], "unexpected keyword argument 'top_k'; it takes texts, prompt_name"),
+        (["FILE", "a", "--option", "span_length=2"], "for span_length: it is of task='explain'; it takes texts, "),
+        (["FILE", "a", "--task", "explain", "--html", "none/why.html"], "/none does not exist: create it first\n"),
+        (["FILE", "a", "--task", "explain", "--html", "."], " is a folder, where a file is to be written: choose "),
         (["FILE", "a", "--option", "top_k"], "--option takes NAME=VALUE, got 'top_k'"),
         (["FILE", "a", "--json"], "text 0 is not JSON"),
         (["missing.onnx", "a"], "does not exist"),

@@ -598,6 +598,17 @@ def test_rows_that_choose_never_judge(recipe: Recipe, tmp_path: Path) -> None:
             assert len(made.eval) == 400
 
 
+def test_rows_of_one_class_that_judge_are_told(recipe: Recipe, tmp_path: Path) -> None:
+    rows = [line for line in Path(recipe.train).read_text().splitlines() if '"warm"' in line]
+    (tmp_path / "one.jsonl").write_text("\n".join(rows))
+    changes = {"eval": str(tmp_path / "one.jsonl"), "also_eval": (recipe.train,), "work": str(tmp_path / "work")}
+    messages = pipeline._Run(replace(recipe, **changes), lambda text: None).messages
+    assert [text for text in messages if "one class" in text] == [
+        f"the {len(rows)} rows of {tmp_path / 'one.jsonl'} that judge have one class only, 'warm': a model that always "
+        "answers it loses nothing there"
+    ]
+
+
 def test_a_loss_that_few_rows_cannot_rule_out_is_not_shown(recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> None:
     """The report tells what was lost at most, there and on other text; the exit status is one of its own."""
     folder = Path(recipe.train).parent

@@ -296,10 +296,10 @@ def test_maxsim_is_the_plain_sum_of_maxima() -> None:
     assert edgebert.maxsim([], documents).shape == (0, 6)
     assert edgebert.maxsim(queries, []).shape == (4, 0)
     for bad in ([np.zeros((2, 6))], [np.zeros(7)], [np.zeros((2, 7)), np.zeros((2, 6))]):
-        with pytest.raises(InvalidInputError, match="values a token|matrices of one width"):
+        with pytest.raises(InvalidInputError, match="values a token|matrices of one width|must be a matrix"):
             edgebert.maxsim(queries, bad)
     for wrong in ("a", 3, None, np.array(3), ["a"], [[[1, 2], [3]]], [[[10**400]]], [None]):
-        with pytest.raises(InvalidInputError, match=r"documents(\[0\])? must be (a list of matrices|numbers|matrices)"):
+        with pytest.raises(InvalidInputError, match=r"documents(\[0\])? must be (a list of matrices|numbers|a matrix)"):
             edgebert.maxsim(queries, wrong)  # type: ignore[arg-type]
 
 

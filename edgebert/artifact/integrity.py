@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from edgebert.artifact.reader import Artifact, find_model_file, read_artifact, read_entry, walk_fields
 from edgebert.artifact.writer import encode_metadata
 from edgebert.errors import InvalidInputError, ModelFormatError, require
-from edgebert.files import writing_whole
+from edgebert.files import read_path, writing_whole
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -102,7 +102,7 @@ def sign(path: str | os.PathLike[str], private_key: str | os.PathLike[str]) -> s
         BackendUnavailableError: the package cryptography is missing.
         OSError: the file cannot be written; it is as it was.
     """
-    key = _read_private_key(Path(private_key))
+    key = _read_private_key(read_path("private_key", private_key))
     artifact = read_artifact(path)
     if _HASH in artifact.metadata:
         check_content(artifact)

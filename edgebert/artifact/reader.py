@@ -194,7 +194,7 @@ def _map_file(path: Path) -> memoryview:
                 return memoryview(file.read())
             return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     except FileNotFoundError:
-        raise ModelFormatError(f"{path} does not exist: give the path of an exported model") from None
+        raise ModelFormatError(f"{path} does not exist: give a file that `edgebert export` has written") from None
     except (OSError, ValueError) as error:
         raise ModelFormatError(f"{str(path)!r} cannot be read ({error}): give the path of an exported model") from None
 

@@ -48,11 +48,10 @@ def main(args: argparse.Namespace) -> None:
     from edgebert.bench.page import write_report
     from edgebert.bench.run import RUNTIMES, Bench, Options, command_line, default_backends
     from edgebert.bench.tables import format_result
-    from edgebert.files import write_whole
+    from edgebert.files import check_target, write_whole
 
     for path in filter(None, (args.html, args.json)):
-        if not path.absolute().parent.is_dir():
-            raise InvalidInputError(f"the folder of {path} does not exist: create it first")
+        check_target(path)
     if args.html:
         require("report", "jinja2", "matplotlib")
     against = [name for name in args.against.split(",") if name]

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from edgebert.errors import require
+from edgebert.files import check_target, write_whole
 from edgebert.printing import print_table
 
 HELP = "fine-tune, distil, prune and quantize a model to a budget"
@@ -35,7 +36,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the checkpoint's label for one of the data: 1=spam",
     )
     parser.add_argument("--problem-type", help="single_label_classification, multi_label_classification or regression")
-    parser.add_argument("--budget", metavar="B", action="append", help="drop=1.0, size=10MB, speed=3x, latency=2ms@128")
+    parser.add_argument(
+        "--budget",
+        metavar="B",
+        action="append",
+        help="drop=1.0, size=10MB, speed=3x, latency=2ms@128; several with commas",
+    )
     parser.add_argument("--epochs", type=int, help="epochs of fine-tuning, and of distillation")
     parser.add_argument("--learning-rate", type=float, help="learning rate of fine-tuning")
     parser.add_argument("--no-finetune", action="store_true", help="take the model as it is")
@@ -70,8 +76,8 @@ def main(args: argparse.Namespace) -> int:
 def _compress(args: argparse.Namespace) -> int:
     recipe = build_recipe(args)
     if args.write_recipe:
-        with open(args.write_recipe, "w", encoding="utf-8") as file:
-            file.write(recipe.to_toml())
+        check_target(args.write_recipe)
+        write_whole(args.write_recipe, recipe.to_toml())
         return 0
     from edgebert.compress.page import (
         OTHER_COLUMNS,

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edgebert.errors import InvalidInputError
+from edgebert.files import check_target
 from edgebert.printing import format_value, print_table
 from edgebert.report import Section, Table, Words, format_signed, write_page
 
@@ -109,6 +110,9 @@ def _color(text: str, words: Sequence[Mapping[str, Any]], largest: float) -> str
 
 
 def check_html(html: str | None, task: str) -> None:
-    """Raise InvalidInputError for a page of another task."""
-    if html is not None and task != "explain":
+    """Raise InvalidInputError for a page of another task, or one that cannot be written."""
+    if html is None:
+        return
+    if task != "explain":
         raise InvalidInputError(f"--html writes explanations, and the task is {task}: add --task explain")
+    check_target(html)

@@ -142,7 +142,7 @@ def describe_budget(name: str, budget: dict[str, Any]) -> str:
     text = f"Budget {name}: {found}, {bound} {limit}: {budget['verdict'].replace('not met', 'NOT met')}"
     if name == "drop":
         if budget["upper"] is None:
-            text += f"; {budget['num_groups']} rows that share no text say nothing: give more with --eval"
+            text += f"; {budget['num_groups']} different texts are too few to say anything: give more rows with --eval"
         else:
             text += f"; with a confidence of {100 * budget['confidence']:g} % it is at most {budget['upper']:.2f}"
         if budget["verdict"] == "not shown" and budget["more_rows"]:

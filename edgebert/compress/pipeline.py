@@ -42,7 +42,7 @@ from edgebert.compress.torch_encoder import TorchEncoder
 from edgebert.errors import EdgeBertError, InvalidInputError, require
 from edgebert.exporting.export import calibration_batches, export_checkpoint
 from edgebert.exporting.reference import pytorch_reference
-from edgebert.files import hash_file, write_whole, writing_whole
+from edgebert.files import check_target, hash_file, write_whole, writing_whole
 from edgebert.tokenizer import Text, check_ids
 
 CALIBRATION_TEXTS = 256
@@ -115,10 +115,8 @@ class _Run:
     def __init__(self, recipe: Recipe, progress: Callable[[str], None]) -> None:
         self.recipe, self.progress = recipe, progress
         self.output = Path(recipe.output)
-        if not self.output.absolute().parent.is_dir():
-            raise InvalidInputError(f"folder {self.output.absolute().parent} does not exist: create it first")
-        if self.output.is_dir():
-            raise InvalidInputError(f"{self.output} is a folder, where a file is to be written: choose another name")
+        for suffix in (".onnx", ".json", ".html"):
+            check_target(self.output.with_suffix(suffix))
         if recipe.work_folder.is_file():
             raise InvalidInputError(f"{recipe.work_folder} is a file: name a folder for finished stages with --work")
         self.train, self.choice, self.calibration, self.eval, *self.others = self._load_data()
@@ -141,6 +139,7 @@ class _Run:
             add_exits(self.base, recipe.seed)  # tells before the work whether it can be done
         if self.train.task == "embedding":
             self._prepare_embedding()
+        self._tell_of_single_classes()
         files = [hash_file(path) for path in (recipe.train, recipe.eval, recipe.unlabelled) if path]
         sizes = sorted((str(name), path.stat().st_size) for name, path in self.base.source_files.items())
         counts = len(self.train), len(self.choice), len(self.eval)
@@ -197,6 +196,17 @@ class _Run:
             return data if data.has_pairs else with_neighbours(data, backend, tokenizer)
 
         self.choice, self.eval, *self.others = map(prepare, (self.choice, self.eval, *self.others))
+
+    def _tell_of_single_classes(self) -> None:
+        """Say which rows that judge could be answered without a look at them."""
+        if self.recipe.task != "text-classification":
+            return
+        for data in (self.eval, *self.others):
+            if len(found := {*data.targets}) == 1:
+                self._say(
+                    f"the {len(data)} rows of {data.source} that judge have one class only, {found.pop()!r}: a model "
+                    "that always answers it loses nothing there"
+                )
 
     def _load_unlabelled(self) -> list[str]:
         if self.recipe.unlabelled is None:

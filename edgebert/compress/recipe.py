@@ -18,6 +18,7 @@ import tomli_w
 from edgebert.artifact.spec import PROBLEM_TYPES
 from edgebert.compress.data import ROLES, TASKS
 from edgebert.errors import InvalidInputError
+from edgebert.files import read_path
 from edgebert.tasks import name_task
 
 PRECISIONS = ("auto", "f32", "bf16")
@@ -237,6 +238,8 @@ class Budget(_Settings):
             InvalidInputError: anything else.
         """
         found: dict[str, Any] = {}
+        if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) for text in texts):
+            raise InvalidInputError(f"budgets must be a list of texts such as 'drop=1.0', got {texts!r:.100}")
         for text in texts:
             for part in text.split(","):
                 name, _, value = (side.strip() for side in part.partition("="))
@@ -380,9 +383,11 @@ class Recipe(_Settings):
         Raises:
             InvalidInputError: not TOML, a field that there is none of, or a value out of range.
         """
+        if not isinstance(text, str):
+            raise InvalidInputError(f"the recipe must be TOML, a text, got {type(text).__name__}")
         try:
             table = tomllib.loads(text)
-        except (tomllib.TOMLDecodeError, TypeError, RecursionError) as error:
+        except (tomllib.TOMLDecodeError, RecursionError) as error:
             raise InvalidInputError(f"the recipe is not TOML ({error})") from None
         recipe: Recipe = _from_table(cls, table | changes, "recipe")
         return recipe
@@ -395,7 +400,7 @@ def read_recipe(path: str | os.PathLike[str], **changes: Any) -> Recipe:
         InvalidInputError: the file cannot be read, or as `Recipe.from_toml`.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = read_path("recipe", path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidInputError(f"recipe {os.fspath(path)!r} cannot be read ({error}): give a TOML file") from None
     return Recipe.from_toml(text, **changes)

@@ -28,7 +28,7 @@ from edgebert.exporting.check import check, check_tokenizer, compare_fp32, encod
 from edgebert.exporting.folder import write_folder
 from edgebert.exporting.quantize import quantize
 from edgebert.exporting.reference import Reference, check_original, make_encoder, pytorch_reference, run_transformers
-from edgebert.files import read_texts
+from edgebert.files import read_path, read_texts
 from edgebert.tasks import name_task
 from edgebert.tasks.base import warn
 from edgebert.tokenizer import Text, Tokenizer, check_ids
@@ -87,16 +87,18 @@ def export(
     int8 = int8 or int8_weights
     if (portable or int8_attention or calibrate is not None) and not int8:
         raise InvalidInputError("portable, int8-attention and calibrate belong to int8: add --int8, or leave them out")
-    texts = read_texts(Path(calibrate)) if calibrate is not None else None
-    _check_target(Path(os.path.abspath(output)))
+    texts = read_texts(read_path("calibrate", calibrate)) if calibrate is not None else None
+    _check_target(Path(os.path.abspath(read_path("output", output))))
     task = task and name_task(task)
-    foreign = find_onnx(Path(source))
+    foreign = find_onnx(read_path("source", source))
     if tokenizer is not None and foreign is None:
         raise InvalidInputError("tokenizer belongs to an ONNX file: a checkpoint brings its own, leave it out")
     reference = None
     if foreign is not None:
         require("export", "onnx", "tokenizers")
-        checkpoint, original = load_onnx(foreign, task, family, None if tokenizer is None else Path(tokenizer))
+        checkpoint, original = load_onnx(
+            foreign, task, family, None if tokenizer is None else read_path("tokenizer", tokenizer)
+        )
         reference = check_original(checkpoint, original)
     else:
         checkpoint = load_checkpoint(source if isinstance(source, str) else Path(source), task, family)

@@ -49,7 +49,11 @@ class Output:
             InvalidInputError: the name does not say what to write.
         """
         self.is_folder = not path.suffix
-        self.path = path = path.resolve() if self.is_folder and path.is_symlink() else path
+        if self.is_folder and (path.is_symlink() or path.name in ("", "..")):
+            path = path.resolve()
+        if not path.name:
+            raise InvalidInputError(f"{path} cannot be an output: name a file, or a folder in it")
+        self.path = path
         format_, self.codec = ("parquet", None) if self.is_folder else find_format(path)
         if format_ not in WRITERS or (format_ == "parquet" and self.codec):
             endings = ", ".join(ending for ending, format_ in FORMATS.items() if format_ in WRITERS)

@@ -126,7 +126,7 @@ class Source:
             InvalidInputError: nothing is there, or nothing that can be read, or files of several formats.
         """
         if not path.exists():
-            raise InvalidInputError(f"{path} does not exist")
+            raise InvalidInputError(f"{path} does not exist: give a file or folder of rows")
         self.path = path
         paths = sorted(_find_data(path)) if path.is_dir() else [path]
         if not paths:

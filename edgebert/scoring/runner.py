@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from edgebert.errors import EdgeBertError, InvalidInputError, require
-from edgebert.files import hash_file
+from edgebert.files import hash_file, read_path
 from edgebert.scoring.output import Output
 from edgebert.scoring.readers import InputFile, Source, Window
 from edgebert.scoring.scorer import Scorer
@@ -77,14 +77,18 @@ def score(
     if engine not in ("local", "ray"):
         raise InvalidInputError(f"engine must be local or ray, got {engine!r}")
     with _failures_told(source, output):
-        target = Output(Path(output), Path(errors) if errors else None, overwrite)
-        for path in (Path(source), Path(model)):
-            for written in (Path(output), *([Path(errors)] if errors else [])):
+        model, source, output = (
+            read_path(*given) for given in (("model", model), ("source", source), ("output", output))
+        )
+        errors = read_path("errors", errors) if errors is not None else None
+        target = Output(output, errors, overwrite)
+        for path in (source, model):
+            for written in (output, *([errors] if errors else [])):
                 if written.resolve() in (path.resolve(), *path.resolve().parents):
                     raise InvalidInputError(f"{written} would take the place of {path}: choose an output elsewhere")
-        if Path(source).is_dir() and Path(source).resolve() in Path(output).resolve().parents:
+        if source.is_dir() and source.resolve() in output.resolve().parents:
             raise InvalidInputError(f"{output} is inside of the input: choose an output elsewhere")
-        whole = Source(Path(source), rows_per_part, has_partition=not target.is_folder or engine == "ray")
+        whole = Source(source, rows_per_part, has_partition=not target.is_folder or engine == "ray")
         if engine == "ray":
             from edgebert.scoring.ray_engine import score_on_ray
 

@@ -103,7 +103,8 @@ class Scorer:
         Raises:
             InvalidInputError: an argument that is not usable, or does not fit the file.
         """
-        if isinstance(columns, str) or len(columns) not in (1, 2) or not all(isinstance(name, str) for name in columns):
+        is_list = isinstance(columns, Sequence) and not isinstance(columns, str) and len(columns) in (1, 2)
+        if not is_list or not all(isinstance(name, str) for name in columns):
             raise InvalidInputError(f"columns must be a list of one or two names, got {columns!r}")
         if too_long not in TOO_LONG:
             raise InvalidInputError(f"too_long must be one of {', '.join(TOO_LONG)}, got {too_long!r}")
@@ -191,6 +192,9 @@ class Scorer:
         Returns:
             Lists by name: the result columns, None where a row has an error; "error", None where it has none; and
             "truncated", whether only the beginning of the row was used.
+
+        Raises:
+            InvalidInputError: columns that are missing, no lists, or not of one length.
         """
         inputs, errors = self._read(columns)
         answers: list[Any] = [None] * len(inputs)
@@ -205,7 +209,20 @@ class Scorer:
 
     def _read(self, columns: Mapping[str, Iterable[Any]]) -> tuple[list[Any], list[str | None]]:
         """The model's inputs, and what is wrong with those that are not."""
-        rows = list(zip(*(columns[name] for name in self.columns), strict=True))
+        try:
+            if any(isinstance(columns[name], (str, bytes)) for name in self.columns):
+                raise TypeError("one text")
+            given = [list(columns[name]) for name in self.columns]
+        except (LookupError, TypeError) as error:
+            raise InvalidInputError(
+                f"expected lists of values by column, {' and '.join(self.columns)} among them, got "
+                f"{type(columns).__name__} ({error})"
+            ) from None
+        if len({*map(len, given)}) > 1:
+            raise InvalidInputError(
+                f"columns must be of one length, got {' and '.join(str(len(one)) for one in given)}"
+            )
+        rows = list(zip(*given, strict=True))
         return [self._make_input(row) for row in rows], [self.check.find_fault(row) for row in rows]
 
     def _make_input(self, row: Sequence[Any]) -> Any:

@@ -198,7 +198,7 @@ def normalize(rows: F32) -> F32:
 
 def _blocks(rows: F32) -> Iterator[slice]:
     """Rows, few enough at a time that float64 copies of them stay in the cache."""
-    step = max(1, (1 << 15) // rows.shape[-1])
+    step = max(1, (1 << 15) // max(1, rows.shape[-1]))
     for first in range(0, len(rows), step):
         yield slice(first, first + step)
 

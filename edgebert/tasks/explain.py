@@ -77,7 +77,9 @@ class Options(base.Options):
                 raise InvalidInputError("target is for taggers and readers: the score of a whole text has none")
             is_range = isinstance(self.target, (list, tuple)) and [*map(type, self.target)] == [int, int]
             if not is_range or not 0 <= self.target[0] < self.target[1]:
-                raise InvalidInputError(f"target must be two characters, start < end, got {self.target!r:.100}")
+                raise InvalidInputError(
+                    f"target must be [start, end], characters of the text, start < end, got {self.target!r:.100}"
+                )
         check_count("span_length", self.span_length)
         if self.function_to_apply is not None and task != "text-classification":
             raise InvalidInputError("function_to_apply is for text classifiers: leave it out")

@@ -12,7 +12,7 @@ from edgebert.artifact.spec import EncoderSpec
 from edgebert.errors import InvalidInputError
 from edgebert.tasks import base
 from edgebert.tasks.base import F32, I64, Outputs, Prepared, check_count, check_texts, make_rows, softmax, warn
-from edgebert.tokenizer import Row, Tokenizer, check_id
+from edgebert.tokenizer import Row, Tokenizer, check_id, check_text
 
 Prediction = dict[str, Any]
 
@@ -125,6 +125,7 @@ def _find_targets(tokenizer: Tokenizer, options: Options) -> I64:
     check_texts(words)
     ids = []
     for word in words:
+        check_text("targets", word)
         token_id = tokenizer.find_id(word)
         if token_id is None:
             pieces = tokenizer.find_pieces(word)

@@ -164,9 +164,11 @@ def _pack(name: str, texts: Sequence[F32] | F32) -> tuple[F32, base.I64]:
     if isinstance(texts, (str, bytes, dict)) or not isinstance(texts, Iterable) or ndim == 0:
         raise InvalidInputError(f"{name} must be a list of matrices, [tokens, width] each, got {type(texts).__name__}")
     parts = [read_numbers(f"{name}[{i}]", part) for i, part in enumerate([texts] if ndim == 2 else texts)]
-    widths = {part.shape[1] if part.ndim == 2 else -1 for part in parts if part.size or part.ndim != 2}
-    if -1 in widths or len(widths) > 1:
-        raise InvalidInputError(f"{name} must be matrices of one width, [tokens, width] each")
+    for i, part in enumerate(parts):
+        if part.ndim != 2:
+            raise InvalidInputError(f"{name}[{i}] must be a matrix, [tokens, width], got the shape {[*part.shape]}")
+    if len(widths := {part.shape[1] for part in parts if part.size}) > 1:
+        raise InvalidInputError(f"{name} must be matrices of one width, got {', '.join(map(str, sorted(widths)))}")
     ends = np.cumsum([len(part) if part.size else 0 for part in parts], dtype=np.int64)
     filled = [part for part in parts if part.size]
     return np.concatenate(filled) if filled else np.zeros((0, 0), np.float32), ends
