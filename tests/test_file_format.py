@@ -177,7 +177,7 @@ def run(spec: dict[str, Any], tensors: dict[str, Any], ids: Any, types: Any) -> 
         x = linear(up, f"{name}.ffn.down") + x
         x = x if is_pre else norm(x, second)
         if exits.get(depth) is not None:
-            logits = linear(pool(x, spec["pooling"])[None], f"exit.{depth}")
+            logits = linear(pool(x, "mean")[None], f"exit.{depth}")
             if np.subtract(*np.sort(logits[0])[[-1, -2]]) >= F32(exits[depth]):
                 return {"logits": logits}
     x = norm(x, "final.layer_norm") if spec["is_pre_norm"] else x

@@ -293,9 +293,12 @@ class EncoderSpec:
 
     @cached_property
     def exit_heads(self) -> tuple[Head, ...]:
-        """Of each exit the head that stands in for that of `logits`: a linear of the pooled row, or of each token."""
+        """Of each exit the head that stands in for that of `logits`: a linear of the rows' mean, or of each token.
+
+        Of the mean whatever `pooling` says: after few layers the first token does not know its text yet.
+        """
         is_per_token, width = self.task == "token-classification", len(self.labels)
-        pool = [Step("pool", self.hidden_size, self.pooling)] * (not is_per_token)
+        pool = [Step("pool", self.hidden_size, "mean")] * (not is_per_token)
         return tuple(
             Head(
                 "logits",

@@ -311,7 +311,8 @@ void take_exits(Members& members, EncoderSpec& spec) {
     each.check_all_taken();
     const int hidden = spec.hidden_size, num_labels = static_cast<int>(spec.text.labels.size());
     Head head{"logits", num_labels, {}};
-    if (!spec.heads[0].is_per_token()) head.steps.push_back(spec.heads[0].steps[0]);
+    if (!spec.heads[0].is_per_token())
+      head.steps.push_back({HeadStep::Op::kPool, hidden, hidden, "", Activation::kIdentity, 0, {Pooling::kMean}});
     head.steps.push_back({HeadStep::Op::kLinear, hidden, num_labels, "exit." + std::to_string(after)});
     spec.exits.push_back({after, threshold, head});
   });
