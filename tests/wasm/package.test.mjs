@@ -5,6 +5,9 @@ import { createHash } from "node:crypto";
 import { readFile } from "node:fs/promises";
 import { createServer } from "node:http";
 import { test } from "node:test";
+import { setTimeout } from "node:timers/promises";
+import { setFlagsFromString } from "node:v8";
+import { runInNewContext } from "node:vm";
 
 const { EdgeBertError, load, search, similarity } = await import(`${process.env.EDGEBERT_NPM}/index.js`);
 const folder = process.env.EDGEBERT_CASES;
@@ -142,6 +145,35 @@ test("calls that wait are dropped when their signal says so", async () => {
   const waiting = refused(model.embed("d"), "disposed", /disposed/);
   await model.dispose();
   await waiting;
+});
+
+test("dispose gives the memory back", async (t) => {
+  setFlagsFromString("--expose-gc");
+  const collect = runInNewContext("gc");
+  const memories = [];
+  const { instantiate } = WebAssembly;
+  t.after(() => (WebAssembly.instantiate = instantiate));
+  WebAssembly.instantiate = async (...args) => {
+    // a mock would keep what it returned
+    const instance = await instantiate(...args);
+    memories.push(new WeakRef(instance.exports.memory));
+    return instance;
+  };
+  const kept = await load(file("embedding"));
+  for (let i = 0; i < 3; ++i) {
+    const model = await load(file("embedding"));
+    await model.embed("a");
+    await model.dispose();
+  }
+  for (let i = 0; i < 20 && memories.filter((one) => one.deref()).length > 1; ++i) {
+    await setTimeout(10);
+    collect();
+  }
+  assert.deepEqual(
+    memories.map((one) => one.deref() !== undefined),
+    [true, false, false, false],
+  );
+  await kept.dispose();
 });
 
 test("similarity and search", () => {

@@ -29,11 +29,7 @@ static_assert(kTileRows <= kAttentionRows, "attention_scratch() is too small for
 
 extern const KernelTable kTable;
 const KernelTable kTable = {
-    EB_STRING(EB_ISA),
-    16 * kDotVectors,
-    16 * kFmaVectors,
-    kCodeFlip,
-    kNarrowOffset,
+    EB_STRING(EB_ISA), 16 * kDotVectors, 16 * kFmaVectors, kCodeFlip, kNarrowOffset,
 #define EB_DOT_KERNEL(name, arguments) &name,
 #define EB_KERNEL(name, arguments) &EB_BASE_ISA::name,
 #include "cpu/kernels.inc"
