@@ -23,7 +23,8 @@ if "native" in BACKENDS:
     from c_api import CModel
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGE = Path(os.environ.get("EDGEBERT_NPM", ROOT / "build-wasm" / "npm")).resolve()
+BUILD = Path(os.environ.get("EDGEBERT_WASM", ROOT / "build-wasm")).resolve()
+PACKAGE = BUILD / "npm"
 NODE = shutil.which("node")
 
 pytestmark = [
@@ -86,8 +87,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tokenizer_json: str) -> Pat
         (folder / f"{name}.onnx").write_bytes(build_model(spec, tensors, metadata))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EDGEBERT_FORCE_ISA", "baseline")
-        cases = {"isas": ["wasm_simd128", "wasm_relaxed_simd"], "models": _make_cases(folder, tokenizer_json)}
-    (folder / "cases.json").write_text(json.dumps(cases))
+        cases = _make_cases(folder, tokenizer_json)
+    (folder / "cases.json").write_text(json.dumps({"models": cases}))
     return folder
 
 
@@ -234,16 +235,39 @@ def _tokens(tokenizer: NativeTokenizer, texts: list[str], **options: Any) -> lis
     ]
 
 
-def test_package(folder: Path) -> None:
-    _run(
-        NODE,
-        *_node_options(),
-        "--expose-gc",
-        "--test",
-        ROOT / "tests" / "wasm" / "package.test.mjs",
-        EDGEBERT_NPM=PACKAGE,
-        EDGEBERT_CASES=folder,
-    )
+@pytest.mark.parametrize("isa", ["wasm_simd128", "wasm_relaxed_simd"])
+def test_package(folder: Path, isa: str) -> None:
+    is_relaxed = isa == "wasm_relaxed_simd"
+    options = [*_node_options(), "--test-name-pattern", "library's answers"] if is_relaxed else []
+    test = ROOT / "tests" / "wasm" / "package.test.mjs"
+    _run(NODE, *options, "--test", test, EDGEBERT_NPM=PACKAGE, EDGEBERT_CASES=folder, EDGEBERT_ISA=isa)
+
+
+@pytest.mark.skipif(not (BUILD / "kernel_test").exists(), reason="kernel_test is not built: -DEDGEBERT_TESTS=ON")
+@pytest.mark.parametrize("kernel", ["linear_u8s8_f32", "quantize_rows", "add_layernorm", "attention_varlen_u8s8"])
+def test_kernels_on_every_instruction_set(kernel: str) -> None:
+    printed = _run(NODE, *_node_options(), ROOT / "tests" / "wasm" / "run.mjs", BUILD / "kernel_test", kernel)
+    assert "checked on wasm_relaxed_simd,wasm_simd128,baseline" in printed
+
+
+@pytest.mark.skipif(shutil.which("tsc") is None, reason="there is no TypeScript compiler")
+def test_types(tmp_path: Path) -> None:
+    (tmp_path / "node_modules").mkdir()
+    (tmp_path / "node_modules" / "edgebert").symlink_to(PACKAGE)
+    shutil.copy(ROOT / "tests" / "wasm" / "example.ts", tmp_path)
+    options = [
+        "--strict",
+        "--noEmit",
+        "--target",
+        "es2022",
+        "--lib",
+        "es2022,dom",
+        "--module",
+        "nodenext",
+        "--moduleResolution",
+        "nodenext",
+    ]
+    _run("tsc", *options, tmp_path / "example.ts")
 
 
 @pytest.mark.skipif(shutil.which("npm") is None, reason="there is no npm")

@@ -51,7 +51,7 @@ export async function load(source, options = {}) {
   if (isa !== undefined && !usable.includes(isa))
     throw new EdgeBertError("unavailable", `isa is ${isa}, and this engine runs ${usable.join(", ")}`);
   const [module, bytes] = await Promise.all([
-    compile(BINARIES[isa ?? usable[0]].url(), signal),
+    compile(isa ?? usable[0]),
     readFile(source, { onProgress, signal, sha256: sha256?.toLowerCase() }),
   ]);
   const places =
@@ -71,8 +71,20 @@ export async function load(source, options = {}) {
 
 // ---- Files ----
 
-async function compile(url, signal) {
-  return WebAssembly.compile(await download(url, { signal }));
+const modules = new Map(); // models of one binary share its code
+
+async function compile(isa) {
+  if (!modules.has(isa))
+    modules.set(
+      isa,
+      download(BINARIES[isa].url(), {}).then((bytes) => WebAssembly.compile(bytes)),
+    );
+  try {
+    return await modules.get(isa);
+  } catch (error) {
+    modules.delete(isa); // the next load tries again
+    throw error;
+  }
 }
 
 async function readFile(source, { onProgress, signal, sha256 }) {

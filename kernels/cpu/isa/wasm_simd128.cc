@@ -5,7 +5,7 @@
 
 namespace edgebert {
 namespace EB_ISA {
-constexpr int kDotRows = 2, kDotVectors = 1;
+constexpr int kDotRows = 4, kDotVectors = 1;
 constexpr int kFmaRows = 3, kFmaVectors = 1;
 constexpr int kTileRows = 3, kTileVectors = 1;
 constexpr int kMathWidth = 1;
