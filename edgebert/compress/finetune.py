@@ -27,6 +27,7 @@ from edgebert.errors import EdgeBertError
 from edgebert.files import writing_whole
 
 CONTRASTIVE_SCALE = 20.0  # of cosines in the contrastive loss: a temperature of 0.05
+EXIT_RATE = 30.0  # times the learning rate, of the heads of exits: they begin with nothing, all else is trained
 MASKED, MASK_KEPT, MASK_RANDOM = 0.15, 0.1, 0.1  # BERT (arXiv 1810.04805), section 3.1
 _BUCKET = 50  # batches that are sorted by length together
 _SAVE_EVERY = 200  # steps between two saves of the training state
@@ -129,10 +130,16 @@ def _train(
     model.to(device)
     modules = nn.ModuleList([model] if extra is None else [model, extra.to(device)])
     parameters = list(modules.parameters())
-    matrices = [parameter for parameter in parameters if parameter.ndim > 1]
-    vectors = [parameter for parameter in parameters if parameter.ndim <= 1]  # biases and LayerNorms do not decay
+    exits = [each for name, each in model.named_parameters() if name.startswith("exit/")]
+    others = [parameter for parameter in parameters if all(parameter is not each for each in exits)]
+    matrices = [parameter for parameter in others if parameter.ndim > 1]
+    vectors = [parameter for parameter in others if parameter.ndim <= 1]  # biases and LayerNorms do not decay
     optimizer = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": training.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
+        [
+            {"params": matrices, "weight_decay": training.weight_decay},
+            {"params": vectors, "weight_decay": 0.0},
+            *([{"params": exits, "weight_decay": 0.0, "lr": EXIT_RATE * training.learning_rate}] if exits else []),
+        ],
         lr=training.learning_rate,
         fused=True,
     )
