@@ -25,7 +25,7 @@ from edgebert.cli import main
 from edgebert.compress import demo, finetune, pipeline, planner, prune
 from edgebert.compress import distill as distillation
 from edgebert.compress.data import Answer, Dataset, load_dataset
-from edgebert.compress.distill import distil, narrow_student, relation_loss, similarity_loss, soft_loss, spread_layers
+from edgebert.compress.distill import distil, narrow_student, relation_loss, soft_loss, spread_layers
 from edgebert.compress.encode import Examples
 from edgebert.compress.evaluate import Evaluation
 from edgebert.compress.finetune import Batch, TaskLoss, batches_by_length, make_batch, train
@@ -422,36 +422,21 @@ def test_narrow_students_learn_from_their_teacher(task: str) -> None:
     assert progress.losses[-1] < 0.7 * progress.losses[0] and trained.spec == student.spec
 
 
-def test_neighbours_come_into_one_batch() -> None:
+def test_leading_dimensions_are_taught_too() -> None:
     rng = np.random.default_rng(0)
-    lengths = rng.integers(1, 100, 90).astype(np.int32)
-    neighbours = np.array([[i // 3 * 3 + (i + 1) % 3, i // 3 * 3 + (i + 2) % 3] for i in range(90)])
-    neighbours = np.where(neighbours == np.arange(90)[:, None], 0, neighbours)
-    batches = batches_by_length(lengths, 9, 1, neighbours)
-    assert sorted(i for batch in batches for i in batch) == list(range(90))
-    assert [len(batch) for batch in batches] == [9] * 10
-    of_batch = {i: place for place, batch in enumerate(batches) for i in batch}
-    assert all(len({of_batch[i] for i in range(first, first + 3)}) == 1 for first in range(0, 90, 3))
-    assert batches != batches_by_length(lengths, 9, 2, neighbours)
+    found, told = (torch.from_numpy(rng.standard_normal((4, 8)).astype(np.float32)) for _ in range(2))
+    batch = Batch(*[torch.zeros(4, 1)] * 3, [], [])
 
+    def expect(width: int) -> float:
+        pairs = zip(found[:, :width], told[:, :width], strict=True)
+        return float(np.mean([1 - x @ y / x.norm() / y.norm() for x, y in pairs]))
 
-def test_similarity_loss_by_hand() -> None:
-    rng = np.random.default_rng(0)
-    found, told = (rng.standard_normal((4, width)).astype(np.float32) for width in (6, 8))
+    def measure(*widths: int) -> float:
+        outputs = ({"sentence_embedding": rows} for rows in (found, told))
+        return soft_loss(random_checkpoint().spec, *outputs, batch, 1.0, widths).item()
 
-    def neighbourhood(rows: Any) -> Any:
-        rows = rows.astype(np.float64) / np.linalg.norm(rows, axis=1, keepdims=True)
-        scores = np.exp(rows @ rows.T / 0.05) * (1 - np.eye(4))
-        return scores / scores.sum(axis=1, keepdims=True)
-
-    def expect(rows: Any) -> float:
-        p, q = neighbourhood(told), neighbourhood(rows)
-        return float(np.mean([sum(p[i, j] * np.log(p[i, j] / q[i, j]) for j in range(4) if j != i) for i in range(4)]))
-
-    tensors = torch.from_numpy(found), torch.from_numpy(told)
-    assert similarity_loss(*tensors).item() == pytest.approx(expect(found), rel=1e-4)
-    assert similarity_loss(*tensors, (2,)).item() == pytest.approx((expect(found) + expect(found[:, :2])) / 2, rel=1e-4)
-    assert similarity_loss(tensors[1] * 3, tensors[1]).item() == pytest.approx(0.0, abs=1e-6)
+    assert measure() == pytest.approx(expect(8), rel=1e-5)
+    assert measure(2, 5) == pytest.approx((expect(8) + expect(2) + expect(5)) / 3, rel=1e-5)
 
 
 @pytest.mark.parametrize("num_teacher", [1, 4, 6, 12])

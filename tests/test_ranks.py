@@ -25,7 +25,7 @@ from edgebert.compress.torch_encoder import TorchEncoder  # noqa: E402
 
 COUNT = 19  # in batches of 6, so that the last one has fewer examples than there are processes
 TRAINING = Training(epochs=2, batch_size=6, dropout=0.0, learning_rate=1e-3, precision="f32")
-DISTILLATION = Distillation(relation_weight=0.5, similarity_weight=1.0, hard_negatives=3, training=TRAINING)
+DISTILLATION = Distillation(relation_weight=0.5, training=TRAINING)
 # spec, target of example i, sequences an example, settings of a distillation into a narrower student
 CASES: dict[str, tuple[dict[str, Any], Callable[[int], Any], int, Distillation | None]] = {
     "labels": ({"task": "text-classification", "num_labels": 4}, lambda i: np.int64(i % 4), 1, None),

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -19,16 +18,12 @@ from edgebert.artifact.names import linear_name, weight_tensors
 from edgebert.artifact.spec import EncoderSpec
 from edgebert.checkpoints.loading import Checkpoint
 from edgebert.compress.encode import Examples
-from edgebert.compress.evaluate import TorchBackend, find_nearest
 from edgebert.compress.finetune import Batch, Progress, TaskLoss, find_device, leading, train
 from edgebert.compress.prune import Units, remove_units, take_layers
 from edgebert.compress.recipe import Distillation
 from edgebert.compress.torch_encoder import TorchEncoder
 from edgebert.errors import InvalidInputError
 from edgebert.quant import F32
-
-SIMILARITY_TEMPERATURE = 0.05  # of cosines
-NEIGHBOURS_BATCH = 64  # texts that the teacher embeds together to find neighbours
 
 
 def distil(
@@ -48,12 +43,12 @@ def distil(
     """Train a student to answer as its teacher does.
 
     The loss is a weighted sum of: the task's own loss, where an example has a target; the soft labels (Hinton et al.,
-    arXiv 1503.02531, section 2: divergence at a temperature, times its square), or the distance of embeddings; how near
-    embeddings are to each other (`similarity_loss`), of texts and their nearest in one batch; the mean
-    squared distance of hidden states relative to the teacher's size, the student's layers paired with the teacher's and
-    projected where widths differ (TinyBERT, arXiv 1909.10351, equation 8); and the last layers' relations among
-    queries, keys and values (MiniLMv2, arXiv 2012.15828, section 3). A student with exits learns the first two at each
-    of them as at its end, from the teacher's last layer (Zhang et al., arXiv 1905.08094).
+    arXiv 1503.02531, section 2: divergence at a temperature, times its square), or the distance of embeddings,
+    of their leading dimensions too; the mean squared distance of hidden states relative to the teacher's size, the
+    student's layers paired with the teacher's and projected where widths differ (TinyBERT, arXiv 1909.10351, equation
+    8); and the last layers' relations among queries, keys and values (MiniLMv2, arXiv 2012.15828, section 3). A student
+    with exits learns the first two at each of them as at its end, from the teacher's last layer (Zhang et al., arXiv
+    1905.08094).
 
     Args:
         teacher: not changed.
@@ -79,8 +74,6 @@ def distil(
     if settings.hidden_weight and student.spec.hidden_size != teacher.spec.hidden_size:
         torch.manual_seed(seed)
         projection = nn.Linear(student.spec.hidden_size, teacher.spec.hidden_size, bias=False)
-    if settings.hard_negatives and teacher.spec.task == "embedding":
-        examples = replace(examples, neighbours=find_neighbours(guide, examples, settings.hard_negatives))
     loss_of = _Loss(guide, TaskLoss(student, score_range, widths), settings, projection)
     progress = train(
         model,
@@ -94,18 +87,6 @@ def distil(
         name=name,
     )
     return replace(student, tensors=model.tensors()), progress
-
-
-def find_neighbours(guide: TorchEncoder, examples: Examples, count: int) -> NDArray[np.int64]:
-    """The examples most similar to each one by the first text's embedding, nearest first: int64 [n, count]."""
-    backend, batch = TorchBackend(guide), examples.batch
-    rows = np.zeros((len(examples), guide.spec.output_width("sentence_embedding")[1]), np.float32)
-    order = np.argsort(examples.lengths, kind="stable")
-    for first in range(0, len(order), NEIGHBOURS_BATCH):
-        part = order[first : first + NEIGHBOURS_BATCH]
-        found = backend.run(batch.take((part * examples.width).tolist()), ("sentence_embedding",))
-        rows[part] = found["sentence_embedding"]
-    return find_nearest(rows, min(count, len(rows) - 1))
 
 
 def spread_layers(num_teacher: int, num_student: int) -> tuple[int, ...]:
@@ -200,10 +181,9 @@ class _Loss:
             if settings.label_weight:
                 loss = loss + settings.label_weight * self._label_loss(model.spec, answers, batch)
             if settings.soft_weight:
-                loss = loss + settings.soft_weight * soft_loss(model.spec, answers, told, batch, settings.temperature)
-        if settings.similarity_weight and model.spec.task == "embedding":
-            ours, theirs = (y["sentence_embedding"] for y in (found, told))
-            loss = loss + settings.similarity_weight * similarity_loss(ours, theirs, self.task_loss.widths)
+                loss = loss + settings.soft_weight * soft_loss(
+                    model.spec, answers, told, batch, settings.temperature, self.task_loss.widths
+                )
         mask = batch.attention_mask.bool()
         if settings.hidden_weight:
             loss = loss + settings.hidden_weight * self._hidden_loss(found, told, mask)
@@ -239,18 +219,22 @@ class _Loss:
 
 
 def soft_loss(
-    spec: EncoderSpec, found: dict[str, Tensor], told: dict[str, Tensor], batch: Batch, temperature: float
+    spec: EncoderSpec,
+    found: dict[str, Tensor],
+    told: dict[str, Tensor],
+    batch: Batch,
+    temperature: float,
+    widths: Sequence[int] = (),
 ) -> Tensor:
     """How far the student's answers are from the teacher's.
 
     Classification: KL(teacher / T || student / T) * T^2, of several labels at once for each label; scores: the squared
-    error; embeddings: 1 - cosine, or, where widths differ, the squared error of the batch's cosines.
+    error; embeddings: 1 - cosine, or, where widths differ, the squared error of the batch's cosines; the mean over all
+    dimensions and the leading ones alone, by each of `widths`.
     """
     if spec.task == "embedding":
-        x, target = (functional.normalize(y["sentence_embedding"].float(), dim=-1) for y in (found, told))
-        if x.shape == target.shape:
-            return (1.0 - (x * target).sum(-1)).mean()
-        return functional.mse_loss(x @ x.T, target @ target.T)
+        parts = (leading(y["sentence_embedding"].float(), widths) for y in (found, told))
+        return torch.stack([_distance(x, target) for x, target in zip(*parts, strict=True)]).mean()
     mask = batch.attention_mask.bool()
     if spec.task == "question-answering":
         pairs = [[y[name].float().masked_fill(~mask, -1e4) for y in (found, told)] for name in spec.outputs]
@@ -268,30 +252,12 @@ def soft_loss(
     return _divergence(logits, targets, temperature)
 
 
-def similarity_loss(found: Tensor, told: Tensor, widths: Sequence[int] = ()) -> Tensor:
-    """How far the student is from the teacher in how near each text of a batch is to the others.
-
-    KL between the softmaxes of the cosines with all others over SIMILARITY_TEMPERATURE (SEED, arXiv 2101.04731, section
-    3.2, with the batch in the place of its queue).
-
-    Args:
-        found, told: the student's and the teacher's embeddings, [B, width] each.
-        widths: of leading dimensions of the student's that are compared too; the loss is the mean.
-    """
-    target = _neighbourhood(told)
-    losses = [
-        functional.kl_div(_neighbourhood(part), target, log_target=True, reduction="batchmean")
-        for part in leading(found, widths)
-    ]
-    return torch.stack(losses).mean()
-
-
-def _neighbourhood(rows: Tensor) -> Tensor:
-    """Logarithms of how likely each other row is a row's neighbour, [B, B]."""
-    rows = functional.normalize(rows.float(), dim=-1)
-    cosines = rows @ rows.T / SIMILARITY_TEMPERATURE
-    is_same = torch.eye(len(rows), dtype=torch.bool, device=rows.device)
-    return functional.log_softmax(cosines.masked_fill(is_same, -1e4), dim=-1)
+def _distance(x: Tensor, target: Tensor) -> Tensor:
+    """How far embeddings are from others, [B, width] each: their directions, or of other widths their cosines."""
+    x, target = functional.normalize(x, dim=-1), functional.normalize(target, dim=-1)
+    if x.shape == target.shape:
+        return (1.0 - (x * target).sum(-1)).mean()
+    return functional.mse_loss(x @ x.T, target @ target.T)
 
 
 def _divergence(logits: Tensor, targets: Tensor, temperature: float) -> Tensor:

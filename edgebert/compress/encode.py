@@ -34,14 +34,12 @@ class Examples:
         width: sequences an example: 2 for pairs of sentences to be embedded, else 1.
         counts: what the encoding lost: "truncated" rows, "cut_spans" that begin or end inside a token, "lost_words"
             that have no token; "windowed" questions have a context in several windows.
-        neighbours: int64 [n, k], examples that belong into one batch with each; None where it does not matter.
     """
 
     batch: PackedBatch
     targets: list[Any]
     width: int
     counts: dict[str, int]
-    neighbours: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return self.batch.num_sequences // self.width

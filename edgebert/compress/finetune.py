@@ -186,7 +186,7 @@ def _train(
             if _has_stopped(progress, training):
                 break
             model.train()
-            order = batches_by_length(examples.lengths, training.batch_size, seed + epoch, examples.neighbours)
+            order = batches_by_length(examples.lengths, training.batch_size, seed + epoch)
             for indices in order[steps % steps_an_epoch :]:
                 batch = make_batch(examples, indices, model.spec.pad_token_id, device)._replace(is_shared=True)
                 with autocast:
@@ -235,36 +235,17 @@ def uses_bf16(precision: str, device: torch.device) -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported())  # the public API cannot tell
 
 
-def batches_by_length(
-    lengths: NDArray[np.int32], batch_size: int, seed: int, neighbours: NDArray[np.int64] | None = None
-) -> list[list[int]]:
-    """Indices in batches of examples of like length: shuffled, sorted in stretches of some batches, shuffled again.
-
-    With `neighbours`, int [n, k], each example brings those along that no other has brought before.
-    """
+def batches_by_length(lengths: NDArray[np.int32], batch_size: int, seed: int) -> list[list[int]]:
+    """Indices in batches of examples of like length: shuffled, sorted in stretches of some batches, shuffled again."""
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(lengths))
-    groups = [[i] for i in order.tolist()] if neighbours is None else _group(order.tolist(), neighbours)
-    longest = np.array([lengths[group].max() for group in groups])
-    ends = np.cumsum([len(group) for group in groups])
-    stretches = (ends - 1) // (batch_size * _BUCKET)
-    sorted_groups = np.lexsort((longest, stretches))
-    flat = [i for group in sorted_groups.tolist() for i in groups[group]]
-    batches = [flat[i : i + batch_size] for i in range(0, len(flat), batch_size)]
+    stretch = batch_size * _BUCKET
+    batches: list[list[int]] = []
+    for first in range(0, len(order), stretch):
+        part = order[first : first + stretch]
+        part = part[np.argsort(lengths[part], kind="stable")]
+        batches += [part[i : i + batch_size].tolist() for i in range(0, len(part), batch_size)]
     return [batches[i] for i in rng.permutation(len(batches))]
-
-
-def _group(order: list[int], neighbours: NDArray[np.int64]) -> list[list[int]]:
-    """Each index in one group: the first of `order` that is in none yet, with its neighbours that are in none."""
-    is_taken = np.zeros(len(order), np.bool_)
-    groups = []
-    for i in order:
-        if not is_taken[i]:
-            is_taken[i] = True
-            near = neighbours[i][~is_taken[neighbours[i]]]
-            is_taken[near] = True
-            groups.append([i, *near.tolist()])
-    return groups
 
 
 def make_batch(examples: Examples, indices: list[int], pad_token_id: int, device: torch.device) -> Batch:

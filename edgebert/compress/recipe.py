@@ -130,8 +130,6 @@ class Distillation(_Settings):
     soft_weight: float = 1.0  # of the teacher's soft labels, or of its embeddings
     hidden_weight: float = 1.0  # of hidden states, layer by layer
     relation_weight: float = 0.0  # of the last layer's self-attention relations (MiniLM)
-    similarity_weight: float = 1.0  # of embeddings: of how near each text is to the others of its batch
-    hard_negatives: int = 7  # of embeddings: nearest neighbours that are put into one batch with a text
     training: Training = Training(epochs=8)
 
     def _check_bounds(self) -> None:
@@ -142,9 +140,7 @@ class Distillation(_Settings):
             self.soft_weight,
             self.hidden_weight,
             self.relation_weight,
-            self.similarity_weight,
         )
-        _check("hard_negatives", self.hard_negatives, self.hard_negatives >= 0, "an integer, 0 or more")
         _check("weights", weights, all(0 <= w < math.inf for w in weights) and sum(weights) > 0, "0 or more, not all 0")
         _check("layers", self.layers, all(i >= 0 for i in self.layers), "indices from 0")
         _check("hidden_size", self.hidden_size, self.hidden_size is None or self.hidden_size >= 1, "a positive integer")
