@@ -196,6 +196,7 @@ def test_run_answers_as_the_model(make_file: Callable[..., Path], capsys: pytest
         (["FILE", "a", "--task", "explain", "--html", "."], " is a folder, where a file is to be written: choose "),
         (["FILE", "a", "--option", "top_k"], "--option takes NAME=VALUE, got 'top_k'"),
         (["FILE", "a", "--json"], "text 0 is not JSON"),
+        (["FILE", "[" * 100_000, "--json"], "text 0 is not JSON"),
         (["missing.onnx", "a"], "does not exist"),
         (["FILE", "a", "--backend", "tpu"], "unknown backend 'tpu'"),
         (["FILE", "a", "--device", "cuda", "--backend", "numpy"], "not on 'cuda:0'"),

@@ -87,10 +87,12 @@ class Server:
         assert response.status_code == status, response.text
         return response.json()
 
-    def stop(self) -> None:
+    def end(self) -> None:
         self.client.close()
         if self.process.poll() is None:
             self.process.terminate()
+
+    def wait_for_its_end(self) -> None:
         try:
             assert self.process.wait(WAIT) is not None
         finally:
@@ -121,7 +123,9 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Se
 
     yield make
     for server in started:
-        server.stop()
+        server.end()
+    for server in started:
+        server.wait_for_its_end()
 
 
 @pytest.fixture(scope="module")

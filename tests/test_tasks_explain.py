@@ -310,7 +310,7 @@ def test_batches_change_nothing(backend: str, make_parts: Callable[..., Any]) ->
         together, _ = model.explain(items, **options)
         if backend == "onnxruntime":  # it pads
             continue
-        for batch_tokens in (1, 60):
+        for batch_tokens in (1, 60) if backend != "numpy" else (60,):  # it runs one sequence at a time
             assert model.explain(items, batch_tokens=batch_tokens, **options)[0] == together
         assert [model.explain([item], **options)[0][0] for item in items] == together
         assert model.explain(items[::-1], **options)[0] == together[::-1]

@@ -33,7 +33,9 @@ def read_result(path: Path) -> dict[str, Any]:
         result = json.loads(path.read_text(encoding="utf-8"))
         version = result.get("edgebert_bench") if isinstance(result, dict) else None
     except (OSError, ValueError) as error:
-        raise InvalidInputError(f"{path} cannot be read as JSON ({error})") from None
+        raise InvalidInputError(
+            f"{path} cannot be read as JSON ({error}): give what `edgebert bench --json` wrote"
+        ) from None
     if version != RESULT_VERSION:
         raise InvalidInputError(
             f"{path} is not a result of this version of edgebert bench (form {version!r}, expected {RESULT_VERSION}): "

@@ -35,5 +35,5 @@ def read_option(text: str) -> tuple[str, Any]:
         return name, _PYTHON_VALUES[value]
     try:
         return name, json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         return name, value

@@ -114,7 +114,7 @@ def _read_input(i: int, text: str, task: str, args: argparse.Namespace) -> Any:
     if args.json:
         try:
             return json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InvalidInputError(
                 f"text {i} is not JSON ({error}): {text!r:.100}. With --json every text is; the answers are in any case"
             ) from None

@@ -72,7 +72,7 @@ def prepare(inputs: Sequence[dict[str, str]], tokenizer: Tokenizer, options: Opt
     """
     for i, item in enumerate(inputs):
         if not isinstance(item, dict) or set(item) != {"question", "context"}:
-            found = ", ".join(map(str, item)) if isinstance(item, dict) else type(item).__name__
+            found = (", ".join(map(str, item)) or "an empty one") if isinstance(item, dict) else type(item).__name__
             raise InvalidInputError(f"input {i}: expected a dict with question and context alone, got {found}")
         for key, value in item.items():
             if not isinstance(value, str) or not value:
