@@ -271,7 +271,10 @@ def test_a_file_without_tokenizer_takes_ids(make_file: Callable[..., Path]) -> N
     [
         ({"task": "question-answering"}, "use model(question=…, context=…) or model(inputs, task='explain') or f"),
         ({"task": "text-classification"}, "use model(texts) or model(query, documents, task='reranking') or m"),
-        ({"pooling": "none", "normalize": False}, "outputs last_hidden_state; use forward(PackedBatch)"),
+        (
+            {"pooling": "none", "normalize": False},
+            "outputs last_hidden_state. It answers none: use forward(PackedBatch)",
+        ),
     ],
 )
 def test_encode_says_which_calls_fit(make_file: Callable[..., Path], arguments: dict, fitting: str) -> None:

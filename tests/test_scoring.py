@@ -555,6 +555,9 @@ def test_a_crash_at_any_moment_changes_nothing(
             run(tmp_path / "old", rows_per_part=20, prefix="old_")
         old = files_below(tmp_path / "old")
         assert all(old[name] != whole[name] for name in old.keys() & whole.keys() - {"bad.jsonl"})
+    scorer = Scorer(model)
+    monkeypatch.setattr(runner, "Scorer", lambda *_: scorer)  # loaded once
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # no power is cut here
     steps = 0
     for before in (True, False):
         for name in ("replace", "fsync"):
