@@ -4,7 +4,7 @@ import { readFile } from "node:fs/promises";
 import { createRequire } from "node:module";
 import { pathToFileURL } from "node:url";
 
-const { package: folder, file, quantized, modules, checkpoint, tokens, rounds } = JSON.parse(process.argv[2]);
+const { package: folder, file, quantized, modules, tokens, rounds } = JSON.parse(process.argv[2]);
 const { load, similarity } = await import(`${folder}/index.js`);
 const bytes = new Uint8Array(await readFile(file));
 
@@ -47,16 +47,6 @@ if (modules) {
       const feeds = Object.fromEntries(session.inputNames.map((input) => [input, all[input]]));
       return (await session.run(feeds, ["sentence_embedding"])).sentence_embedding.data;
     };
-  }
-  if (checkpoint) {
-    const { env, pipeline } = await import(pathToFileURL(require.resolve("@huggingface/transformers")).href);
-    Object.assign(env, { allowRemoteModels: false, localModelPath: `${checkpoint}/..` });
-    const extract = await pipeline("feature-extraction", checkpoint.split("/").at(-1), {
-      dtype: "q8",
-      session_options: { intraOpNumThreads: 1, interOpNumThreads: 1 },
-    });
-    runtimes["transformers.js q8, onnxruntime-node"] = async ({ text }) =>
-      (await extract(text, { pooling: "mean", normalize: true })).data;
   }
 }
 

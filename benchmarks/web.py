@@ -1,11 +1,11 @@
-"""The npm package in Node beside onnxruntime-web and transformers.js: one text at a time, one thread, in turns.
+"""The npm package in Node beside onnxruntime-web: one text at a time, one thread, in turns.
 
-    npm install --prefix FOLDER onnxruntime-web @huggingface/transformers
+    npm install --prefix FOLDER onnxruntime-web
     python -m benchmarks.web int8.onnx --portable portable.onnx --package build-wasm/npm --modules FOLDER
 
 Milliseconds are medians of calls in turns, after as many as compile everything. `portable.onnx` is a file of
 `edgebert export --int8 --portable`, which the relaxed dot product takes. `--fp32` names the same model in fp32, which
-ONNX Runtime's `quantize_dynamic` then makes its own int8 of; `--checkpoint` a folder as transformers.js takes it.
+ONNX Runtime's `quantize_dynamic` then makes its own int8 of.
 """
 
 from __future__ import annotations
@@ -33,7 +33,6 @@ def main() -> int:
     parser.add_argument("--fp32", type=Path, help="the same model in fp32")
     parser.add_argument("--package", type=Path, default=Path("build-wasm/npm"), help="the npm package, built")
     parser.add_argument("--modules", type=Path, help="a folder with node_modules: the others")
-    parser.add_argument("--checkpoint", type=Path, help="the model as transformers.js takes it")
     parser.add_argument("--node", default="node")
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--out", type=Path, help="write JSON here instead of printing it")
@@ -86,7 +85,6 @@ def run_node(args: argparse.Namespace, model: Path, quantized: Path | None) -> d
         "file": str(model.resolve()),
         "quantized": str(quantized) if quantized else None,
         "modules": str(args.modules.resolve()) if args.modules else None,
-        "checkpoint": str(args.checkpoint.resolve()) if args.checkpoint else None,
         "tokens": TOKENS,
         "rounds": args.rounds,
     }
