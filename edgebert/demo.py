@@ -7,7 +7,8 @@ import functools
 import logging
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,13 +70,32 @@ class Speed:
 
 def main(args: argparse.Namespace) -> int:
     """Run the demo: `args.keep` is a folder for the exported files, or None for a temporary one. 0 if all is well."""
-    require("demo", "onnx", "onnxruntime", "safetensors", "tokenizers", MODEL_PACKAGE)
-    if args.keep is not None:
-        folder = Path(args.keep)
-        folder.mkdir(parents=True, exist_ok=True)
+    _require()
+    with open_folder(args.keep) as folder:
         return run_demo(folder)
-    with tempfile.TemporaryDirectory(prefix="edgebert-demo-") as folder_name:
-        return run_demo(Path(folder_name))
+
+
+def export_portable(folder: Path) -> Path:
+    """Export the demo's model into `folder` in int8 for every instruction set: the file."""
+    _require()
+    path = folder / "minilm-int8-portable.onnx"
+    export(MODEL_PACKAGE, path, int8=True, portable=True)
+    return path
+
+
+def _require() -> None:
+    require("demo", "onnx", "onnxruntime", "safetensors", "tokenizers", MODEL_PACKAGE)
+
+
+@contextmanager
+def open_folder(keep: str | None) -> Iterator[Path]:
+    """A folder for the exported files: `keep`, made if need be, or a temporary one."""
+    if keep is not None:
+        Path(keep).mkdir(parents=True, exist_ok=True)
+        yield Path(keep)
+    else:
+        with tempfile.TemporaryDirectory(prefix="edgebert-demo-") as name:
+            yield Path(name)
 
 
 def run_demo(folder: Path) -> int:

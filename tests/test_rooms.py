@@ -16,7 +16,7 @@ PACKAGE = Path(edgebert.__file__).parent
 # name from it is counted as importing the module that defines the name.
 ROOMS = (
     "errors", "files", "quant", "batch", "report", "printing", "turns", "artifact", "backends", "tokenizer", "tasks",
-    "runner", "model", "checkpoints", "exporting", "doctor", "demo", "scoring", "serve", "bench", "compress",
+    "runner", "model", "checkpoints", "exporting", "doctor", "demo", "web", "scoring", "serve", "bench", "compress",
     "commands", "cli", "__main__", "integrations",
 )  # fmt: skip
 
