@@ -29,7 +29,7 @@ from edgebert.tokenizer.native import NativeTokenizer
 if "native" in BACKENDS:
     from c_api import CModel
 
-MODULES = Path(os.environ.get("EDGEBERT_NODE_MODULES", ROOT / "build-wasm" / "node_modules")).resolve()
+MODULES = PACKAGE.parent / "node_modules"
 BROWSERS = {"chromium": shutil.which("chromium"), "firefox": shutil.which("firefox-esr") or shutil.which("firefox")}
 QUERY = ("lime", "in the kettle", "with vinegar")  # typed one after the other
 OWN = [

@@ -1,7 +1,7 @@
 // The page: one model, the texts that are searched in with their embeddings, and a query.
 import { load, search } from "./edgebert/index.js";
 
-const BATCH = 16; // texts between which a query has its turn
+const BATCH = 4; // texts between which a query has its turn
 const SHOWN = 8;
 const LONG = 500; // characters of a line that is divided into sentences
 const $ = (id) => document.getElementById(id);
@@ -36,6 +36,7 @@ async function fill(found, source) {
   $("source").textContent = source;
   $("examples").hidden = source !== demo;
   $("back").hidden = source === demo;
+  $("facts").textContent = `${model.told}, ${model.isa}.`;
   show([], "");
   $("error").textContent = "";
   const started = performance.now();
@@ -47,7 +48,7 @@ async function fill(found, source) {
   }
   say();
   const seconds = (performance.now() - started) / 1000;
-  $("facts").textContent = `${model.told}, ${model.isa}. ${texts.length} texts embedded in ${seconds.toFixed(2)} s.`;
+  $("facts").textContent += ` ${texts.length} texts embedded in ${seconds.toFixed(2)} s.`;
   await ask();
 }
 
@@ -80,7 +81,8 @@ function show(found, told) {
 }
 
 async function open(file) {
-  if (!file || !model) return;
+  if (!file) return;
+  await ready;
   let text;
   try {
     text = new TextDecoder("utf-8", { fatal: true }).decode(await file.arrayBuffer());
@@ -97,6 +99,7 @@ async function open(file) {
   await fill(found, file.name);
 }
 
+// Loads the model; the demo's sentences.
 async function start() {
   const [{ name, sha256 }, sentences] = await Promise.all([
     fetch("model.json").then((reply) => reply.json()),
@@ -114,9 +117,11 @@ async function start() {
     $("query").focus();
     fill(lines, demo).catch(fail);
   });
-  await fill(lines, demo);
+  return lines;
 }
 
+const ready = start();
+ready.then((lines) => fill(lines, demo)).catch(fail);
 $("query").addEventListener("input", () => ask().catch(fail));
 $("form").addEventListener("submit", (event) => event.preventDefault());
 $("examples").addEventListener("click", ({ target }) => {
@@ -139,4 +144,3 @@ addEventListener("drop", (event) => {
   $("drop").className = "";
   open(event.dataTransfer.files[0]).catch(fail);
 });
-start().catch(fail);

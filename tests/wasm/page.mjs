@@ -116,7 +116,8 @@ test("a text file of one's own, and on a phone's width", async () => {
   await page.waitForFunction(() =>
     document.getElementById("error").textContent.includes("other.txt is not text in UTF-8"),
   );
-  await file.uploadFile(`${env.EDGEBERT_CASES}/own.txt`);
+  await page.goto(env.EDGEBERT_ADDRESS, { waitUntil: "domcontentloaded" });
+  await (await page.$("#file")).uploadFile(`${env.EDGEBERT_CASES}/own.txt`); // while the model loads
   await isReady(34); // three lines, one of 30 sentences, and one with blanks about it
   assert.equal(await text("error"), "");
   assert.equal(await text("source"), "own.txt");
