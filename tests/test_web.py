@@ -125,7 +125,6 @@ def test_the_page(browser: str, address: str, folder: Path, tmp_path: Path) -> N
         NODE,
         "--test",
         ROOT / "tests" / "wasm" / "page.mjs",
-        timeout=120,
         EDGEBERT_NODE_MODULES=MODULES,
         EDGEBERT_BROWSER=f"{browser}={BROWSERS[browser]}",
         EDGEBERT_ADDRESS=address,

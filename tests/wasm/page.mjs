@@ -25,7 +25,7 @@ const shows = (texts) =>
     .waitForFunction(
       (told) =>
         told === JSON.stringify(Array.from(document.querySelectorAll("#results li div"), (item) => item.textContent)),
-      { timeout: 5000 },
+      {},
       JSON.stringify(texts),
     )
     .catch(async () => assert.deepEqual(await found(), texts));
@@ -33,7 +33,12 @@ const shoot = (what) => page.screenshot({ path: `${env.EDGEBERT_SCREENSHOTS}/${n
 
 before(async () => {
   const args = name === "chromium" ? ["--no-sandbox", "--disable-dev-shm-usage"] : [];
-  browser = await puppeteer.launch({ browser: name === "chromium" ? "chrome" : "firefox", executablePath, args });
+  browser = await puppeteer.launch({
+    browser: name === "chromium" ? "chrome" : "firefox",
+    executablePath,
+    args,
+    timeout: 120_000,
+  });
   page = await browser.newPage();
   page.on("console", (message) => complaints.push(message.text()));
   page.on("pageerror", (error) => complaints.push(error.message));
