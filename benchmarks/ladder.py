@@ -88,7 +88,11 @@ def main() -> int:
         for rung, record in zip(rungs, [*made.report["stages"], made.report["final"]], strict=True):
             rung |= {key: record[key] for key in columns}
         row = {"data": name, "rows": made.report["rows"], "recipe": strip_folders(recipe).to_toml(), "rungs": rungs}
-        row |= {"drop": made.report["drop"], "budgets": made.report["budgets"], "messages": made.report["messages"]}
+        row |= {
+            "loss": made.report["final"]["loss"],
+            "budgets": made.report["budgets"],
+            "messages": made.report["messages"],
+        }
         result["tasks"].append(row)
         for rung in rungs:
             print(name, rung["name"], {key: round(100 * value, 2) for key, value in rung["metrics"].items()}, end=" ")
