@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <iterator>
 
 #include "base/utf8.h"
 
@@ -10,15 +11,20 @@ namespace {
 
 constexpr int kMaxPower = 308;
 
-// 10^exponent to the nearest double, as a literal would be.
+// 10^exponent, from 0 to kMaxPower, to the nearest double: literals, since products of powers would round twice.
 double power_of_ten(int exponent) {
-  static const std::vector<double> powers = [] {
-    // Up to 10^22 products are exact. Beyond, a long double or two factors might round twice: ask the C library.
-    std::vector<double> found;
-    for (int i = 0; i <= kMaxPower; ++i) found.push_back(std::stod("1e" + std::to_string(i)));
-    return found;
-  }();
-  return powers[static_cast<size_t>(exponent)];
+#define EB_TEN(tens)                                                                                                   \
+  1e##tens##0, 1e##tens##1, 1e##tens##2, 1e##tens##3, 1e##tens##4, 1e##tens##5, 1e##tens##6, 1e##tens##7, 1e##tens##8, \
+      1e##tens##9
+#define EB_HUNDRED(h)                                                                                             \
+  EB_TEN(h##0), EB_TEN(h##1), EB_TEN(h##2), EB_TEN(h##3), EB_TEN(h##4), EB_TEN(h##5), EB_TEN(h##6), EB_TEN(h##7), \
+      EB_TEN(h##8), EB_TEN(h##9)
+  static constexpr double kPowers[] = {EB_HUNDRED(0), EB_HUNDRED(1), EB_HUNDRED(2), 1e300, 1e301, 1e302,
+                                       1e303,         1e304,         1e305,         1e306, 1e307, 1e308};
+#undef EB_HUNDRED
+#undef EB_TEN
+  static_assert(std::size(kPowers) == kMaxPower + 1);
+  return kPowers[exponent];
 }
 
 // Steps over what a string holds as it is, eight bytes at a time: to the first quote, escape or control character, or
