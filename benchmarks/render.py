@@ -320,6 +320,48 @@ def render_embedding_dtypes(result: Result) -> dict[str, str]:
     return {"embedding-dtypes": format_table(header, rows)}
 
 
+def render_exits(result: Result) -> dict[str, str]:
+    """The table `exits`: on rows that nobody had used, where texts leave, what differs, and how much faster it is."""
+    rows = []
+    for row in result["tasks"]:
+        unseen, speed = row["unseen"], row["seconds"]["speed"]
+        depth = max(map(int, unseen["shares"]))
+        accuracy = [f"{100 * unseen['metrics'][name]['accuracy']:.2f}" for name in ("exits", "full_depth")]
+        rows.append(
+            [
+                f"{row['data']}, {unseen['texts']} rows",
+                f"{unseen['mean_depth']:.2f} of {depth}",
+                " / ".join(accuracy),
+                f"{100 * unseen['differ']:.2f} %",
+                f"{100 * unseen['kept']:.0f} %",
+                f"{speed['all_texts']:.2f}x",
+                f"{speed['one_p50']:.2f}x / {speed['one_p95']:.2f}x",
+            ]
+        )
+    header = [
+        "",
+        "layers a text",
+        "accuracy with exits / without",
+        "other answers",
+        f"calibrations that keep {100 * result['tasks'][0]['exits']['risk']:g} %",
+        "all texts",
+        "one text, p50 / p95",
+    ]
+    return {"exits": format_table(header, rows)}
+
+
+def render_web(result: Result) -> dict[str, str]:
+    """The table `web`: milliseconds of one text in Node, by file and runtime."""
+    rows = []
+    for model, told in result["models"].items():
+        counts = list(told["median_ms"])
+        for runtime in told["median_ms"][counts[0]]:
+            times = [told["median_ms"][count][runtime] for count in counts]
+            rows.append([model, runtime.replace("_", " "), *(f"{ms:.2f}" for ms in times)])
+    header = ["file", "runtime", *(f"{count} tokens, ms" for count in counts)]
+    return {"web": format_table(header, rows)}
+
+
 def render_blimp(result: Result) -> dict[str, str]:
     """The table `blimp`: the paradigms of each phenomenon, pairs ranked right here and in transformers."""
     rows = [
@@ -450,6 +492,8 @@ RENDERERS = {
     "task_parity": render_task_parity,
     "blimp": render_blimp,
     "embedding_dtypes": render_embedding_dtypes,
+    "exits": render_exits,
+    "web": render_web,
     "rescoring": render_rescoring,
     "scoring": render_scoring,
     "trainer_parity": render_trainer_parity,
