@@ -1,6 +1,7 @@
 // Everything an isa/*.cc exports: the generic kernels and the table made of them. Expects EB_ISA, a vec_*.h, a dot_*.h
 // and the tile sizes kDotRows x kDotVectors, kFmaRows x kFmaVectors, kTileRows x kTileVectors, and kMathWidth. An ISA
-// that differs from another in its dot product alone names it as EB_BASE_ISA: the other kernels are then linked once.
+// that differs from another in its dot product alone names it as EB_BASE_ISA, and that one defines EB_IS_BASE: the
+// other kernels are then linked once.
 #pragma once
 
 #include "cpu/generic/attention_varlen-inl.h"

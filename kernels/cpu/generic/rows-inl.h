@@ -41,6 +41,11 @@ inline void for_rows(int row_begin, int row_end, Run run) {
 template <int kRows>
 inline void quantize_group(const float* x, int stride, int width, const float* inv_smooth, const RowRange* ranges,
                            const CodeRows& out, int row) {
+#if defined(EB_IS_BASE)
+  const uint8_t flip = out.flip;  // of the ISA whose codes these are
+#else
+  constexpr uint8_t flip = kCodeFlip;
+#endif
   F32x16 vr[kRows], zn[kRows];
   for (int i = 0; i < kRows; ++i) {
     const float lo = reduce_min(ranges[i].lo), hi = reduce_max(ranges[i].hi), span = hi - lo, r = 255.0f / span;
@@ -49,11 +54,10 @@ inline void quantize_group(const float* x, int stride, int width, const float* i
     float zn_lanes[16];
     store(zn_lanes, zn[i]);
     out.a_scale[row + i] = span / 255.0f;
-    out.neg_zero[row + i] = static_cast<int32_t>(zn_lanes[0]) + out.flip;
+    out.neg_zero[row + i] = static_cast<int32_t>(zn_lanes[0]) + flip;
   }
   uint8_t* const codes = out.codes + static_cast<size_t>(row) * out.stride;
   const int codes_stride = out.stride;  // in locals, since to the compiler a stored code could change `out`
-  const uint8_t flip = out.flip;
   for_vectors(width, [&](int c, int lanes) {
     const F32x16 smooth = inv_smooth ? load_lanes(inv_smooth + c, lanes) : set1(1.0f);
     for (int i = 0; i < kRows; ++i) {

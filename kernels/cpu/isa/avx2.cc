@@ -1,5 +1,6 @@
 // AVX2 and FMA without VNNI.
 #define EB_ISA avx2
+#define EB_IS_BASE
 #include "cpu/kernel_table.h"
 #include "cpu/simd/dot_avx2.h"
 

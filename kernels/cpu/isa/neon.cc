@@ -1,5 +1,6 @@
 // NEON of any 64-bit Arm: 32 registers of 4 lanes.
 #define EB_ISA neon
+#define EB_IS_BASE
 #include "cpu/kernel_table.h"
 #include "cpu/simd/dot_neon.h"
 

@@ -1,5 +1,6 @@
 // WebAssembly's SIMD: 16 registers of 4 lanes where x86 runs it.
 #define EB_ISA wasm_simd128
+#define EB_IS_BASE
 #include "cpu/kernel_table.h"
 #include "cpu/simd/dot_wasm.h"
 
