@@ -133,18 +133,22 @@ EB_INLINE void store_group(int first, float* out, int out_stride, Value value) {
   for (int i = 0; i < kRows; ++i) store(out + static_cast<size_t>(first + i) * out_stride, y.v[i]);
 }
 
-// Rows that fill no group of kMathWidth, in pairs. Apart, so that whole groups have the registers to themselves.
+// Rows that fill no group of kMathWidth, in pairs.
 template <Epilogue kEpilogue, class Value>
-EB_OUTLINE void store_rest(int first, int rows, float* out, int out_stride, const Value& value) {
+EB_INLINE void store_pairs(int first, int rows, float* out, int out_stride, const Value& value) {
   if constexpr (kMathWidth > 2) {
 #pragma GCC unroll 1
     for (; first + 2 <= rows; first += 2) store_group<kEpilogue, 2>(first, out, out_stride, value);
   }
   if (first < rows) store_group<kEpilogue, 1>(first, out, out_stride, value);
 }
+template <Epilogue kEpilogue, class Value>
+EB_OUTLINE void store_pairs_apart(int first, int rows, float* out, int out_stride, const Value& value) {
+  store_pairs<kEpilogue>(first, rows, out, out_stride, value);
+}
 
 // All rows, value(0) .. value(rows - 1), at most kMax: whole groups of kMathWidth, known when this is compiled, and the
-// rest.
+// rest; that apart where there is an activation to compute, so that whole groups have the registers to themselves.
 template <Epilogue kEpilogue, int kMax, class Value>
 EB_INLINE void store_rows(int rows, float* out, int out_stride, Value value) {
   int first = 0;
@@ -154,7 +158,10 @@ EB_INLINE void store_rows(int rows, float* out, int out_stride, Value value) {
     store_group<kEpilogue, kMathWidth>(end - kMathWidth, out, out_stride, value);
     first = end;
   }
-  if (first < rows) store_rest<kEpilogue>(first, rows, out, out_stride, value);
+  if constexpr (kEpilogue == Epilogue::kBias || kEpilogue == Epilogue::kRelu)
+    store_pairs<kEpilogue>(first, rows, out, out_stride, value);
+  else if (first < rows)
+    store_pairs_apart<kEpilogue>(first, rows, out, out_stride, value);
 }
 
 // What linear_u8s8_f32 does with the sums in tile [rows][16 * kDotVectors] of rows from `row` and columns from
