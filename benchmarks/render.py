@@ -357,7 +357,7 @@ def render_web(result: Result) -> dict[str, str]:
         counts = list(told["median_ms"])
         for runtime in told["median_ms"][counts[0]]:
             times = [told["median_ms"][count][runtime] for count in counts]
-            rows.append([model, runtime.replace("_", " "), *(f"{ms:.2f}" for ms in times)])
+            rows.append([model, runtime, *(f"{ms:.2f}" for ms in times)])
     header = ["file", "runtime", *(f"{count} tokens, ms" for count in counts)]
     return {"web": format_table(header, rows)}
 
