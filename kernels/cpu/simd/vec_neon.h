@@ -164,17 +164,9 @@ inline void transpose_4x4(float32x4_t* r) {
   r[2] = vreinterpretq_f32_f64(vtrn2q_f64(even[0], even[1]));
   r[3] = vreinterpretq_f32_f64(vtrn2q_f64(odd[0], odd[1]));
 }
-inline void transpose_16x16(F32x16* r) {
-  F32x16 columns[16];
-  for (int i = 0; i < 4; ++i)
-    for (int j = 0; j < 4; ++j) {
-      float32x4_t block[4] = {r[4 * i].v[j], r[4 * i + 1].v[j], r[4 * i + 2].v[j], r[4 * i + 3].v[j]};
-      transpose_4x4(block);
-      for (int k = 0; k < 4; ++k) columns[4 * j + k].v[i] = block[k];
-    }
-  for (int i = 0; i < 16; ++i) r[i] = columns[i];
-}
 #undef EB_QUARTERS
 
 }  // namespace EB_ISA
 }  // namespace edgebert
+
+#include "cpu/simd/transpose_quarters.h"

@@ -166,17 +166,9 @@ inline void transpose_4x4(v128_t* r) {
   r[2] = wasm_i64x2_shuffle(c, d, 0, 2);
   r[3] = wasm_i64x2_shuffle(c, d, 1, 3);
 }
-inline void transpose_16x16(F32x16* r) {
-  F32x16 columns[16];
-  for (int i = 0; i < 4; ++i)
-    for (int j = 0; j < 4; ++j) {
-      v128_t block[4] = {r[4 * i].v[j], r[4 * i + 1].v[j], r[4 * i + 2].v[j], r[4 * i + 3].v[j]};
-      transpose_4x4(block);
-      for (int k = 0; k < 4; ++k) columns[4 * j + k].v[i] = block[k];
-    }
-  for (int i = 0; i < 16; ++i) r[i] = columns[i];
-}
 #undef EB_QUARTERS
 
 }  // namespace EB_ISA
 }  // namespace edgebert
+
+#include "cpu/simd/transpose_quarters.h"
