@@ -110,6 +110,7 @@ class CModel:
         *,
         threads: int = 1,
         ids_only: int = 0,
+        full_depth: int = 0,
         model: c_void_p | None = None,
         kind: str = "cpu",
         **options: int,
@@ -117,7 +118,7 @@ class CModel:
         """With `model`, a session of another one's model."""
         self.kind, self.library = kind, library(kind)
         self.model, self.session, self.is_owner = model or c_void_p(), c_void_p(), model is None
-        loading = native._Options(num_threads=threads, ids_only=ids_only)
+        loading = native._Options(num_threads=threads, ids_only=ids_only, full_depth=full_depth)
         if model is None:
             check(self.library.eb_load(str(path).encode(), ctypes.byref(loading), ctypes.byref(self.model)), kind)
         chosen = SessionOptions(**options)

@@ -156,7 +156,7 @@ def test_too_few_rows_to_promise_anything_are_told(recipe: Recipe) -> None:  # n
 
 
 def test_exits_are_refused_where_no_answer_is_sure(recipe: Recipe, tmp_path: Path) -> None:  # noqa: F811
-    with pytest.raises(InvalidInputError, match="task must be a classification with exits"):
+    with pytest.raises(InvalidInputError, match="exits are for text and token classification, not for embedding"):
         replace(recipe, task="embedding", distill=None, exits=Exits())
     with pytest.raises(InvalidInputError, match="num_layers must be 2 or more with exits"):
         replace(recipe, distill=Distillation(num_layers=1), exits=Exits())

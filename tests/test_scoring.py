@@ -202,6 +202,8 @@ def test_scores_of_all_labels(make_file: Callable[..., Path], tmp_path: Path) ->
     expected = [[one["label"] for one in labels if one["score"] >= middle] for labels in found]
     assert [row["labels"] for row in some] == expected and 0 < sum(map(len, expected)) < sum(map(len, found))
     assert not {"label", "score"} & some[0].keys() and f"score_{loaded.spec.labels[0]}" in some[0]
+    with pytest.raises(InvalidInputError, match="score has no option 'embedding_dtype'; besides .*, dtype, "):
+        edgebert.score(model, source, tmp_path / "odd.jsonl", embedding_dtype="f16")
     with pytest.raises(InvalidInputError, match="leave top_k out"):
         Scorer(model, scores=True, options={"top_k": 2})
     with pytest.raises(InvalidInputError, match="for classifiers, this file's task is embedding"):

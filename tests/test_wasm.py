@@ -43,6 +43,10 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "portable": ("embedding", {"int8": True, "layers": ((2, 16, 72), (3, 8, 72)), "hidden": 40}),
     "attention": ("embedding", {"int8": True, "attention_dtype": "s8"}),
     "text-classification": ("text-classification", {"num_labels": len(LABELS)}),
+    "exits": (
+        "text-classification",
+        {"num_labels": len(LABELS), "layers": ((2, 16, 72), (3, 8, 72)), "exits": ((1, 0.25),)},
+    ),
     "token-classification": ("token-classification", {"num_labels": len(LABELS)}),
     "question-answering": ("question-answering", {}),
     "silent": ("embedding", {}),
@@ -159,6 +163,10 @@ def _make_cases(folder: Path, tokenizer_json: str) -> list[dict[str, Any]]:
             ),
         ],
     )
+    answers = [CModel(folder / "exits.onnx", full_depth=whole).classify(ASKED) for whole in (0, 1)]
+    assert 0 < sum(a == b for a, b in zip(*answers, strict=True)) < len(ASKED)  # some leave early
+    for whole, answer in enumerate(answers):
+        add("exits", [("classify", [ASKED], answer)], fullDepth=bool(whole))
     model = CModel(folder / "token-classification.onnx", offset_unit=UTF16)
     add(
         "token-classification",

@@ -56,7 +56,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--trim", action="store_true", help="cut the vocabulary to the training and unlabelled texts")
     parser.add_argument("--exits", action="store_true", help="train a head after each layer: texts leave when sure")
     parser.add_argument(
-        "--exit-risk", type=float, metavar="SHARE", help="with --exits: of answers that may differ (default: 0.01)"
+        "--exit-risk",
+        type=float,
+        metavar="SHARE",
+        help="train exits, and let this share of answers differ (default: 0.01)",
     )
     parser.add_argument("--qat", action="store_true", help="train with int8's codes before int8: quantization-aware")
     parser.add_argument("--portable", action="store_true", help="int8 weights in +-63, for x86 CPUs without VNNI")

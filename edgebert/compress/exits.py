@@ -101,8 +101,8 @@ def check_rows(dataset: Dataset, risk: float, confidence: float) -> None:
     if count < needed:
         raise InvalidInputError(
             f"no threshold of exits can be promised with {count} rows that share no text, held out of "
-            f"{dataset.source}: a risk of {risk:g} with a confidence of {confidence:g} needs {needed}. Give more rows, "
-            "or a larger --exit-risk"
+            f"{dataset.source}: a risk of {risk:g} with a confidence of {confidence:g} needs {needed}, so about "
+            f"{5 * needed} rows in all, of which two tenths are held out for this. Give more, or a larger --exit-risk"
         )
 
 

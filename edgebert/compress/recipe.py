@@ -189,7 +189,7 @@ class Exits(_Settings):
     training: Training = Training(epochs=3, learning_rate=1e-4)
 
     def _check_bounds(self) -> None:
-        _check("risk", self.risk, 0 < self.risk < 1, "a number in (0, 1)")
+        _check("exits.risk", self.risk, 0 < self.risk < 1, "a number in (0, 1)")
         _check("temperature", self.temperature, 0 < self.temperature < math.inf, "a positive number")
 
 
@@ -355,10 +355,11 @@ class Recipe(_Settings):
         _check("matryoshka", self.matryoshka, widths, "positive integers, of the task embedding")
         _check("portable", self.portable, self.int8 or not self.portable, "false without int8")
         classifies = self.task in ("text-classification", "token-classification")
-        _check("task", self.task, classifies or self.exits is None, "a classification with exits")
+        if self.exits is not None and not classifies:
+            raise InvalidInputError(f"exits are for text and token classification, not for {self.task}: leave them out")
         if self.exits is not None and self.distill is not None and self.distill.student is None:
             num_layers = len(self.distill.layers) or self.distill.num_layers
-            _check("num_layers", num_layers, num_layers > 1, "2 or more with exits")
+            _check("num_layers", num_layers, num_layers > 1, "2 or more with exits (--layers)")
         _check("qat", self.qat, self.int8 or self.qat is None, "false without int8")
         within_drop = self.prune is not None and self.prune.within_drop
         _check("within_drop", within_drop, self.budget.drop is not None or not within_drop, "false without budget.drop")

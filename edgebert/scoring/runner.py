@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from inspect import signature
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,9 @@ def score(
         raise InvalidInputError(f"rows_per_part must be a positive integer, got {rows_per_part!r}")
     if engine not in ("local", "ray"):
         raise InvalidInputError(f"engine must be local or ray, got {engine!r}")
+    takes = list(signature(Scorer).parameters)[2:]
+    if odd := [name for name in scorer_options if name not in takes]:
+        raise InvalidInputError(f"score has no option {odd[0]!r}; besides its own it takes {', '.join(takes)}")
     with _failures_told(source, output):
         model, source, output = (
             read_path(*given) for given in (("model", model), ("source", source), ("output", output))

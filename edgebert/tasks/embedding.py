@@ -166,7 +166,7 @@ def semantic_search(query_embeddings: Rows, corpus_embeddings: Rows, top_k: int 
 
     Args:
         query_embeddings: [n, width], or [width] for one query; like those of the corpus f32, or codes of
-            `quantize_embeddings`.
+            `quantize_embeddings`, of which bits stand for 1 and -1.
         corpus_embeddings: [m, width].
         top_k: how many for each query.
 

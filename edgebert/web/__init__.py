@@ -60,16 +60,16 @@ def make_server(model: str | Path, package: Path, port: int) -> ThreadingHTTPSer
         port: 0 takes a free one.
 
     Raises:
-        InvalidInputError: the port cannot be listened on.
+        InvalidInputError: there is no such port, or it cannot be listened on.
         ModelFormatError: the model is missing or damaged.
         UnsupportedModelError: it gives no embeddings of texts.
     """
     path = find_model_file(model)
     artifact = read_artifact(path)
     if artifact.spec.task != "embedding" or artifact.tokenizer_json is None:
-        task, has = artifact.spec.task, "no" if artifact.tokenizer_json is None else "a"
+        lacks = " without a tokenizer" if artifact.tokenizer_json is None else ""
         raise UnsupportedModelError(
-            f"{path}: the page searches with embeddings of texts, and this file is for {task} and has {has} tokenizer; "
+            f"{path}: the page searches with embeddings of texts, and this file is for {artifact.spec.task}{lacks}; "
             "give one that `edgebert export` wrote of an embedding model"
         )
     with path.open("rb") as file:
@@ -84,11 +84,14 @@ def make_server(model: str | Path, package: Path, port: int) -> ThreadingHTTPSer
         "/model.onnx": path,
         **{f"/edgebert/{name}": package / name for name in PACKAGE_FILES},
     }
+    if not 0 <= port <= 65535:
+        raise InvalidInputError(f"--port must be from 0 to 65535, got {port}")
     try:
         return ThreadingHTTPServer((HOST, port), partial(_Handler, served))
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise InvalidInputError(
-            f"port {port} of {HOST} cannot be listened on: {error}; give another with --port, or 0 for a free one"
+            f"port {port} of {HOST} cannot be listened on ({error.strerror}): give another with --port, or 0 for a "
+            "free one"
         ) from None
 
 

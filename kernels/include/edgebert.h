@@ -90,7 +90,7 @@ EB_API const char* eb_usable_isas(void);
 EB_API int32_t eb_default_threads(void);
 
 EB_API eb_status eb_load(const char* path, const eb_options* options, eb_model** model);
-/* The bytes must stay valid and unchanged until eb_free. */
+/* What is needed of the bytes is copied: they may go when this has returned. */
 EB_API eb_status eb_load_memory(const void* data, size_t size, const eb_options* options, eb_model** model);
 EB_API void eb_free(eb_model* model);
 

@@ -108,7 +108,7 @@ test("bad files and bad calls are named", async () => {
     );
     await refused(load(bytes, { worker, publicKey: "00".repeat(32) }), "model-format", /./);
     const model = await load(bytes, { worker });
-    await refused(model.classify("a"), "invalid-input", /embedding/);
+    await refused(model.classify("a"), "invalid-input", /^classify does not fit this file: its head is embedding/);
     await refused(model.embed("a", { promptName: "nobody's" }), "invalid-input", /nobody's/);
     await refused(model.embed("a", { promptName: "a\0b" }), "invalid-input", /NUL/);
     await refused(model.embed(["a", 1]), "invalid-input", /text 1 is 1/);
@@ -119,9 +119,13 @@ test("bad files and bad calls are named", async () => {
     await refused(model.embed("a"), "disposed", /disposed/);
   }
   await refused(load(file("embedding"), { sha256: "abc" }), "invalid-input", /sha256 is abc/);
-  await refused(load(file("embedding"), { isa: "avx2" }), "unavailable", /isa is avx2/);
+  await refused(load(file("embedding"), { isa: "avx2" }), "invalid-input", /isa is avx2/);
+  await refused(load(file("embedding"), { sha265: "00".repeat(32) }), "invalid-input", /no option sha265/);
+  await refused(load(file("embedding"), { worker: -1 }), "invalid-input", /worker is -1/);
+  await refused(load(), "invalid-input", /source is undefined/);
   await refused(load(file("embedding"), { longTexts: "never" }), "invalid-input", /longTexts is never/);
-  await refused(load(`${folder}/nothing.onnx`), "download", /nothing\.onnx/);
+  await refused(load(`${folder}/nothing.onnx`), "file", /nothing\.onnx/);
+  await refused(load("data:text/plain"), "download", /text\/plain/);
 });
 
 test("an engine without SIMD, and no memory", async (t) => {
@@ -188,4 +192,5 @@ test("similarity and search", () => {
   );
   assert.equal(similarity(a, Float32Array.of(0, 0)), 0);
   assert.throws(() => similarity(a, Float32Array.of(1)), EdgeBertError);
+  assert.throws(() => similarity([a, b], [a, b]), EdgeBertError);
 });

@@ -15,6 +15,14 @@ const STATUS = [
 const LONG_TEXTS = [undefined, "truncated", "windows"];
 const FUNCTIONS = [undefined, "none", "sigmoid", "tanh", "softmax"];
 const AGGREGATIONS = ["none", "simple", "first", "average", "max"];
+// As these are called here; the binary's messages name its own functions.
+const METHODS = {
+  eb_embed: "embed",
+  eb_classify: "classify",
+  eb_label_tokens: "tag",
+  eb_answer: "answer",
+  eb_rank: "rank",
+};
 const UTF16 = 3; // eb_offset_unit
 
 const utf8 = new TextEncoder();
@@ -89,12 +97,12 @@ export class Engine {
     }
   }
 
-  #open(bytes, { publicKey, maxLength = 0, longTexts, stride = 0 }) {
+  #open(bytes, { publicKey, maxLength = 0, longTexts, stride = 0, fullDepth }) {
     const file = this.#write(bytes);
     const key =
       publicKey === undefined ? 0 : this.#write(Uint8Array.from(publicKey.match(/../g), (byte) => parseInt(byte, 16)));
     const at = this.#words([0]);
-    this.#check(this.#c.eb_load_memory(file, bytes.length, this.#words([0, 1, 0, 0, key, 0, 0]), at));
+    this.#check(this.#c.eb_load_memory(file, bytes.length, this.#words([0, 1, 0, 0, key, 0, fullDepth ? 1 : 0]), at));
     const [model] = this.#read(at, 1);
     this.#check(
       this.#c.eb_session_open(
@@ -231,7 +239,12 @@ export class Engine {
   }
 
   #check(status) {
-    if (status !== 0) throw new EdgeBertError(STATUS[status], this.#string(this.#c.eb_last_error()));
+    if (status === 0) return;
+    const message = this.#string(this.#c.eb_last_error());
+    throw new EdgeBertError(
+      STATUS[status],
+      message.replace(/\beb_\w+/g, (name) => METHODS[name] ?? name),
+    );
   }
 
   #take(size) {

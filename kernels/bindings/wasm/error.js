@@ -1,6 +1,7 @@
 const ADVICE = {
   "invalid-input": "Call again with what the message asks for.",
-  "model-format": "Download the file again, or export it again with `edgebert export`.",
+  "model-format": "Do what the message says, or get the file again: download it, or export it with `edgebert export`.",
+  file: "Check the path: it counts from the folder that the program was started in.",
   unsupported: "Use a file of another kind, or the native library.",
   unavailable: "Open the page over https or from localhost, in a browser of today.",
   "out-of-memory":

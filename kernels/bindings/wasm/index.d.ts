@@ -9,6 +9,7 @@ export type ErrorCode =
   | "out-of-memory"
   | "internal"
   | "download"
+  | "file" // a path that cannot be read
   | "wrong-hash"
   | "no-simd"
   | "disposed";
@@ -43,6 +44,8 @@ export interface LoadOptions {
   longTexts?: "truncated" | "windows";
   /** Tokens that windows have in common. */
   stride?: number;
+  /** Run all layers for every text, also in a file with exits, where a text that is sure goes no deeper. */
+  fullDepth?: boolean;
 }
 
 /** A path (Node), a URL, or the file itself. */

@@ -36,15 +36,26 @@ function runs({ probe, answer }) {
   return WebAssembly.validate(bytes) && new WebAssembly.Instance(new WebAssembly.Module(bytes)).exports.f() === answer;
 }
 
+const ENGINE_OPTIONS = ["publicKey", "maxLength", "longTexts", "stride", "fullDepth"];
+
 export async function load(source, options = {}) {
   const { onProgress, signal, sha256, worker = !isNode, isa, ...rest } = options;
+  const refuse = (message) => {
+    throw new EdgeBertError("invalid-input", message);
+  };
+  const odd = Object.keys(rest).find((name) => !ENGINE_OPTIONS.includes(name));
+  if (odd !== undefined) refuse(`load has no option ${odd}`); // a hash that is misspelt would not be checked
+  if (typeof worker !== "boolean" && !(Number.isInteger(worker) && worker >= 0))
+    refuse(`worker is ${worker}, expected true, false or how many`);
+  if (isa !== undefined && !(isa in BINARIES))
+    refuse(`isa is ${isa}, expected one of ${Object.keys(BINARIES).join(", ")}`);
   signal?.throwIfAborted();
   for (const [name, digits] of [
     ["sha256", sha256],
     ["publicKey", rest.publicKey],
   ]) {
     if (digits !== undefined && !/^[0-9a-f]{64}$/i.test(digits))
-      throw new EdgeBertError("invalid-input", `${name} is ${digits}, expected 64 hexadecimal digits`);
+      refuse(`${name} is ${digits}, expected 64 hexadecimal digits`);
   }
   const usable = Object.keys(BINARIES).filter((name) => runs(BINARIES[name]));
   if (usable.length === 0) throw new EdgeBertError("no-simd", "this JavaScript engine has no WebAssembly SIMD");
@@ -95,6 +106,8 @@ async function readFile(source, { onProgress, signal, sha256 }) {
     onProgress?.({ loaded: source.length, total: source.length });
     return source;
   }
+  if (typeof source !== "string" && !(source instanceof URL))
+    throw new EdgeBertError("invalid-input", `the source is ${source}, expected a path, a URL, bytes or a Blob`);
   const cache = sha256 && (await globalThis.caches?.open("edgebert").catch(() => undefined));
   const key = `https://edgebert.invalid/${sha256}`; // names the file wherever it comes from
   const kept = await cache?.match(key);
@@ -149,7 +162,7 @@ async function download(source, { onProgress, signal }) {
     return bytes;
   } catch (error) {
     signal?.throwIfAborted();
-    throw new EdgeBertError("download", `${source}: ${error.message}`);
+    throw new EdgeBertError(isPath ? "file" : "download", `${source}: ${error.message}`);
   }
 }
 
@@ -313,6 +326,8 @@ class Model {
 // ---- Embeddings ----
 
 function dot(a, b) {
+  if (typeof a[0] !== "number" || typeof b[0] !== "number")
+    throw new EdgeBertError("invalid-input", "expected two embeddings, the numbers of one text each");
   if (a.length !== b.length)
     throw new EdgeBertError("invalid-input", `embeddings of ${a.length} and ${b.length} dimensions cannot be compared`);
   let sum = 0;

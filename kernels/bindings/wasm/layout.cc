@@ -10,6 +10,7 @@
 EB_WORDS(eb_options, 7);
 EB_WORD_OF(eb_options, num_threads, 1);
 EB_WORD_OF(eb_options, public_key, 4);
+EB_WORD_OF(eb_options, full_depth, 6);
 EB_WORDS(eb_session_options, 5);
 EB_WORD_OF(eb_session_options, offset_unit, 3);
 
