@@ -94,25 +94,25 @@ def see_dropout(folder: Path) -> None:
     np.savez(folder / f"dropout-{int(is_leader())}.npz", rows=rows, after=after)
 
 
-def test_two_processes_train_as_one(tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "--redirects",
-        "3",
-    ]
+def run_two(logs: Path, *command: str) -> tuple[int, dict[str, str]]:
+    """torchrun's exit status, and what each process said, by its number."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    logs, folder = tmp_path / "logs", tmp_path / "found"
-    folder.mkdir()
     done = subprocess.run(
-        [*command, "--log-dir", str(logs), __file__, str(folder)], env=environment, capture_output=True, timeout=300
+        [*torchrun, "--redirects", "3", "--log-dir", str(logs), *command],
+        env=environment,
+        capture_output=True,
+        timeout=300,
+        check=False,
     )
-    told = {path.parent.name: path.read_text() for path in logs.rglob("stderr.log")}
-    assert done.returncode == 0, (done.stderr.decode(), told)
+    return done.returncode, {path.parent.name: path.read_text() for path in logs.rglob("stderr.log")}
+
+
+def test_two_processes_train_as_one(tmp_path: Path) -> None:
+    folder = tmp_path / "found"
+    folder.mkdir()
+    status, told = run_two(tmp_path / "logs", __file__, str(folder))
+    assert status == 0, told
     assert "batch" in told["0"] and "batch" not in told["1"]  # one progress bar
 
     for name in CASES:
@@ -131,6 +131,15 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     )
     assert not np.array_equal(one, other) and after[0] == after[1]
     np.testing.assert_array_equal(np.load(folder / "dropout-0.npz")["rows"], [one, other])
+
+
+def test_the_first_process_says_alone_what_is_wrong(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text("text,label\na,1\nb,0\n")
+    arguments = ("compress", str(tmp_path), "--task", "text-classification", "--train", str(tmp_path / "train.csv"))
+    status, told = run_two(tmp_path / "logs", "-m", "edgebert", *arguments, "-o", str(tmp_path / "small.onnx"))
+    assert status == 1
+    assert "too few rows (2)" in told["0"]
+    assert "Traceback" not in told["0"] + told["1"] and "edgebert:" not in told["1"]
 
 
 if __name__ == "__main__":

@@ -191,7 +191,10 @@ def _help() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     while True:
         message: list[Any] = [None]
-        distributed.broadcast_object_list(message, device=torch.device("cpu"))
+        try:
+            distributed.broadcast_object_list(message, device=torch.device("cpu"))
+        except RuntimeError as error:  # the connection is closed: the first process has ended, and says why
+            raise SystemExit(1) from error
         job = torch.load(io.BytesIO(message[0]), map_location=device, weights_only=False)
         if job is None:
             return
